@@ -1,0 +1,59 @@
+"""Every error that feynkac raises by name. Each message names the place and the fix."""
+
+from __future__ import annotations
+
+
+class FeynkacError(Exception):
+    """Base of all errors raised by feynkac."""
+
+
+class UnawaitedEffect(FeynkacError):
+    """An effect such as ``fk.factor(...)`` was created in a program but never awaited."""
+
+
+class ForeignAwaitable(FeynkacError):
+    """A program awaited something that is not a feynkac effect; wrap it in ``fk.call``."""
+
+
+class OutsideProgram(FeynkacError):
+    """An effect was used where no program is running."""
+
+
+class NonDeterministicProgram(FeynkacError):
+    """A replayed program did not repeat its recorded sites, so a fork would be wrong."""
+
+
+class SharedMutation(FeynkacError, TypeError):
+    """A particle tried to change a value that it shares with other particles."""
+
+
+class InvalidWeight(FeynkacError, ValueError):
+    """A log-weight is NaN or +inf, or a twist is not finite."""
+
+
+class AmbiguousScore(FeynkacError, TypeError):
+    """A score was used as a log-weight without saying how (``.log()``, ``.logit()``, ``/ beta``)."""
+
+
+class CannotScore(FeynkacError):
+    """A kernel cannot give the log-probability that an engine or a proposal needs."""
+
+
+class UnsupportedProposal(FeynkacError, ValueError):
+    """A proposal cannot reach everything that the model can, so its weights would be wrong."""
+
+
+class ImpossibleChoice(FeynkacError, ValueError):
+    """A forced choice does not fit the program: unused, or not a value of its site."""
+
+
+class AllParticlesDead(FeynkacError):
+    """Every particle has weight zero. ``all_dead="zero"`` returns log Z = −inf instead."""
+
+
+class Unsupported(FeynkacError):
+    """An engine needs something that this model does not offer."""
+
+
+class ContextOverflow(FeynkacError, ValueError):
+    """A text is longer than the context of its language model."""

@@ -1,0 +1,130 @@
+"""The contract: what a Feynman–Kac model offers, and all that an engine may see.
+
+A Feynman–Kac model is a start M_0, transitions M_t(x_t | x_{t−1}) and potentials G_t ≥ 0, with the target
+
+    π(x_{0:T}) = (1/Z) · M_0(x_0) G_0(x_0) · Π_t M_t(x_t | x_{t−1}) G_t(x_{t−1}, x_t).
+
+Programs (`program`), language models and diffusion models build one; engines approximate π and Z through
+`FeynmanKac` alone. See Del Moral (2004), doi:10.1007/978-1-4684-9393-4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .keys import Keys
+
+Floats = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+
+class State(Protocol):
+    """A batch of immutable particles. It holds no random state, and advancing it never changes it."""
+
+    @property
+    def depth(self) -> NDArray[np.int64]:
+        """Steps made by each particle, shape (n,)."""
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """Whether each particle has finished (or died), shape (n,)."""
+
+    def __len__(self) -> int: ...
+
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Advance(Generic[S]):
+    """One step of a batch of n particles, with the parts of its weight kept apart.
+
+    Attributes:
+        state: the particles after the step.
+        choices: what each particle chose in the step, to be given back through ``given``.
+        log_prob: (n,) log p of the choices.
+        log_proposal: (n,) log q of the choices; equals ``log_prob`` where nothing else was proposed.
+        log_potential: (n,) log G_t; −inf kills the particle.
+        log_twist: (n,) the level of the guide, finite, 0 once done.
+        done: (n,) whether each particle has finished.
+        scored: (n,) whether ``log_prob`` covers every choice (False where a model has no log-probs).
+    """
+
+    state: S
+    choices: Sequence[Any]
+    log_prob: Floats
+    log_proposal: Floats
+    log_potential: Floats
+    log_twist: Floats
+    done: NDArray[np.bool_]
+    scored: NDArray[np.bool_]
+
+    @property
+    def log_increment(self) -> Floats:
+        """The importance increment log G + log p − log q, shape (n,); −inf for a dead particle."""
+        with np.errstate(invalid="ignore"):
+            ratio = np.where(self.log_prob == self.log_proposal, 0.0, self.log_prob - self.log_proposal)
+        return np.where(np.isneginf(self.log_potential), -np.inf, self.log_potential + ratio)
+
+
+class FeynmanKac(Protocol[S]):
+    """A Feynman–Kac model over batches of particles. Engines see only this.
+
+    ``start`` and ``advance`` take one key per particle and make one batched call to each underlying model.
+    ``given`` forces recorded choices (an item of ``Advance.choices``, or None where the particle is free) and
+    scores them. A particle that is done passes through ``advance`` unchanged, with all its terms 0.
+    """
+
+    def start(self, keys: Keys, given: Sequence[Any] | None = None) -> Advance[S]:
+        """Draw x_0 for each key and weigh it: M_0 and G_0."""
+
+    def advance(self, state: S, keys: Keys, given: Sequence[Any] | None = None) -> Advance[S]:
+        """Move each particle one step: M_t and G_t."""
+
+    def select(self, state: S, index: Index) -> S:
+        """Keep, duplicate or reorder particles: the fork. ``index`` may repeat and have any length."""
+
+    def concat(self, states: Sequence[S]) -> S:
+        """Join batches of particles."""
+
+    def values(self, state: S) -> list[Any]:
+        """Return each particle's value: what it returned, or its last ``"output"``."""
+
+
+class Draws(NamedTuple):
+    """What a kernel drew: n values, and their log-probabilities (n,) or None where it cannot say.
+
+    A log-probability of −inf says that the request had no possible outcome: the particle dies there.
+    """
+
+    values: Sequence[Any] | NDArray[Any]
+    log_prob: Floats | None
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """Something that can be drawn from in batches: a distribution, an LLM step, a denoising step.
+
+    Requests whose ``batch_key`` are equal are served by one call to ``sample_batch`` of any of them. A request
+    may also offer ``support()`` (all its values, where they are few), and ``covers(other)`` (whether it can reach
+    all that ``other`` can; needed of a proposal that restricts its own support).
+    """
+
+    @property
+    def batch_key(self) -> Hashable:
+        """Requests with the same key share a call."""
+
+    @property
+    def fingerprint(self) -> Hashable:
+        """A cheap summary of the request, compared when a program is replayed."""
+
+    def sample_batch(self, requests: Sequence[Any], keys: Keys) -> Draws:
+        """Draw one value for each request, each from its own key."""
+
+    def log_prob_batch(self, requests: Sequence[Any], values: Sequence[Any]) -> Floats:
+        """Return log p of each value under its request, shape (n,). Optional."""

@@ -1,0 +1,309 @@
+"""Rewards as lazy, batched, typed scores.
+
+Calling a reward computes nothing: it returns a `Score`, which is evaluated when a program awaits it in
+``factor``, ``twist`` or ``call``, together with those of all other particles and one call per reward. A score
+knows what kind of number it is, so that nobody has to guess whether 0.9 is a probability or a log-weight:
+
+    probability   .log() or .logit() makes a log-weight
+    real          / beta makes the log-weight r / β
+    log_weight    goes into a factor as it is; may be added, scaled and tempered
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, Protocol, overload
+
+from .cost import charge
+from .errors import AmbiguousScore, InvalidWeight
+
+Kind = Literal["probability", "real", "log_weight"]
+
+
+class Scorer(Protocol):
+    """What a `Score` is computed by: a named batch function with a kind and a memory of past results."""
+
+    @property
+    def name(self) -> str:
+        """Name in messages."""
+
+    @property
+    def kind(self) -> Kind:
+        """What its numbers are."""
+
+    @property
+    def memory(self) -> Memory:
+        """Results already known, by input."""
+
+    def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> Sequence[float]:
+        """Return one number for each tuple of arguments."""
+
+
+class Memory:
+    """A bounded map from a reward's arguments to its result, least recently used out first."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._known: OrderedDict[Hashable, float] = OrderedDict()
+
+    def get(self, key: Hashable) -> float | None:
+        """Return the known result, or None."""
+        value = self._known.get(key)
+        if value is not None:
+            self._known.move_to_end(key)
+        return value
+
+    def put(self, key: Hashable, value: float) -> None:
+        """Remember a result."""
+        if self.size > 0:
+            self._known[key] = value
+            if len(self._known) > self.size:
+                self._known.popitem(last=False)
+
+
+class Score:
+    """A number to be: a function of the results of one or more rewards. Immutable.
+
+    Raises `AmbiguousScore` where an operation does not fit the kind.
+    """
+
+    __slots__ = ("_combine", "kind", "leaves")
+
+    def __init__(
+        self,
+        leaves: tuple[tuple[Scorer, tuple[Any, ...]], ...],
+        kind: Kind,
+        combine: Callable[[Sequence[float]], float] = lambda values: values[0],
+    ) -> None:
+        self.leaves = leaves
+        self.kind: Kind = kind
+        self._combine = combine
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} score of {' and '.join(scorer.name for scorer, _ in self.leaves)}>"
+
+    @property
+    def fingerprint(self) -> Hashable:
+        """What a replay compares: the kind and the rewards."""
+        return (self.kind, *(scorer.name for scorer, _ in self.leaves))
+
+    def map(self, fn: Callable[[float], float], kind: Kind) -> Score:
+        """Apply a function to the number; the result is of the given kind."""
+        inner = self._combine
+        return Score(self.leaves, kind, lambda values: fn(inner(values)))
+
+    def log(self) -> Score:
+        """Return log p of a probability, as a log-weight; −inf where p = 0."""
+        self._need("probability", "log()")
+        return self.map(lambda p: math.log(p) if p > 0 else -math.inf, "log_weight")
+
+    def logit(self, clip: float = 1e-7) -> Score:
+        """Return log p/(1−p) of a probability clipped to [clip, 1−clip], as a log-weight."""
+        self._need("probability", "logit()")
+
+        def odds(p: float) -> float:
+            p = min(max(p, clip), 1.0 - clip)
+            return math.log(p) - math.log1p(-p)
+
+        return self.map(odds, "log_weight")
+
+    def __truediv__(self, beta: float) -> Score:
+        """Divide by a temperature: a real reward r becomes the log-weight r/β; a log-weight is tempered."""
+        if self.kind == "probability":
+            raise AmbiguousScore(f"{self!r} / beta: write .log() / beta or .logit() / beta")
+        if not beta > 0:
+            raise InvalidWeight(f"the temperature beta must be positive, not {beta}")
+        return self.map(lambda value: value / beta, "log_weight")
+
+    def __mul__(self, factor: float) -> Score:
+        """Scale a log-weight or a real reward."""
+        if self.kind == "probability":
+            raise AmbiguousScore(f"{self!r} * number: write .log() * number, which is p to that power")
+        return self.map(lambda value: 0.0 if factor == 0 else value * factor, self.kind)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Score:
+        return self * -1.0
+
+    def __add__(self, other: Score | float) -> Score:
+        """Add two scores of one kind, or a number to one: a product of weights."""
+        if self.kind == "probability":
+            raise AmbiguousScore(f"{self!r} + …: probabilities are multiplied; write .log() + ….log()")
+        if not isinstance(other, Score):
+            return self.map(lambda value: value + other, self.kind)
+        if other.kind != self.kind:
+            raise AmbiguousScore(f"cannot add {self!r} to {other!r}: make both log-weights first")
+        first, second, cut = self._combine, other._combine, len(self.leaves)
+        return Score(
+            self.leaves + other.leaves, self.kind, lambda values: first(values[:cut]) + second(values[cut:])
+        )
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Score | float) -> Score:
+        return self + -other
+
+    def __float__(self) -> float:
+        raise AmbiguousScore(f"{self!r} has no value yet: await fk.call(name, score) gives its number")
+
+    def __bool__(self) -> bool:
+        raise AmbiguousScore(f"{self!r} has no value yet: await fk.call(name, score) gives its number")
+
+    def _need(self, kind: Kind, what: str) -> None:
+        if self.kind != kind:
+            raise AmbiguousScore(
+                f"{what} is for a {kind}, but {self!r} is a {self.kind}"
+                + (": use / beta to make it a log-weight" if self.kind == "real" else ": use it as it is")
+            )
+
+    def value(self, results: Sequence[float]) -> float:
+        """Return the number, given the results of the leaves in order."""
+        return self._combine(results)
+
+
+class ScoreError(InvalidWeight):
+    """A reward returned something that is not a usable number; ``index`` says for which of the scores."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+def evaluate(scores: Sequence[Score]) -> list[float]:
+    """Evaluate scores together: one call per reward, each distinct input once.
+
+    Raises `ScoreError` (with the index of the score) where a reward returns NaN, +inf, or a probability outside
+    [0, 1]. ``evaluate([a, b])`` is what ``factor`` does for all particles at once; it serves in tests of a reward.
+    """
+    results: list[list[float]] = [[0.0] * len(score.leaves) for score in scores]
+    wanted: dict[int, tuple[Scorer, OrderedDict[Hashable, tuple[tuple[Any, ...], list[tuple[int, int]]]]]] = {}
+    for i, score in enumerate(scores):
+        for j, (scorer, args) in enumerate(score.leaves):
+            key = _key(args, i, j)
+            _, inputs = wanted.setdefault(id(scorer), (scorer, OrderedDict()))
+            inputs.setdefault(key, (args, []))[1].append((i, j))
+    for scorer, inputs in wanted.values():
+        known = {key: scorer.memory.get(key) for key in inputs}
+        fresh = [key for key in inputs if known[key] is None]
+        if fresh:
+            charge(reward_calls=len(fresh))
+            numbers = list(scorer.score_batch([inputs[key][0] for key in fresh]))
+            if len(numbers) != len(fresh):
+                raise ScoreError(
+                    f"reward {scorer.name!r} got {len(fresh)} inputs and returned {len(numbers)} numbers",
+                    inputs[fresh[0]][1][0][0],
+                )
+            for key, number in zip(fresh, numbers):
+                known[key] = _checked(scorer, number, *inputs[key])
+                if not isinstance(key, _Unhashable):
+                    scorer.memory.put(key, _checked(scorer, number, *inputs[key]))
+        for key, (_, places) in inputs.items():
+            for i, j in places:
+                results[i][j] = known[key]  # type: ignore[assignment]
+    return [score.value(numbers) for score, numbers in zip(scores, results)]
+
+
+class _Unhashable(tuple[int, int]):
+    """Stands for arguments that cannot be compared: scored afresh each time."""
+
+
+def _key(args: tuple[Any, ...], i: int, j: int) -> Hashable:
+    try:
+        hash(args)
+    except TypeError:
+        return _Unhashable((i, j))
+    return args
+
+
+def _checked(scorer: Scorer, number: Any, args: tuple[Any, ...], places: list[tuple[int, int]]) -> float:
+    try:
+        value = float(number)
+    except (TypeError, ValueError):
+        value = math.nan
+    bad = math.isnan(value) or value == math.inf
+    if bad or (scorer.kind == "probability" and not 0.0 <= value <= 1.0):
+        want = "a number in [0, 1]" if scorer.kind == "probability" else "a number below +inf"
+        shown = ", ".join(_short(arg) for arg in args)
+        raise ScoreError(
+            f"reward {scorer.name!r} returned {number!r} for ({shown}); a {scorer.kind} must be {want}",
+            places[0][0],
+        )
+    return value
+
+
+def _short(arg: Any) -> str:
+    text = repr(arg)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+class Reward:
+    """A reward made of a Python function. Calling it gives a lazy `Score`.
+
+    Make one with `reward`. ``fn`` gets the arguments of one input, or, where ``batched``, a list of inputs (of
+    argument tuples, if there is more than one argument) and returns as many numbers.
+    """
+
+    def __init__(
+        self, fn: Callable[..., Any], kind: Kind = "real", batched: bool = False, name: str = "", cache: int = 10_000
+    ) -> None:
+        if kind not in ("probability", "real", "log_weight"):
+            raise ValueError(f"kind must be 'probability', 'real' or 'log_weight', not {kind!r}")
+        self._fn = fn
+        self.kind: Kind = kind
+        self.batched = batched
+        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+        self.memory = Memory(cache)
+        self.__doc__ = getattr(fn, "__doc__", None) or type(self).__doc__
+
+    def __call__(self, *args: Any) -> Score:
+        """Return the score of one input, to be evaluated when awaited."""
+        return Score(((self, args),), self.kind)
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} reward {self.name}>"
+
+    def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> Sequence[float]:
+        """Return one number for each tuple of arguments."""
+        if not self.batched:
+            return [self._fn(*args) for args in inputs]
+        numbers: Sequence[float] = self._fn([args[0] if len(args) == 1 else args for args in inputs])
+        return numbers
+
+
+@overload
+def reward(
+    fn: Callable[..., Any], *, kind: Kind = ..., batched: bool = ..., name: str = ..., cache: int = ...
+) -> Reward: ...
+@overload
+def reward(
+    fn: None = ..., *, kind: Kind = ..., batched: bool = ..., name: str = ..., cache: int = ...
+) -> Callable[[Callable[..., Any]], Reward]: ...
+def reward(
+    fn: Callable[..., Any] | None = None,
+    *,
+    kind: Kind = "real",
+    batched: bool = False,
+    name: str = "",
+    cache: int = 10_000,
+) -> Reward | Callable[[Callable[..., Any]], Reward]:
+    """Make a reward of a Python function; works as a decorator, with or without arguments.
+
+    Args:
+        fn: from one input to a number; or from a list of inputs to a list of numbers, if ``batched``.
+        kind: ``"probability"`` (then use ``.log()`` or ``.logit()``), ``"real"`` (``/ beta``), ``"log_weight"``.
+        batched: whether ``fn`` takes all inputs of a wave at once.
+        name: in messages and tables; the function's own by default.
+        cache: results remembered by input (0: none; do so where the function is random).
+
+    >>> @reward(kind="probability")
+    ... def short(text):
+    ...     return 1.0 if len(text) < 5 else 0.25
+    >>> evaluate([short("abc").log(), short("abcdef").log() * 2])
+    [0.0, -2.772588722239781]
+    """
+    if fn is None:
+        return lambda inner: Reward(inner, kind, batched, name, cache)
+    return Reward(fn, kind, batched, name, cache)

@@ -2,8 +2,8 @@
 
 Constructing one costs a fraction of a microsecond: it only stores its parameters, which are checked when a
 whole batch is stacked. A parameter may be a number or an array. An array makes one draw a vector of
-independent components, whose log-probabilities are summed (NumPyro's ``.to_event`` over every axis); such draws
-are read-only, since particles share them. An observed value may have more axes than the parameters, for
+independent components, whose log-probabilities are summed (NumPyro's ``.to_event`` over every axis); such
+draws are read-only, since particles share them. An observed value may have more axes than the parameters, for
 independent data under one distribution: ``Normal(mu, 1.0).log_prob(data)`` is the sum over ``data``.
 
 Every draw is a function of its own key alone, mostly by inversion of the distribution function (Devroye 1986,
@@ -386,7 +386,7 @@ def _gauss(z: Floats, root: Floats) -> Floats:
 
 def _mass(request: Categorical, logs: Floats, value: Any) -> float:
     """Return log p of an item of ``values``, over all positions that hold it."""
-    found = [log for log, item in zip(logs.tolist(), request.values or ()) if _b.same(item, value)]
+    found: list[float] = [log for log, item in zip(logs.tolist(), request.values or ()) if _b.same(item, value)]
     if len(found) == 1:
         return found[0]
     return float(np.logaddexp.reduce(found)) if found else -math.inf

@@ -1,0 +1,131 @@
+"""What an engine is: a frozen dataclass of settings, and a ``run`` that asks for steps and reports populations.
+
+An engine's ``run`` is a generator. It yields `Start` and `Move` when it wants particles made or moved, and gets an
+`Advance` back; it yields a `Report` after each step of its own. So engines are written for one model and one
+chain, and `infer` can run many of them in lockstep, with one batched call for all, count their cost, stop them at a
+budget, and keep what they had.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ppl.errors import AllParticlesDead
+from ..ppl.keys import Keys
+from ..ppl.model import Advance, FeynmanKac, Floats, Index
+
+Guarantee = Literal["unbiased", "consistent", "discretised", "heuristic"]
+"""What an engine promises of its evidence and weighted particles, at any finite number of particles."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Ask for new particles, one per key."""
+
+    keys: Keys
+    given: Sequence[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Move:
+    """Ask for one step of each particle of a state."""
+
+    state: Any
+    keys: Keys
+    given: Sequence[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened at one step of one chain of n particles.
+
+    Attributes:
+        depth: number of the step, from 0.
+        ess: effective sample size of the (twisted) weights, in 1…n, before resampling.
+        entropy: entropy of the (twisted) normalised weights, in nats.
+        log_evidence: log Ẑ so far.
+        resampled: whether the particles were resampled before this step.
+        ancestors: (n,) the index of each particle's parent at the step before.
+        log_weights: (n,) after this step.
+        log_potential: (n,) log G of this step.
+        log_twist: (n,) the guide's level.
+        done: (n,) whether each particle had finished.
+        choices: what each particle chose.
+    """
+
+    depth: int
+    ess: float
+    entropy: float
+    log_evidence: float
+    resampled: bool
+    ancestors: Index
+    log_weights: Floats
+    log_potential: Floats
+    log_twist: Floats
+    done: NDArray[np.bool_]
+    choices: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """An engine's population after a step of its own. The last one is the result.
+
+    Attributes:
+        state: the particles.
+        log_weights: (n,) unnormalised; their mean weight estimates Z where the engine gives evidence.
+        step: what happened, or None where the population is only re-weighted.
+        log_evidence: overrides the mean weight; NaN where the engine has none.
+    """
+
+    state: Any
+    log_weights: Floats
+    step: Step | None
+    log_evidence: float | None = None
+
+
+Run: TypeAlias = Generator[Start | Move | Report, Advance[Any], None]
+
+
+class Engine(Protocol):
+    """An inference algorithm: frozen settings and a `run`."""
+
+    @property
+    def particles(self) -> int:
+        """Particles of a chain."""
+
+    @property
+    def chains(self) -> int:
+        """Independent runs, pooled in proportion to their evidence."""
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What it promises."""
+
+    def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
+        """Yield requests and reports; ``key`` has shape (1,)."""
+
+
+def check_alive(log_weights: Floats, advance: Advance[Any], depth: int, policy: str) -> None:
+    """Raise `AllParticlesDead` where every weight is zero, unless the policy is "zero"."""
+    if policy == "zero" or not np.isneginf(log_weights).all():
+        return
+    last = Counter(
+        getattr(made[-1], "address", "?") for made, done in zip(advance.choices, advance.done) if done and len(made)
+    )
+    where = ", ".join(f"{count} at site {site!r}" for site, count in last.most_common(5)) or "earlier"
+    raise AllParticlesDead(
+        f"all {len(log_weights)} particles have weight zero at step {depth} ({where}). Use more particles, "
+        'soften the factor or guide it with fk.twist; or set all_dead="zero" to get log Z = -inf instead'
+    )
+
+
+def positive(name: str, value: int) -> None:
+    """Raise ValueError unless a setting is a positive integer."""
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, not {value!r}")

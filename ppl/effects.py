@@ -1,0 +1,333 @@
+"""The words of the language: what a program may await, and nothing else.
+
+Each function returns an effect; awaiting it hands it to the runtime, which batches it with those of all other
+particles. Constructing an effect does no work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from .adapters import as_kernel
+from .errors import AmbiguousScore, OutsideProgram
+from .model import Kernel
+from .score import Score
+
+
+class _Missing:
+    """No value was given (None is a value)."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<missing>"
+
+
+MISSING = _Missing()
+
+
+class Site(NamedTuple):
+    """What happened at one site of one particle.
+
+    Attributes:
+        name: as the program gave it, with the prefixes of scopes and branches.
+        visit: how often the name had been visited before, from 0.
+        kind: "sample", "call", "observe", "factor", "twist" or "deterministic".
+        value: the value drawn, returned, observed or recorded; the log-weight of a factor or twist.
+        log_prob: log p of a sampled or observed value, 0.0 elsewhere.
+        log_proposal: log q of a sampled value, 0.0 elsewhere.
+        hidden: whether a ``block`` handler hides the site from traces.
+    """
+
+    name: str
+    visit: int
+    kind: str
+    value: Any
+    log_prob: float = 0.0
+    log_proposal: float = 0.0
+    hidden: bool = False
+
+    @property
+    def address(self) -> str:
+        """The name, followed by the visit where it is not the first: ``"line"``, ``"line[1]"``."""
+        return address(self.name, self.visit)
+
+
+def address(name: str, visit: int) -> str:
+    """Write a site's address: ``"line"`` for its first visit, then ``"line[1]"``."""
+    return f"{name}[{visit}]" if visit else name
+
+
+class Running:
+    """The fiber whose code is being executed; set by the runtime alone."""
+
+    fiber: ClassVar[Any] = None
+
+
+class Effect:
+    """Something a program awaits. Awaiting it gives the runtime's answer."""
+
+    __slots__ = ("awaited", "hidden", "masked", "name", "visit")
+    kind: ClassVar[str] = ""
+
+    def __init__(self, name: str) -> None:
+        if Running.fiber is None:
+            raise OutsideProgram(
+                f"fk.{self.kind}({name!r}, …) was used where no program is running; "
+                "effects belong in an `async def` decorated with @fk.program, run by fk.infer or fk.simulate"
+            )
+        self.name = name
+        self.awaited = False
+        self.masked = False
+        self.hidden = False
+
+    def __await__(self) -> Generator[Effect, Any, Any]:
+        self.awaited = True
+        result = yield self
+        return result
+
+    def __del__(self) -> None:
+        # A dropped effect that was never awaited is a forgotten `await`; the runtime raises at once.
+        if not getattr(self, "awaited", True) and Running.fiber is not None:
+            Running.fiber.run.dropped = f"fk.{self.kind}({self.name!r}, …)"
+
+    @property
+    def fingerprint(self) -> Any:
+        """What a replay compares, besides kind and name."""
+        return None
+
+
+class Sample(Effect):
+    """See `sample`. ``forced`` is a value that a handler or an engine imposes."""
+
+    __slots__ = ("fixed", "forced", "kernel", "log_prob", "log_proposal", "obs", "proposal", "unscored", "value")
+    kind = "sample"
+
+    def __init__(self, name: str, kernel: Kernel, obs: Any, proposal: Kernel | None) -> None:
+        super().__init__(name)
+        self.kernel = kernel
+        self.obs = obs
+        self.proposal = proposal
+        self.forced: Any = MISSING
+        self.fixed = False
+
+    @property
+    def fingerprint(self) -> Any:
+        """The kernel's own."""
+        return self.kernel.fingerprint
+
+
+class Factor(Effect):
+    """See `factor`."""
+
+    __slots__ = ("log_weight",)
+    kind = "factor"
+
+    def __init__(self, name: str, log_weight: float | Score) -> None:
+        super().__init__(name)
+        self.log_weight = log_weight
+
+    @property
+    def fingerprint(self) -> Any:
+        """The number, or what is to be scored."""
+        return self.log_weight.fingerprint if isinstance(self.log_weight, Score) else self.log_weight
+
+
+class Twist(Factor):
+    """See `twist`."""
+
+    __slots__ = ()
+    kind = "twist"
+
+
+class Call(Effect):
+    """See `call`."""
+
+    __slots__ = ("args", "fn", "forced")
+    kind = "call"
+
+    def __init__(self, name: str, fn: Any, args: tuple[Any, ...]) -> None:
+        super().__init__(name)
+        self.fn = fn
+        self.args = args
+        self.forced: Any = MISSING
+
+    @property
+    def fingerprint(self) -> Any:
+        """The function's name."""
+        return getattr(self.fn, "__qualname__", type(self.fn).__name__)
+
+
+class Gather(Effect):
+    """See `gather`."""
+
+    __slots__ = ("branches",)
+    kind = "gather"
+
+    def __init__(self, name: str, branches: tuple[Any, ...]) -> None:
+        super().__init__(name)
+        self.branches = branches
+
+    @property
+    def fingerprint(self) -> Any:
+        """The number of branches."""
+        return len(self.branches)
+
+
+class Scan(Effect):
+    """See `scan`."""
+
+    __slots__ = ("init", "step", "xs")
+    kind = "scan"
+
+    def __init__(self, name: str, step: Callable[[Any, Any], Any], init: Any, xs: Sequence[Any]) -> None:
+        super().__init__(name)
+        self.step = step
+        self.init = init
+        self.xs = xs
+
+    @property
+    def fingerprint(self) -> Any:
+        """The number of inputs."""
+        return len(self.xs)
+
+
+def sample(name: str, dist: Any, *, obs: Any = None, proposal: Any = None) -> Awaitable[Any]:
+    """Draw from a distribution, an LLM step, a denoising step, or anything with the kernel protocol.
+
+    Args:
+        name: the site's name; a repeated name is indexed by visit.
+        dist: the model's law p: a `Kernel`, or a distribution of NumPyro, scipy.stats or torch.
+        obs: an observed value: then nothing is drawn, log p(obs) is a potential, and the step ends.
+        proposal: a law q to draw from instead; the weight is corrected by log p − log q at the next step end.
+
+    Returns:
+        An awaitable of the value.
+
+    Raises:
+        UnsupportedProposal: when q cannot reach all that p can.
+        CannotScore: when ``obs`` or ``proposal`` needs a log-probability that the kernel cannot give.
+
+    >>> import feynkac as fk
+    >>> @fk.program
+    ... async def coin():
+    ...     return await fk.sample("heads", fk.dist.Bernoulli(0.3))
+    >>> fk.simulate(coin(), seed=1).value in (0, 1)
+    True
+    """
+    return Sample(
+        name,
+        as_kernel(dist),
+        MISSING if obs is None else obs,
+        None if proposal is None else as_kernel(proposal),
+    )
+
+
+def observe(name: str, dist: Any, value: Any) -> Awaitable[Any]:
+    """Condition on a value: log p(value) is a potential, and the step ends. Alias of ``sample(…, obs=value)``."""
+    return Sample(name, as_kernel(dist), value, None)
+
+
+def factor(name: str, log_weight: float | Score) -> Awaitable[None]:
+    """Multiply the particle's weight by exp(log_weight), and end the step.
+
+    Args:
+        name: the site's name.
+        log_weight: a number (a log-weight; −inf kills the particle), or a lazy `Score` of kind log_weight.
+
+    Raises:
+        AmbiguousScore: for a score that is not yet a log-weight, or for a bool.
+        InvalidWeight: for NaN and +inf.
+
+    >>> import feynkac as fk
+    >>> @fk.program
+    ... async def biased():
+    ...     heads = await fk.sample("heads", fk.dist.Bernoulli(0.5))
+    ...     await fk.factor("prefer heads", 2.0 if heads else 0.0)
+    ...     return heads
+    >>> round(float(fk.enumerate_program(biased()).probability(1)), 4)
+    0.8808
+    """
+    return Factor(name, _log_weight(name, log_weight))
+
+
+def twist(name: str, log_value: float | Score) -> Awaitable[None]:
+    """Set the level of the guide to ``log_value``, an estimate of the future log-weight, and end the step.
+
+    The level steers resampling and never the target. It holds until the next twist, and is 0 once the program
+    has returned. It must be finite: −inf belongs in a factor.
+    """
+    return Twist(name, _log_weight(name, log_value))
+
+
+def call(name: str, fn: Any, *args: Any) -> Awaitable[Any]:
+    """Compute something whose value the program needs, together with the calls of all other particles.
+
+    ``fn`` may be a function, an async function (all particles' calls run side by side on a background loop), a
+    function marked with `batched`, a reward (its number is returned), or a `Score` (then without ``args``). The
+    value is recorded: a forked particle gets it back without a new call, so ``fn`` may be random or have effects.
+    """
+    return Call(name, fn, args)
+
+
+def gather(*branches: Any, name: str = "gather") -> Awaitable[tuple[Any, ...]]:
+    """Run sub-programs side by side and return their values in order; their calls share batches.
+
+    Each branch is a coroutine or a bound program. A step ends when every live branch is at a step end.
+    """
+    return Gather(name, branches)
+
+
+def scan(
+    step: Callable[[Any, Any], Any], init: Any, xs: Sequence[Any], *, name: str = "scan"
+) -> Awaitable[tuple[Any, list[Any]]]:
+    """Run ``carry, y = await step(carry, x)`` over ``xs`` and return the last carry and the list of ys.
+
+    All that an iteration needs is in its carry, so that a forked particle restarts from the carry instead of
+    replaying the whole history: use it for long state-space loops.
+    """
+    return Scan(name, step, init, xs)
+
+
+def deterministic(name: str, value: Any) -> Any:
+    """Record a quantity and return it. ``"output"`` is the particle's value so far, shown if it never finishes."""
+    if Running.fiber is None:
+        raise OutsideProgram(f"fk.deterministic({name!r}, …) was used where no program is running")
+    Running.fiber.record(name, value)
+    return value
+
+
+def batched(fn: Callable[[list[Any]], Sequence[Any]]) -> Callable[[list[Any]], Sequence[Any]]:
+    """Mark a function as taking the list of all particles' arguments, for `call`.
+
+    Each item is the one argument, or the tuple of arguments where there are several.
+
+    >>> @batched
+    ... def lengths(texts):
+    ...     return [len(text) for text in texts]
+    >>> lengths.batched
+    True
+    """
+    fn.batched = True  # type: ignore[attr-defined]
+    return fn
+
+
+def _log_weight(name: str, value: Any) -> float | Score:
+    if isinstance(value, Score):
+        if value.kind != "log_weight":
+            how = ".log() or .logit()" if value.kind == "probability" else "/ beta"
+            raise AmbiguousScore(f"site {name!r}: {value!r} is not a log-weight; say how with {how}")
+        return value
+    if isinstance(value, bool | np.bool_):
+        raise AmbiguousScore(
+            f"site {name!r}: a bool is not a log-weight; write 0.0 if ok else -math.inf to keep only what is ok"
+        )
+    if type(value) is float:
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise AmbiguousScore(f"site {name!r}: a log-weight is a number or a score, not {value!r}") from error

@@ -1,0 +1,205 @@
+"""Live particles: a run and its fibers, and the snapshots from which a fork is rebuilt.
+
+A *run* is one live particle; its coroutines are *fibers* (one, or a tree of them under ``gather`` and ``scan``).
+A fiber keeps a persistent log of its completed effects. A completed ``gather`` or ``scan`` is one entry of the
+log and an open ``scan`` keeps its last carry, so what is inside them is not replayed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Coroutine
+from typing import Any, NamedTuple, NoReturn
+
+from .effects import Effect, Gather, Running, Scan, Site, address
+
+Log = tuple[Any, ...] | None
+"""A persistent list of completed effects: (the log before, effect, value)."""
+
+
+def unroll(log: Log) -> list[tuple[Effect, Any]]:
+    """Return the entries of a log, oldest first."""
+    entries = []
+    while log is not None:
+        log, effect, value = log
+        entries.append((effect, value))
+    return entries[::-1]
+
+
+class Snapshot(NamedTuple):
+    """All that rebuilds a fiber at a step end."""
+
+    log: Log
+    level: float
+    inner: OpenScan | tuple[Snapshot | Finished, ...] | None
+
+
+class OpenScan(NamedTuple):
+    """A scan in progress: what its iteration started from, and the iteration's fiber."""
+
+    checkpoint: Checkpoint
+    fiber: Snapshot
+
+
+class Checkpoint(NamedTuple):
+    """The start of an iteration of a scan."""
+
+    iteration: int
+    carry: Any
+    outputs: tuple[Any, ...] | None
+    visits: dict[str, int]
+
+
+class Finished(NamedTuple):
+    """A branch of a gather that has returned."""
+
+    value: Any
+
+
+class Fiber:
+    """One coroutine of a run, and what it has done so far."""
+
+    __slots__ = (
+        "checkpoint", "children", "coro", "effect", "handlers", "index", "level", "log", "parent", "prefix",
+        "results", "run", "value", "visits",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        run: Run,
+        coro: Coroutine[Any, Any, Any],
+        handlers: list[Any],
+        visits: dict[str, int],
+        parent: Fiber | None = None,
+        prefix: str = "",
+        index: int = 0,
+    ) -> None:
+        self.run = run
+        self.coro = coro
+        self.handlers = handlers
+        self.visits = visits
+        self.parent = parent
+        self.prefix = prefix
+        self.index = index
+        self.log: Log = None
+        self.level = 0.0
+        self.effect: Any = None
+        self.value: Any = None
+        self.children: list[Fiber | None] = []
+        self.results: list[Any] = []
+        self.checkpoint: Checkpoint | None = None
+
+    def record(self, name: str, value: Any) -> None:
+        """Record a deterministic quantity. A replay repeats the code, but not the record."""
+        full, hidden = self.rename(name), any(handler.hides(name) for handler in self.handlers)
+        visit = self.visits.get(full, 0)
+        self.visits[full] = visit + 1
+        run = self.run
+        if name == "output":
+            run.output = value
+        if not run.replaying:
+            run.sites.append(Site(full, visit, "deterministic", value, hidden=hidden))
+
+    def rename(self, name: str) -> str:
+        """Return a site's full name under the fiber's scopes and branch."""
+        for handler in reversed(self.handlers):
+            name = handler.rename(name)
+        return self.prefix + name
+
+    def levels(self) -> float:
+        """Return the sum of the twist levels of this fiber and of the fibers it waits for."""
+        level = self.level
+        for child in self.children:
+            if child is not None:
+                level += child.levels()
+        return level
+
+    def snapshot(self) -> Snapshot:
+        """Return what rebuilds this fiber at the step end where it is."""
+        if not self.children:
+            return Snapshot(self.log, self.level, None)
+        if type(self.effect) is Gather:
+            inside = tuple(
+                Finished(self.results[i]) if child is None else child.snapshot()
+                for i, child in enumerate(self.children)
+            )
+            return Snapshot(self.log, self.level, inside)
+        (child,) = self.children
+        assert type(self.effect) is Scan and child is not None and self.checkpoint is not None
+        return Snapshot(self.log, self.level, OpenScan(self.checkpoint, child.snapshot()))
+
+
+class Run:
+    """One live particle: its fibers, and what the current step has added to its weight."""
+
+    __slots__ = (
+        "batch", "dead", "done", "dropped", "given", "last", "log_potential", "log_prob", "log_proposal", "output",
+        "program", "replaying", "result", "root", "row", "scored", "sites", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, program: Any) -> None:
+        self.program = program
+        self.done = False
+        self.dead = False
+        self.dropped: str | None = None
+        self.replaying = False
+        self.result: Any = None
+        self.output: Any = None
+        self.last: Effect | None = None
+        self.waiting: list[Fiber] = []
+        self.root = Fiber(self, program.coroutine(), list(program.handlers), {})
+
+    def begin(self, row: int, batch: int, given: dict[str, Any] | None) -> None:
+        """Start a step as the given row of a batch of runs."""
+        self.row = row
+        self.batch = batch
+        self.given = given
+        self.log_prob = 0.0
+        self.log_proposal = 0.0
+        self.log_potential = 0.0
+        self.scored = True
+        self.sites: list[Site] = []
+
+    def kill(self) -> None:
+        """End the particle at once: its weight is zero."""
+        self.dead = self.done = True
+        self.log_potential = -math.inf
+
+    def story(self) -> str:
+        """Say which particle this is, where it stands, and what it did: the note on every error."""
+        where = f"after site {address(self.last.name, self.last.visit)!r}" if self.last else "before its first site"
+        entries = unroll(self.root.log)
+        shown = ", ".join(f"{effect.name}={_short(value)}" for effect, value in entries[-8:])
+        more = f"{len(entries) - 8} earlier sites, " if len(entries) > 8 else ""
+        return (
+            f"feynkac: particle {self.row} of {self.batch} of program {self.program.name!r}, {where}; "
+            f"its trace so far: {more}{shown or 'empty'}"
+        )
+
+    def __del__(self) -> None:
+        # Dropping a particle closes its coroutines; effects they still hold are not forgotten awaits.
+        Running.fiber = None
+
+
+def fail(fiber: Fiber, error: Exception) -> NoReturn:
+    """Raise an error at the line where the program waits, so that the traceback shows it."""
+    Running.fiber = None
+    annotate(fiber.run, error)
+    try:
+        fiber.coro.throw(error)
+    except StopIteration:
+        pass  # The program caught the error and returned; it is an error all the same.
+    raise error
+
+
+def annotate(run: Run, error: BaseException) -> None:
+    """Add the particle, the site and the trace so far to an error, once."""
+    if not any(note.startswith("feynkac: particle") for note in getattr(error, "__notes__", ())):
+        error.add_note(run.story())
+    if isinstance(error, RuntimeError) and "no running event loop" in str(error):
+        error.add_note("feynkac: asynchronous functions run inside fk.call: await fk.call(name, fn, *args)")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

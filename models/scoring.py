@@ -1,0 +1,179 @@
+"""Given tokens under the model: teacher-forced log-probabilities, and the mass of a mask, as lazy scores."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..ppl.cost import charge
+from ..ppl.score import Kind, Memory
+from .forward import Tally
+from .sampling import Sampling, log_mass, log_prob_of, warp
+from .store import Job
+from .text import Text
+from .tree import Node
+
+if TYPE_CHECKING:
+    from .transformers_lm import TransformersLM
+
+Floats = NDArray[np.float64]
+_CHUNK = 1024
+
+
+class Mask:
+    """A set of tokens: a boolean per token of the vocabulary. Equal masks allow the same tokens."""
+
+    __slots__ = ("_digest", "_tensor", "allowed")
+
+    def __init__(self, allowed: NDArray[np.bool_]) -> None:
+        self.allowed = allowed
+        self._digest = hash(np.packbits(allowed).tobytes())
+        self._tensor: Any = None
+
+    def __hash__(self) -> int:
+        return self._digest
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mask) and self._digest == other._digest and np.array_equal(self.allowed, other.allowed)
+
+    def __repr__(self) -> str:
+        return f"<mask of {int(self.allowed.sum())} tokens>"
+
+    def on(self, device: Any) -> Any:
+        """Return the mask as a tensor (V,) on a device."""
+        if self._tensor is None or self._tensor.device != device:
+            self._tensor = torch.from_numpy(self.allowed).to(device)
+        return self._tensor
+
+
+def as_mask(mask: Any, size: int) -> Mask:
+    """Return a mask of a boolean array or tensor (V,). A shorter one is false beyond its end.
+
+    Raises ValueError for another shape or type.
+    """
+    if isinstance(mask, Mask):
+        return mask
+    given = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
+    if given.dtype != np.bool_ or given.ndim != 1 or len(given) > size:
+        raise ValueError(f"a mask must be booleans of shape ({size},), not {given.dtype} of shape {given.shape}")
+    return Mask(np.pad(given, (0, size - len(given))))
+
+
+def forced(
+    lm: TransformersLM,
+    nodes: Sequence[Node],
+    starts: Sequence[int],
+    laws: Sequence[tuple[Sampling, Mask | None]],
+    owners: Sequence[int],
+    tally: Tally,
+) -> Floats:
+    """Return the log-probability (n,) of the tokens of each history from position ``starts[i]`` to its end.
+
+    Long histories go through the model in chunks, shortest prefix first, each building on the last.
+    """
+    total = np.zeros(len(nodes))
+    at = [start - 1 for start in starts]
+    while True:
+        # Requests that need the same positions of the same history share them.
+        wanted: dict[Node, list[int]] = defaultdict(list)
+        for i, node in enumerate(nodes):
+            if at[i] < node.length - 1:
+                wanted[node.ancestor(min(node.length - 1, at[i] + _CHUNK))].append(i)
+        if not wanted:
+            return total
+
+        def add(jobs: Sequence[Job], logits: Any, wanted: dict[Node, list[int]] = wanted) -> None:
+            for row, job in enumerate(jobs):
+                users = wanted[job.node]
+                tally.tokens_in[owners[users[0]]] += job.pending
+                for i in users:
+                    count = job.node.length - at[i]
+                    given = np.array(nodes[i].tokens(at[i] + 1)[:count], np.int64)
+                    sampling, mask = laws[i]
+                    allowed = None if mask is None else mask.on(logits.device).expand(count, -1)
+                    total[i] += log_prob_of(warp(logits[row, -count:], sampling, allowed), given).sum()
+
+        ends = list(wanted)
+        with torch.inference_mode():
+            tally.calls += lm.forwarder.all_logits(ends, [min(at[i] for i in wanted[end]) for end in ends], add)
+        for end, users in wanted.items():
+            for i in users:
+                at[i] = end.length
+
+
+class Recall(Memory):
+    """A memory of scores of texts that holds none of what the texts hold in a model's memory."""
+
+    def put(self, key: Hashable, value: float) -> None:
+        """Remember a result."""
+        if isinstance(key, tuple):
+            key = tuple(part.detach() if isinstance(part, Text) else part for part in key)
+        super().put(key, value)
+
+
+class Likelihood:
+    """Scores log p of the tokens of a text from a position on, under the model's own law."""
+
+    kind: Kind = "log_weight"
+
+    def __init__(self, lm: TransformersLM) -> None:
+        self.lm = lm
+        self.memory: Memory = Recall(10_000)
+
+    @property
+    def name(self) -> str:
+        """Name in messages."""
+        return f"log p of {self.lm.identity}"
+
+    def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> Floats:
+        """Return log p for each (text, start)."""
+        tally = Tally(len(inputs))
+        texts = [self.lm.attach(text) for text, _ in inputs]
+        nodes = [text.node for text in texts if text.node is not None]
+        law = (Sampling(), None)
+        result = forced(self.lm, nodes, [start for _, start in inputs], [law] * len(nodes), range(len(nodes)), tally)
+        charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
+        return result
+
+
+class Mass:
+    """Scores the log of the mass that the default law gives to a mask at the next token."""
+
+    kind: Kind = "log_weight"
+
+    def __init__(self, lm: TransformersLM) -> None:
+        self.lm = lm
+        self.memory: Memory = Recall(10_000)
+
+    @property
+    def name(self) -> str:
+        """Name in messages."""
+        return f"mask mass of {self.lm.identity}"
+
+    def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> Floats:
+        """Return the log-mass for each (text, mask)."""
+        result = np.zeros(len(inputs))
+        going = [i for i, (text, _) in enumerate(inputs) if not text.finished]
+        if going:
+            tally = Tally(len(inputs))
+            nodes = [node for i in going if (node := self.lm.attach(inputs[i][0]).node) is not None]
+            with torch.inference_mode():
+                logits = self.lm.forwarder.next_logits(nodes, np.array(going, np.intp), tally)
+                masks = torch.stack([inputs[i][1].on(logits.device) for i in going])
+                result[going] = _log_mass(logits, masks, self.lm.sampling)
+            charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
+        return result
+
+
+def _log_mass(logits: Any, masks: Any, sampling: Sampling) -> Floats:
+    if sampling.temperature == 0:
+        # In the limit of temperature 0 the masked draw takes the best token allowed, which has mass 1 or 0.
+        inside = (warp(logits, sampling) > -math.inf).logical_and(masks).any(-1)
+        return np.where(inside.cpu().numpy(), 0.0, -math.inf)
+    return log_mass(warp(logits, sampling), masks)

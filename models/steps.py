@@ -1,0 +1,274 @@
+"""Steps of generation as kernels: a token, some tokens, a line, a sentence, the rest.
+
+All requests of one model share their forward passes, whatever their kind. A step is a loop over tokens; each
+particle leaves it as its step ends, and those that remain go on together.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..ppl.cost import charge
+from ..ppl.keys import Keys, uniform
+from ..ppl.model import Draws
+from .forward import Tally
+from .sampling import Sampling, draw, log_prob_of, warp
+from .scoring import Mask, forced
+from .text import Text
+
+if TYPE_CHECKING:
+    from .transformers_lm import TransformersLM
+
+Floats = NDArray[np.float64]
+_SENTENCE = re.compile(r"[.!?…]+(?:[\"'”’»)\]]+|(?=\s))")
+_MOST_SUPPORT = 512
+
+
+@dataclass(frozen=True)
+class Ending:
+    """When a step ends: after ``max_tokens``, at a stop string, at the end of a sentence.
+
+    Raises ValueError for no tokens, or an empty stop string.
+    """
+
+    max_tokens: int
+    stops: tuple[str, ...] = ()
+    include_stop: bool = False
+    sentence: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"a step must have at least one token, not {self.max_tokens}")
+        if not all(self.stops):
+            raise ValueError("a stop string must not be empty")
+
+    @property
+    def reads(self) -> bool:
+        """Whether the step must be decoded as it goes."""
+        return bool(self.stops) or self.sentence
+
+    def find(self, string: str, known: int) -> int | None:
+        """Return where the display ends, if the step does, given that it did not in the first ``known`` characters."""
+        if self.sentence:
+            match = _SENTENCE.search(string, max(0, known - 8))
+            return None if match is None else match.end()
+        found = [
+            (at + len(stop), at + len(stop) * self.include_stop)
+            for stop in self.stops
+            if (at := string.find(stop, max(0, known - len(stop) + 1))) >= 0
+        ]
+        return min(found)[1] if found else None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A request for one step from a text: a kernel (see `feynkac.ppl.model.Kernel`) over texts.
+
+    Made by the methods of `TransformersLM`. A finished text gives itself, with log-probability 0 and no call.
+    """
+
+    lm: TransformersLM
+    text: Text
+    ending: Ending
+    sampling: Sampling
+    mask: Mask | None = None
+
+    @property
+    def batch_key(self) -> Hashable:
+        """All steps of one model share a call."""
+        return (Step, id(self.lm))
+
+    @property
+    def fingerprint(self) -> Hashable:
+        """The history and the settings."""
+        return (self.text.identity, self.text.prompt_tokens, self.text.tokens, self.ending, self.sampling, self.mask)
+
+    def __repr__(self) -> str:
+        return f"<step of {self.lm.identity} from {self.text!r}>"
+
+    def sample_batch(self, requests: Sequence[Step], keys: Keys) -> Draws:
+        """Draw the next text for each request, from its own key alone.
+
+        Returns the texts and their log-probabilities (n,); −inf, and the text unchanged, where a mask allows
+        nothing.
+        """
+        runs = [_Run(request) for request in requests]
+        tally = Tally(len(runs))
+        active = [i for i, run in enumerate(runs) if not run.over]
+        offset = 0
+        with torch.inference_mode():
+            while active:
+                owners = np.array(active, np.intp)
+                logits = self.lm.forwarder.next_logits([runs[i].node for i in active], owners, tally)
+                uniforms = uniform(keys[owners], 1, offset=offset)[:, 0]
+                tokens, log_prob = _draw(logits, [requests[i] for i in active], uniforms)
+                for i, token, value in zip(active, tokens.tolist(), log_prob.tolist()):
+                    runs[i].advance(token, value)
+                    tally.tokens_out[i] += token >= 0
+                active = [i for i in active if not runs[i].over]
+                offset += 1
+        charge(**tally.amounts)
+        return Draws([run.text() for run in runs], np.array([run.log_prob for run in runs]))
+
+    def log_prob_batch(self, requests: Sequence[Step], values: Sequence[Text]) -> Floats:
+        """Return log p of each text under its request, shape (n,).
+
+        It is −inf for a text that does not continue its request's, or that the step would have ended earlier or
+        later. The missing positions go through the model in one ragged batch, and are kept.
+        """
+        result = np.zeros(len(requests))
+        jobs: list[tuple[int, Step, _Run]] = []
+        for i, (request, value) in enumerate(zip(requests, values)):
+            run = _replay(request, value)
+            if run is None:
+                result[i] = -math.inf
+            elif run.count:
+                jobs.append((i, request, run))
+        if jobs:
+            tally = Tally(len(requests))
+            laws = [(request.sampling, request.mask) for _, request, _ in jobs]
+            owners = [i for i, _, _ in jobs]
+            starts = [run.node.length - run.count for _, _, run in jobs]
+            sums = forced(self.lm, [run.node for _, _, run in jobs], starts, laws, owners, tally)
+            result[owners] = sums
+            charge(**tally.amounts)
+        return result
+
+    def covers(self, other: Any) -> bool:
+        """Return whether this step can reach every text that ``other`` can."""
+        if not isinstance(other, Step) or other.lm is not self.lm or other.ending != self.ending:
+            return False
+        if other.text != self.text:
+            return False
+        if self.mask is not None and self.mask != other.mask:
+            return False
+        return not self.sampling.truncates or self.sampling == other.sampling
+
+    def support(self) -> list[Text] | None:
+        """Return all the texts that one token can lead to; None where they are many (a vocabulary above 512)."""
+        if self.ending.max_tokens > 1 or self.lm.vocab_size > _MOST_SUPPORT:
+            return None
+        start = _Run(self)
+        if start.over:
+            return [start.text()]
+        texts = []
+        tally = Tally(1)
+        with torch.inference_mode():
+            logits = self.lm.forwarder.next_logits([start.node], np.zeros(1, np.intp), tally)
+            rows = logits.expand(self.lm.vocab_size, -1)
+            everything = np.arange(self.lm.vocab_size)
+            log_prob = log_prob_of(warp(rows, self.sampling, _stack([self] * len(rows), logits)), everything)
+        charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
+        for token in np.flatnonzero(log_prob > -math.inf).tolist():
+            run = _Run(self)
+            run.advance(token, float(log_prob[token]))
+            texts.append(run.text())
+        return texts
+
+
+class _Run:
+    """One request on its way: the history so far, how it reads, and whether the step is over."""
+
+    def __init__(self, request: Step) -> None:
+        self.request = request
+        self.start = request.lm.attach(request.text)
+        node = self.start.node
+        assert node is not None
+        self.node = node
+        self.reading = self.start.reading
+        self.finish_reason = self.start.finish_reason
+        self.over = self.start.finished
+        self.count = 0
+        self.log_prob = 0.0
+        self._unread: list[int] = []
+        self._cut: int | None = None
+
+    def advance(self, token: int, log_prob: float) -> None:
+        """Take one token; −1 says that there is none to take."""
+        self.log_prob += log_prob
+        if token < 0:
+            self.over = True
+            return
+        lm, ending = self.request.lm, self.request.ending
+        self.node = lm.tree.child(self.node, token)
+        self.count += 1
+        self.finish_reason = lm.finish_reason(self.node, token)
+        self.over = self.finish_reason is not None or self.count == ending.max_tokens
+        self._unread.append(token)
+        if ending.reads:
+            known = len(self.reading.raw)
+            self._read()
+            begin = self._scan_from
+            found = ending.find(self.reading.raw[begin:], known - begin)
+            if found is not None:
+                self._cut = begin + found
+                self.over = True
+
+    @property
+    def _scan_from(self) -> int:
+        return self.start.begin if self.request.ending.sentence else len(self.start.reading.raw)
+
+    def _read(self) -> None:
+        self.reading = self.reading.read(self.request.lm.decode, self._unread)
+        self._unread = []
+
+    def text(self) -> Text:
+        """Return the text reached."""
+        if not self.count:
+            return self.start
+        if self._unread:
+            self._read()
+        raw = self.reading.raw
+        return replace(
+            self.start,
+            node=self.node,
+            reading=self.reading,
+            steps=(*self.start.steps, raw[self.start.begin : self._cut]),
+            log_prob=self.start.log_prob + self.log_prob,
+            finish_reason=self.finish_reason,
+            shown=self._cut,
+            begin=self._cut if self._cut is not None and self.request.ending.sentence else len(raw),
+        )
+
+
+def _replay(request: Step, value: Text) -> _Run | None:
+    """Walk a request along a given text; None unless the step ends exactly where the text does."""
+    run = _Run(request)
+    before, after = run.start.tokens, value.tokens
+    if run.start.identity != value.identity or run.start.prompt_tokens != value.prompt_tokens:
+        return None
+    if after[: len(before)] != before:
+        return None
+    for token in after[len(before) :]:
+        if run.over or not 0 <= token < request.lm.vocab_size:
+            return None
+        run.advance(token, 0.0)
+    return run if run.over else None
+
+
+def _draw(logits: Any, requests: Sequence[Step], uniforms: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Draw a token per row, each by its request's law: shapes (n,) and (n,)."""
+    groups: dict[tuple[Sampling, bool], list[int]] = defaultdict(list)
+    for i, request in enumerate(requests):
+        groups[request.sampling, request.mask is not None].append(i)
+    tokens, log_prob = np.zeros(len(requests), np.int64), np.zeros(len(requests))
+    for (sampling, _), rows in groups.items():
+        part = logits if len(groups) == 1 else logits[torch.tensor(rows, device=logits.device)]
+        mask = _stack([requests[i] for i in rows], logits)
+        tokens[rows], log_prob[rows] = draw(warp(part, sampling, mask), uniforms[rows])
+    return tokens, log_prob
+
+
+def _stack(requests: Sequence[Step], like: Any) -> Any:
+    """Return the masks of requests that all have one, (n, V), or None where none has."""
+    masks = [request.mask for request in requests if request.mask is not None]
+    return torch.stack([mask.on(like.device) for mask in masks]) if masks else None

@@ -1,0 +1,185 @@
+"""Text: a prompt and the response so far, as an immutable value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from .tree import Node
+
+FinishReason = Literal["eos", "context"]
+
+_CONTEXT = 4
+_UNREAD = 4
+
+
+class Model(Protocol):
+    """What a text needs of its language model."""
+
+    @property
+    def identity(self) -> str:
+        """Name that tells this model from others."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the string of some tokens, special ones left out."""
+
+    def append(self, text: Text, string: str) -> Text:
+        """Return the text with a given string after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A response decoded as far as its characters are whole.
+
+    A token may hold a part of a character, and may read otherwise at the start of a string than inside it. So new
+    tokens are decoded after a few old ones, and held back while they end inside a character.
+
+    Attributes:
+        raw: the string so far.
+        held: the tokens held back.
+        tail: how they read for now.
+        context: a few tokens before them; decoded, they read ``before``.
+    """
+
+    raw: str = ""
+    held: tuple[int, ...] = ()
+    tail: str = ""
+    context: tuple[int, ...] = ()
+    before: str = ""
+
+    @property
+    def string(self) -> str:
+        """The whole response, an unfinished character included."""
+        return self.raw + self.tail
+
+    def read(self, decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> Reading:
+        """Return the reading after more tokens."""
+        held = (*self.held, *tokens)
+        after = decode((*self.context, *held))
+        piece = after[len(self.before) :]
+        if after.endswith("\ufffd") and len(held) <= max(_UNREAD, len(tokens)):
+            return replace(self, held=held, tail=piece)
+        context, before = (*self.context, *held), after
+        if len(context) > 4 * _CONTEXT:
+            context = context[-_CONTEXT:]
+            before = decode(context)
+        return Reading(self.raw + piece, (), "", context, before)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Text:
+    """A prompt and the response so far. Immutable: every step makes a new one.
+
+    Made by ``lm.prompt``; equal texts are those of the same model with the same tokens and the same prompt.
+    ``str(text)`` is the response, decoded without special tokens, and without the stop string that its last step
+    ended at (and what its last token holds beyond).
+
+    Attributes:
+        prompt: the prompt as a string, a chat's template filled in.
+        prompt_tokens: its token ids.
+        steps: what each step added, as displayed: one string per sampled or appended step.
+        log_prob: log-probability of all sampled tokens, under the laws they were really drawn from.
+        finish_reason: ``"eos"`` after an end token, ``"context"`` where the model's context is full, else None.
+
+    >>> from feynkac.models.testing import tiny_lm
+    >>> text = tiny_lm().prompt("Once upon").append(" a time")
+    >>> str(text), text.full, text.steps, text.finished
+    (' a time', 'Once upon a time', (' a time',), False)
+    """
+
+    identity: str
+    prompt: str
+    prompt_tokens: tuple[int, ...]
+    steps: tuple[str, ...] = ()
+    log_prob: float = 0.0
+    finish_reason: FinishReason | None = None
+    reading: Reading = Reading()
+    shown: int | None = None
+    """Characters of the response displayed; None is all."""
+    begin: int = 0
+    """Where in the response the display of the next step begins."""
+    node: Node | None = None
+    lm: Model | None = None
+    _tokens: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return self.reading.string[: self.shown]
+
+    def __repr__(self) -> str:
+        shown = str(self)
+        shown = shown if len(shown) <= 60 else "…" + shown[-59:]
+        return f"<Text {shown!r}{'' if self.finish_reason is None else ' ' + self.finish_reason}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Text):
+            return NotImplemented
+        if self.identity != other.identity or self.prompt_tokens != other.prompt_tokens:
+            return False
+        if self.node is not None and other.node is not None and self.lm is other.lm:
+            return self.node is other.node
+        return self.tokens == other.tokens
+
+    def __hash__(self) -> int:
+        return hash((self.identity, self.prompt_tokens, self.tokens))
+
+    @property
+    def full(self) -> str:
+        """The prompt and the response."""
+        return self.prompt + str(self)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Token ids of the response, given and sampled alike."""
+        return self._tokens if self.node is None else self.node.tokens(len(self.prompt_tokens))
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing can follow: an end token, or a full context."""
+        return self.finish_reason is not None
+
+    def append(self, string: str) -> Text:
+        """Return the text followed by a given string, which is not sampled and has no log-probability.
+
+        Nothing is computed until the next step. A text that ended with an end token is reopened: the token is
+        taken off (its log-probability stays). Raises ContextOverflow where there is no room, and ValueError on a
+        text that was loaded without its model.
+        """
+        if self.lm is None:
+            raise ValueError("this text was loaded without its language model: use lm.attach(text).append(…)")
+        return self.lm.append(self, string)
+
+    def detach(self) -> Text:
+        """Return an equal text that holds nothing in the model's memory."""
+        return self if self.node is None else replace(self, node=None, _tokens=self.tokens)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the text as plain data for JSON; `from_json` is its inverse."""
+        return {
+            "identity": self.identity,
+            "prompt": self.prompt,
+            "prompt_tokens": list(self.prompt_tokens),
+            "tokens": list(self.tokens),
+            "response": self.reading.string,
+            "steps": list(self.steps),
+            "log_prob": self.log_prob,
+            "finish_reason": self.finish_reason,
+            "shown": self.shown,
+            "begin": self.begin,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Text:
+        """Return the text that `to_json` described, without its model (``lm.attach(text)`` gives it one)."""
+        return cls(
+            identity=data["identity"],
+            prompt=data["prompt"],
+            prompt_tokens=tuple(data["prompt_tokens"]),
+            steps=tuple(data["steps"]),
+            log_prob=data["log_prob"],
+            finish_reason=data["finish_reason"],
+            reading=Reading(raw=data["response"]),
+            shown=data["shown"],
+            begin=data["begin"],
+            _tokens=tuple(data["tokens"]),
+        )

@@ -1,0 +1,342 @@
+"""A language model from transformers, as a source of kernels and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..ppl.cost import charge
+from ..ppl.errors import ContextOverflow, Unsupported
+from ..ppl.score import Score
+from .forward import Forwarder, Tally
+from .sampling import Sampling
+from .scoring import Likelihood, Mass, as_mask
+from .steps import Ending, Step
+from .store import Store
+from .text import Reading, Text
+from .tree import Node, Tree
+
+Message = Mapping[str, str]
+_made = count()
+_CONTEXT = 8
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What a model holds in memory.
+
+    Attributes:
+        bytes: bytes of keys and values, and of kept logits.
+        slabs: batches of keys and values held.
+        evictions: slabs dropped so far because memory was short.
+        forwarded: token positions forwarded so far.
+    """
+
+    bytes: int
+    slabs: int
+    evictions: int
+    forwarded: int
+
+
+class TransformersLM:
+    """A causal language model with its tokenizer. Its steps are kernels for ``fk.sample``.
+
+    Args:
+        model: a causal model of transformers that attends over a key-value cache.
+        tokenizer: its tokenizer.
+        sampling: the default law of the next token; every step may override it.
+        cache_bytes: most bytes of keys, values and logits to hold. What is dropped is computed again when needed.
+        max_batch: most histories in one forward pass.
+        name: tells texts of this model from those of others; its path by default.
+
+    Raises `Unsupported` for a model with a recurrent state or an encoder.
+
+    Keys and values are shared: histories that many particles have in common are forwarded once, and forks copy a
+    row only when they part. A text that fills the model's context is finished, with ``finish_reason`` "context".
+
+    >>> from feynkac.models.testing import tiny_lm
+    >>> lm = tiny_lm()
+    >>> text = lm.prompt([{"role": "user", "content": "Hello"}])
+    >>> from feynkac.ppl import keys
+    >>> step = lm.tokens(text, 3, temperature=0.5)
+    >>> draws = step.sample_batch([step, step], keys.fold(keys.root(0), [0, 1]))
+    >>> len(draws.values[0].tokens), draws.log_prob.shape, lm.forwarded - text.node.length <= 4
+    (3, (2,), True)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        sampling: Sampling | None = None,
+        cache_bytes: int = 2 << 30,
+        max_batch: int = 128,
+        name: str | None = None,
+    ) -> None:
+        config = model.config.get_text_config()
+        _require_attention(model, config)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.sampling = sampling or Sampling()
+        self.vocab_size: int = config.vocab_size
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self.eos: frozenset[int] = _end_tokens(model, tokenizer)
+        self.identity: str = name or getattr(config, "_name_or_path", "") or f"{type(model).__name__}-{next(_made)}"
+        self.tree = Tree()
+        self._store = Store(cache_bytes)
+        self.forwarder = Forwarder(model, self._store, max_batch, self.vocab_size)
+        self._likelihood = Likelihood(self)
+        self._mass = Mass(self)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        *,
+        sampling: Sampling | None = None,
+        device: str | None = None,
+        dtype: Any = None,
+        cache_bytes: int = 2 << 30,
+        max_batch: int = 128,
+        **kwargs: Any,
+    ) -> TransformersLM:
+        """Load a model and its tokenizer: a local folder, a name on the hub, or ``"smollm2"`` (see `fetch`).
+
+        ``device`` is a GPU where there is one; ``dtype`` is float32 on a CPU, else the model's own. Other keywords
+        go to ``AutoModelForCausalLM.from_pretrained``.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from .fetch import resolve
+
+        path = resolve(name_or_path)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = dtype or (torch.float32 if device == "cpu" else "auto")
+        shared = {k: kwargs[k] for k in ("revision", "token", "trust_remote_code", "cache_dir") if k in kwargs}
+        tokenizer = AutoTokenizer.from_pretrained(path, **shared)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
+        if "device_map" not in kwargs:
+            model = model.to(device)
+        return cls(
+            model, tokenizer, sampling=sampling, cache_bytes=cache_bytes, max_batch=max_batch, name=name_or_path
+        )
+
+    def __repr__(self) -> str:
+        return f"<TransformersLM {self.identity}>"
+
+    @property
+    def forwarded(self) -> int:
+        """Token positions forwarded so far, padding not counted."""
+        return self.forwarder.forwarded
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model has a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def cache_info(self) -> CacheInfo:
+        """Return what is held in memory."""
+        store = self._store
+        return CacheInfo(store.bytes + store.other_bytes, len(store.slabs), store.evictions, self.forwarded)
+
+    # Texts
+
+    def prompt(self, prompt: str | Sequence[Message]) -> Text:
+        """Return a text with an empty response.
+
+        A string is encoded as the tokenizer does by default; messages go through the model's chat template (a
+        last message from the assistant is continued). An empty string gives the begin token alone. Raises
+        ContextOverflow, Unsupported (no chat template), ValueError (an empty prompt and no begin token).
+        """
+        if isinstance(prompt, str):
+            string = prompt
+            tokens = tuple(self.tokenizer(prompt).input_ids)
+        else:
+            string = self._chat(prompt)
+            tokens = self.encode(string)
+        if not tokens:
+            if self.tokenizer.bos_token_id is None:
+                raise ValueError(f"{self!r} has no begin token, so a prompt must have at least one token")
+            tokens = (self.tokenizer.bos_token_id,)
+        self._require_room(len(tokens), "the prompt", "shorten it, or use a model with a longer context")
+        reading = self._reading(tokens)
+        return Text(
+            self.identity, string, tokens, reading=reading, node=self.tree.root(tokens), lm=self,
+            finish_reason="context" if len(tokens) == self.context else None,
+        )  # fmt: skip
+
+    def attach(self, text: Text) -> Text:
+        """Return an equal text that belongs to this model, for one that was detached or loaded.
+
+        Raises ValueError for the text of another model.
+        """
+        if text.node is not None and text.lm is self:
+            return text
+        if text.identity != self.identity:
+            raise ValueError(f"{text!r} belongs to {text.identity}, not to {self!r}: use lm.prompt(str(text))")
+        node = self.tree.extend(self.tree.root(text.prompt_tokens), text.tokens)
+        reading = text.reading
+        if not reading.context and not reading.held:
+            reading = replace(self._reading(text.prompt_tokens + text.tokens), raw=reading.raw)
+        return replace(text, node=node, lm=self, reading=reading, _tokens=())
+
+    def append(self, text: Text, string: str) -> Text:
+        """Return ``text.append(string)``."""
+        text = self.attach(text)
+        node = text.node
+        assert node is not None
+        if text.finish_reason == "eos" and node.parent is not None:
+            node = node.parent
+        tokens = self.encode(string)
+        self._require_room(node.length + len(tokens), "the text", "append less, or use a model with a longer context")
+        reading = text.reading.read(self.decode, tokens) if tokens else text.reading
+        node = self.tree.extend(node, tokens)
+        return replace(
+            text, node=node, reading=reading, steps=(*text.steps, string), shown=None, begin=len(reading.raw),
+            finish_reason=self.finish_reason(node, last=-1),
+        )  # fmt: skip
+
+    def encode(self, string: str) -> tuple[int, ...]:
+        """Return the tokens of a string, with no special tokens added."""
+        return tuple(self.tokenizer(string, add_special_tokens=False).input_ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the string of some tokens, special ones left out."""
+        string: str = self.tokenizer.decode(
+            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return string
+
+    def finish_reason(self, node: Node, last: int) -> Any:
+        """Return why a history whose last sampled token is ``last`` (−1: none) is finished, or None."""
+        if last in self.eos:
+            return "eos"
+        return "context" if node.length == self.context else None
+
+    # Steps
+
+    def next_token(self, text: Text, *, mask: Any = None, **sampling: Any) -> Step:
+        """Return the kernel of one token.
+
+        ``mask`` (V,), boolean, conditions the law on a set of tokens; where the law gives them nothing, the draw
+        is the text itself with log-probability −inf. Other keywords are those of `Sampling`.
+        """
+        allowed = None if mask is None else as_mask(mask, self.vocab_size)
+        return Step(self, text, Ending(1), self._law(sampling), allowed)
+
+    def tokens(self, text: Text, k: int, **sampling: Any) -> Step:
+        """Return the kernel of k tokens, or fewer where the text finishes."""
+        return Step(self, text, Ending(k), self._law(sampling))
+
+    def until(
+        self,
+        text: Text,
+        stop: str | Sequence[str],
+        *,
+        max_tokens: int = 128,
+        include_stop: bool = False,
+        **sampling: Any,
+    ) -> Step:
+        """Return the kernel of the tokens up to the first stop string, ``max_tokens``, or the text's end.
+
+        The token in which a stop string is completed is kept whole, in the text and its log-probability; the
+        display ends before the stop string, or after it with ``include_stop``.
+        """
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        return Step(self, text, Ending(max_tokens, stops, include_stop), self._law(sampling))
+
+    def line(self, text: Text, *, max_tokens: int = 64, **sampling: Any) -> Step:
+        """Return the kernel of the rest of the line."""
+        return self.until(text, "\n", max_tokens=max_tokens, **sampling)
+
+    def sentence(self, text: Text, *, max_tokens: int = 128, **sampling: Any) -> Step:
+        """Return the kernel of the rest of the sentence: to a ``.``, ``!`` or ``?`` that ends it.
+
+        It does so before white space, a closing quote or bracket (kept), or the text's end. What the last token
+        holds beyond is displayed with the next step.
+        """
+        return Step(self, text, Ending(max_tokens, sentence=True), self._law(sampling))
+
+    def complete(self, text: Text, *, max_tokens: int = 256, **sampling: Any) -> Step:
+        """Return the kernel of the rest of the response: to an end token or ``max_tokens``."""
+        return Step(self, text, Ending(max_tokens), self._law(sampling))
+
+    # Scores
+
+    def score(self, text: Text, continuation: str | None = None) -> Score:
+        """Return log p of the text's response, or of a continuation after the text, as a log-weight.
+
+        p is the model's own law, with no temperature and nothing cut off. The scores of a wave are computed in one
+        batch when awaited.
+        """
+        text = self.attach(text)
+        if continuation is None:
+            return Score(((self._likelihood, (text, len(text.prompt_tokens))),), "log_weight")
+        start = len(text.prompt_tokens) + len(text.tokens)
+        return Score(((self._likelihood, (text.append(continuation), start)),), "log_weight")
+
+    def log_mass(self, text: Text, mask: Any) -> Score:
+        """Return the log of the mass that the default law gives to the tokens of ``mask`` (V,) next, a log-weight.
+
+        This is the weight that makes a masked draw exact: ``lm.next_token(text, mask=mask)`` draws from the law
+        conditioned on the mask. For a finished text it is 0, as no token is drawn.
+        """
+        return Score(((self._mass, (self.attach(text), as_mask(mask, self.vocab_size))),), "log_weight")
+
+    def next_log_probs(self, text: Text, **sampling: Any) -> NDArray[np.float64]:
+        """Return the log-probabilities of the next token, shape (V,)."""
+        from .sampling import log_normalise, warp
+
+        node = self.attach(text).node
+        assert node is not None
+        tally = Tally(1)
+        with torch.inference_mode():
+            logits = self.forwarder.next_logits([node], np.zeros(1, np.intp), tally)
+            log_probs: NDArray[np.float64] = log_normalise(warp(logits, self._law(sampling)))[0].double().cpu().numpy()
+        charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
+        return log_probs
+
+    def _law(self, overrides: dict[str, Any]) -> Sampling:
+        return replace(self.sampling, **overrides) if overrides else self.sampling
+
+    def _reading(self, tokens: tuple[int, ...]) -> Reading:
+        context = tokens[-_CONTEXT:]
+        return Reading(context=context, before=self.decode(context))
+
+    def _chat(self, messages: Sequence[Message]) -> str:
+        if not self.chats:
+            raise Unsupported(f"{self!r} has no chat template: give the prompt as a string")
+        going = bool(messages) and messages[-1]["role"] == "assistant"
+        string: str = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=not going,
+            continue_final_message=going,
+        )
+        return string
+
+    def _require_room(self, length: int, what: str, fix: str) -> None:
+        if self.context is not None and length > self.context:
+            raise ContextOverflow(f"{what} has {length} tokens, but the context of {self!r} is {self.context}: {fix}")
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    ids: set[int] = set()
+    for source in (model.config, getattr(model, "generation_config", None), tokenizer):
+        given = getattr(source, "eos_token_id", None)
+        ids.update(given if isinstance(given, list | tuple) else () if given is None else (given,))
+    return frozenset(ids)
+
+
+def _require_attention(model: Any, config: Any) -> None:
+    if getattr(model, "_is_stateful", False):
+        raise Unsupported(f"{type(model).__name__} keeps a recurrent state, not an attention cache that can be forked")
+    if getattr(config, "is_encoder_decoder", False):
+        raise Unsupported(f"{type(model).__name__} is an encoder-decoder; a causal language model is needed")

@@ -386,7 +386,8 @@ def _gauss(z: Floats, root: Floats) -> Floats:
 
 def _mass(request: Categorical, logs: Floats, value: Any) -> float:
     """Return log p of an item of ``values``, over all positions that hold it."""
-    found: list[float] = [log for log, item in zip(logs.tolist(), request.values or ()) if _b.same(item, value)]
+    items = zip(logs.tolist(), request.values or ())
+    found: list[float] = [log for log, item in items if _b.same(item, value)]
     if len(found) == 1:
         return found[0]
     return float(np.logaddexp.reduce(found)) if found else -math.inf

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ..ppl.keys import Keys
-from ..ppl.model import FeynmanKac
+from ..ppl.model import FeynmanKac, Floats
 from .engine import Guarantee, Report, Run, positive
 from .smc import SMC
 
@@ -27,6 +27,7 @@ class BestOfN:
         particles: N, the number of runs.
         temperature: None for the best; a positive number for soft selection.
         chains: independent batches of N; each selects its own.
+        all_dead: "error" raises `AllParticlesDead` when all potentials are zero; "zero" keeps the dead.
 
     Source: Stiennon et al. (2020), arXiv:2009.01325; soft selection, Verdun et al. (2025), arXiv:2505.03156.
 
@@ -43,6 +44,7 @@ class BestOfN:
     particles: int
     temperature: float | None = None
     chains: int = 1
+    all_dead: Literal["error", "zero"] = "error"
     guarantee: ClassVar[Guarantee] = "heuristic"
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ class BestOfN:
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
         log_potential = np.zeros(self.particles)
-        inner = SMC(self.particles, ess_threshold=0.0).run(model, key)
+        inner = SMC(self.particles, ess_threshold=0.0, all_dead=self.all_dead).run(model, key)
         request = next(inner)
         while True:
             if not isinstance(request, Report):
@@ -70,7 +72,8 @@ class BestOfN:
             except StopIteration:
                 return
 
-    def _select(self, log_potential: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
+    def _select(self, log_potential: Floats) -> Floats:
         if self.temperature is not None:
             return log_potential / self.temperature
-        return np.where(log_potential == log_potential.max(), 0.0, -np.inf)
+        best = log_potential.max()
+        return np.where((log_potential == best) & (best > -np.inf), 0.0, -np.inf)

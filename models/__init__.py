@@ -1,4 +1,4 @@
-"""Language models, their KV caches, and judges. Importing this imports no heavy library until a name is used."""
+"""Language models, their KV caches, and judges. Heavy libraries are imported when a name is first used."""
 
 from __future__ import annotations
 

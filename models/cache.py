@@ -1,10 +1,11 @@
 """KV slabs: keys and values of many histories, appended in place and copied only where histories fork.
 
-A `Slab` holds a batch of rows, right-aligned: all rows that are advanced together end at one column, so that a new
-token is written in place in every row with no copy, and shorter histories are padded on the left. A `Row` holds one
-history; every node on the path to its tip points at it, each using as much of it as it is long (as slices of one
-array share it in Go): a child extends the row if the row ends where its parent ends, and copies it otherwise.
-Rows that no node holds any more are free for forks; a slab without rows is freed by reference count alone.
+A `Slab` holds a batch of rows, right-aligned: all rows that are advanced together end at one column, so that
+a new token is written in place in every row with no copy, and shorter histories are padded on the left. A
+`Row` holds one history; every node on the path to its tip points at it, each using as much of it as it is
+long (as slices of one array share it in Go): a child extends the row if the row ends where its parent ends,
+and copies it otherwise. Rows that no node holds any more are free for forks; a slab without rows is freed by
+reference count alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Row:
 
 
 class Slab:
-    """Keys and values of ``rows`` histories: per layer a pair of tensors (rows, heads, cap, dim), made on first use."""
+    """Keys and values of ``rows`` histories: per layer two tensors (rows, heads, cap, dim)."""
 
     def __init__(self, rows: int, cap: int, pad: int) -> None:
         self.rows = rows
@@ -79,8 +80,8 @@ class Slab:
 class SlabCache(Cache):  # type: ignore[misc]
     """One forward pass's view of a slab, as transformers sees a cache.
 
-    Rows ``window`` of the slab are the batch, columns from ``low`` are seen, and the queries are written from column
-    ``at``; only where ``valid`` (n, 1, q, 1), if it is given.
+    Rows ``window`` of the slab are the batch, columns from ``low`` are seen, and the queries are written from
+    column ``at``; only where ``valid`` (n, 1, q, 1), if it is given.
     """
 
     def __init__(self, slab: Slab, window: slice, low: int, at: int, valid: Any) -> None:
@@ -118,7 +119,7 @@ class SlabCache(Cache):  # type: ignore[misc]
 
 
 def copy_rows(source: Any, source_rows: Sequence[int], target: Any, target_rows: Sequence[int]) -> None:
-    """Copy rows of ``source`` (rows, heads, columns, dim) to ``target``: as if all were read before any is written."""
+    """Copy rows between tensors (rows, heads, columns, dim), as if all were read before any is written."""
     shared = source.data_ptr() == target.data_ptr()
     if source.device.type == "cpu" and not (shared and set(source_rows) & set(target_rows)):
         for i, j in zip(source_rows, target_rows):

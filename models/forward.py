@@ -53,9 +53,9 @@ class Forwarder:
         self._kept_limit = store.limit // 16
 
     def next_logits(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally) -> Any:
-        """Return the next-token logits after each history, a float32 tensor (n, V). Repeats are forwarded once.
+        """Return the next-token logits after each history, a float32 tensor (n, V).
 
-        What is forwarded is charged to ``owners[i]`` of the first history i that needs it.
+        Repeats are forwarded once; what is forwarded is charged to ``owners[i]`` of the first i that needs it.
         """
         found: dict[Node, tuple[Any, int]] = {}
         missing: dict[Node, int] = {}
@@ -83,10 +83,10 @@ class Forwarder:
     def all_logits(
         self, nodes: Sequence[Node], first: Sequence[int], sink: Callable[[Sequence[Job], Any], None]
     ) -> int:
-        """Forward histories and give ``sink`` the logits at positions ``first[i]`` on. Returns the passes made.
+        """Forward histories; ``sink`` gets the logits at positions ``first[i]`` on. Returns the passes made.
 
-        ``sink(jobs, logits)`` gets a tensor (n, k, V) whose last ``job.pending`` positions belong to job i; these
-        begin at ``first[i]`` or before.
+        ``sink(jobs, logits)`` gets a tensor (n, k, V) whose last ``job.pending`` positions belong to job i;
+        these begin at ``first[i]`` or before.
         """
         return self.run(nodes, first, sink, 1, every=True)
 
@@ -98,7 +98,7 @@ class Forwarder:
         width: int,
         every: bool = False,
     ) -> int:
-        """Forward distinct histories from position ``first[i]``, or before, to their ends. Returns the passes made."""
+        """Forward distinct histories from position ``first[i]``, or before, on. Returns the passes made."""
         jobs = [locate(node, start) for node, start in zip(nodes, first)]
         starts = dict(zip(nodes, first))
         passes = 0

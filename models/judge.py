@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 
 class Judge:
-    """A yes-or-no question to a language model, as a reward: P(yes) / (P(yes) + P(no)) at the answer's first token.
+    """A yes-or-no question to a language model, as a reward: P(yes) / (P(yes) + P(no)).
+
+    The probabilities are those of the answer's first token.
 
     Args:
         lm: the model asked.
-        question: a template for ``str.format``, filled from the arguments of the call (``{text}`` is the first), or
-            a function of them; it gives a prompt or chat messages. A string is put to a model that has a chat
-            template as a user's message.
+        question: a template for ``str.format``, filled from the arguments of the call (``{text}`` is the
+            first), or a function of them; it gives a prompt or chat messages. A string is put to a model that
+            has a chat template as a user's message.
         yes: answers that mean yes; those that are one token of the model count.
         no: answers that mean no.
         cache: results remembered.

@@ -1,8 +1,8 @@
 """The law of the next token, and drawing from it.
 
-The law is the softmax of the logits after temperature, top-k, top-p and min-p, in that order (as ``generate`` of
-transformers warps), then conditioned on a mask. A token is drawn by inverting the law's distribution function at
-one uniform number per row, so that a draw depends on its own row and key alone.
+The law is the softmax of the logits after temperature, top-k, top-p and min-p, in that order (as ``generate``
+of transformers warps), then conditioned on a mask. A token is drawn by inverting the law's distribution
+function at one uniform number per row, so that a draw depends on its own row and key alone.
 """
 
 from __future__ import annotations
@@ -64,13 +64,16 @@ class Sampling:
 def warp(logits: Any, sampling: Sampling, mask: Any = None) -> Any:
     """Return the unnormalised log-law, shape (n, V): −inf where a token is cut off or masked out.
 
-    ``logits`` is a float tensor of shape (n, V), left as it is; ``mask`` a boolean one, (n, V), or None. Tokens
-    tied at a threshold are all kept. At temperature 0 the law is its limit: the best token that the mask allows.
+    ``logits`` is a float tensor of shape (n, V), left as it is; ``mask`` a boolean one, (n, V), or None.
+    Tokens tied at a threshold are all kept. At temperature 0 the law is its limit: the best token that the
+    mask allows.
     """
     if sampling.temperature == 0:
         allowed = logits if mask is None else logits.masked_fill(~mask, -math.inf)
         best = allowed.argmax(-1, keepdim=True)
-        zero = torch.zeros_like(best, dtype=logits.dtype).masked_fill_(allowed.gather(1, best) == -math.inf, -math.inf)
+        zero = torch.zeros_like(best, dtype=logits.dtype).masked_fill_(
+            allowed.gather(1, best) == -math.inf, -math.inf
+        )
         return torch.full_like(logits, -math.inf).scatter_(1, best, zero)
     if sampling.temperature != 1:
         logits = logits / sampling.temperature
@@ -88,7 +91,7 @@ def _cut(logits: Any, threshold: Any) -> Any:
 
 
 def _nucleus(logits: Any, top_p: float) -> Any:
-    """Return the smallest logit kept by top-p, shape (n, 1): a token stays while those above it have mass < p."""
+    """Return the smallest logit kept by top-p, (n, 1): a token stays while those above it have mass < p."""
     log_z = logits.double().logsumexp(-1, keepdim=True)
     k = min(_TOP, logits.shape[-1])
     while True:  # the nucleus is nearly always small: sort the whole vocabulary only where it is not
@@ -105,7 +108,7 @@ def _nucleus(logits: Any, top_p: float) -> Any:
 def draw(law: Any, uniforms: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Draw one token per row from an unnormalised log-law, shape (n, V), at one uniform number per row, (n,).
 
-    Returns the tokens (n,) and their log-probabilities (n,). A row with no possible token gives token −1 and −inf.
+    Returns the tokens (n,) and their log-probabilities (n,): −1 and −inf for a row with no possible token.
     """
     weights, top = _weights(law)
     blocks = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _BLOCK)).view(len(law), -1, _BLOCK)
@@ -158,7 +161,7 @@ def log_prob_of(law: Any, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def log_mass(law: Any, mask: Any) -> NDArray[np.float64]:
-    """Return the log of the mass that a law (n, V) gives to the tokens of a boolean mask (n, V), shape (n,)."""
+    """Return the log of the mass (n,) that a law (n, V) gives to the tokens of a boolean mask (n, V)."""
     weights, _ = _weights(law)
     inside = (weights * mask).sum(-1).double()
     result: NDArray[np.float64] = (inside.log() - weights.sum(-1).double().log()).cpu().numpy()

@@ -40,7 +40,11 @@ class Mask:
         return self._digest
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Mask) and self._digest == other._digest and np.array_equal(self.allowed, other.allowed)
+        return (
+            isinstance(other, Mask)
+            and self._digest == other._digest
+            and np.array_equal(self.allowed, other.allowed)
+        )
 
     def __repr__(self) -> str:
         return f"<mask of {int(self.allowed.sum())} tokens>"
@@ -61,7 +65,9 @@ def as_mask(mask: Any, size: int) -> Mask:
         return mask
     given = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
     if given.dtype != np.bool_ or given.ndim != 1 or len(given) > size:
-        raise ValueError(f"a mask must be booleans of shape ({size},), not {given.dtype} of shape {given.shape}")
+        raise ValueError(
+            f"a mask must be booleans of shape ({size},), not {given.dtype} of shape {given.shape}"
+        )
     return Mask(np.pad(given, (0, size - len(given))))
 
 
@@ -77,6 +83,8 @@ def forced(
 
     Long histories go through the model in chunks, shortest prefix first, each building on the last.
     """
+    if all(node.length == start + 1 for node, start in zip(nodes, starts)):
+        return _forced_last(lm, nodes, laws, owners, tally)
     total = np.zeros(len(nodes))
     at = [start - 1 for start in starts]
     while True:
@@ -101,10 +109,33 @@ def forced(
 
         ends = list(wanted)
         with torch.inference_mode():
-            tally.calls += lm.forwarder.all_logits(ends, [min(at[i] for i in wanted[end]) for end in ends], add)
+            tally.calls += lm.forwarder.all_logits(
+                ends, [min(at[i] for i in wanted[end]) for end in ends], add
+            )
         for end, users in wanted.items():
             for i in users:
                 at[i] = end.length
+
+
+def _forced_last(
+    lm: TransformersLM,
+    nodes: Sequence[Node],
+    laws: Sequence[tuple[Sampling, Mask | None]],
+    owners: Sequence[int],
+    tally: Tally,
+) -> Floats:
+    """Return the log-probability (n,) of the last token of each history, from logits that may be kept."""
+    result = np.zeros(len(nodes))
+    parents = [node.ancestor(node.length - 1) for node in nodes]
+    with torch.inference_mode():
+        logits = lm.forwarder.next_logits(parents, np.array(owners, np.intp), tally)
+        for law in set(laws):
+            rows = [i for i, other in enumerate(laws) if other == law]
+            part = logits[torch.tensor(rows, device=logits.device)]
+            allowed = None if law[1] is None else law[1].on(logits.device).expand(len(rows), -1)
+            given = np.array([nodes[i].token for i in rows], np.int64)
+            result[rows] = log_prob_of(warp(part, law[0], allowed), given)
+    return result
 
 
 class Recall(Memory):
@@ -131,13 +162,16 @@ class Likelihood:
         """Name in messages."""
         return f"log p of {self.lm.identity}"
 
-    def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> Floats:
+    def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> list[float]:
         """Return log p for each (text, start)."""
         tally = Tally(len(inputs))
         texts = [self.lm.attach(text) for text, _ in inputs]
         nodes = [text.node for text in texts if text.node is not None]
         law = (Sampling(), None)
-        result = forced(self.lm, nodes, [start for _, start in inputs], [law] * len(nodes), range(len(nodes)), tally)
+        starts = [start for _, start in inputs]
+        result: list[float] = forced(
+            self.lm, nodes, starts, [law] * len(nodes), range(len(nodes)), tally
+        ).tolist()
         charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
         return result
 
@@ -156,7 +190,7 @@ class Mass:
         """Name in messages."""
         return f"mask mass of {self.lm.identity}"
 
-    def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> Floats:
+    def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> list[float]:
         """Return the log-mass for each (text, mask)."""
         result = np.zeros(len(inputs))
         going = [i for i, (text, _) in enumerate(inputs) if not text.finished]
@@ -168,7 +202,8 @@ class Mass:
                 masks = torch.stack([inputs[i][1].on(logits.device) for i in going])
                 result[going] = _log_mass(logits, masks, self.lm.sampling)
             charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
-        return result
+        numbers: list[float] = result.tolist()
+        return numbers
 
 
 def _log_mass(logits: Any, masks: Any, sampling: Sampling) -> Floats:

@@ -57,7 +57,7 @@ class Ending:
         return bool(self.stops) or self.sentence
 
     def find(self, string: str, known: int) -> int | None:
-        """Return where the display ends, if the step does, given that it did not in the first ``known`` characters."""
+        """Return where the display ends, if the step does, which it does not in ``known`` characters."""
         if self.sentence:
             match = _SENTENCE.search(string, max(0, known - 8))
             return None if match is None else match.end()
@@ -90,7 +90,7 @@ class Step:
     @property
     def fingerprint(self) -> Hashable:
         """The history and the settings."""
-        return (self.text.identity, self.text.prompt_tokens, self.text.tokens, self.ending, self.sampling, self.mask)
+        return (self.text.digest, self.ending, self.sampling, self.mask)
 
     def __repr__(self) -> str:
         return f"<step of {self.lm.identity} from {self.text!r}>"
@@ -122,8 +122,8 @@ class Step:
     def log_prob_batch(self, requests: Sequence[Step], values: Sequence[Text]) -> Floats:
         """Return log p of each text under its request, shape (n,).
 
-        It is −inf for a text that does not continue its request's, or that the step would have ended earlier or
-        later. The missing positions go through the model in one ragged batch, and are kept.
+        It is −inf for a text that does not continue its request's, or that the step would have ended earlier
+        or later. The missing positions go through the model in one ragged batch, and are kept.
         """
         result = np.zeros(len(requests))
         jobs: list[tuple[int, Step, _Run]] = []
@@ -154,7 +154,7 @@ class Step:
         return not self.sampling.truncates or self.sampling == other.sampling
 
     def support(self) -> list[Text] | None:
-        """Return all the texts that one token can lead to; None where they are many (a vocabulary above 512)."""
+        """Return all the texts that one token can lead to; None where the vocabulary is above 512."""
         if self.ending.max_tokens > 1 or self.lm.vocab_size > _MOST_SUPPORT:
             return None
         start = _Run(self)

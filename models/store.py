@@ -1,4 +1,4 @@
-"""The KV store: where histories stand in slabs, when they are copied, and what is dropped when memory is short."""
+"""The KV store: where histories stand in slabs, when they are copied, what goes when memory is short."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _HEADROOM = 64
 class Job:
     """A history to be forwarded: its positions from ``base`` on, given the row that holds those before.
 
-    ``holder`` is the node on whose row the prefix was found; the row may hold more than ``base`` positions. Both
-    are None where ``base`` is 0.
+    ``holder`` is the node on whose row the prefix was found; the row may hold more than ``base`` positions.
+    Both are None where ``base`` is 0.
     """
 
     node: Node
@@ -55,7 +55,7 @@ def locate(node: Node, first: int) -> Job:
 
 
 def rehome(nodes: Sequence[Node]) -> None:
-    """Let the ancestors of nodes use the rows of their descendants, so that rows kept only for them go free."""
+    """Let the ancestors of nodes use their descendants' rows, so that rows kept only for them go free."""
     seen: set[int] = set()
     for node in nodes:
         row, above = node.row, node.parent
@@ -118,7 +118,12 @@ class Store:
         slab, tip = lead.row.slab, lead.row.start + lead.base
         for job in jobs:
             row = job.row
-            if row is None or row.slab is not slab or row.start + job.base != tip or job.pending != lead.pending:
+            if (
+                row is None
+                or row.slab is not slab
+                or row.start + job.base != tip
+                or job.pending != lead.pending
+            ):
                 return None
         if len(jobs) > slab.rows or tip + lead.pending > slab.cap:
             return None
@@ -143,7 +148,9 @@ class Store:
 
     def _in_new(self, jobs: Sequence[Job], width: int) -> Placement:
         end = max(job.node.length for job in jobs)
-        slab = Slab(max(len(jobs), width), end + max(_HEADROOM, end // 2), end - min(job.node.length for job in jobs))
+        slab = Slab(
+            max(len(jobs), width), end + max(_HEADROOM, end // 2), end - min(job.node.length for job in jobs)
+        )
         self._reserve(slab, [job.row.slab for job in jobs if job.row is not None])
         for index, (keys, values) in self._shapes.items():
             slab.layer(index, keys, values)
@@ -180,9 +187,9 @@ class Store:
 def _arrange(
     slab: Slab, claimed: dict[int, Row], forks: dict[int, Row | None], count: int, tip: int
 ) -> dict[int, Row]:
-    """Bring the claimed rows together in ``count`` neighbouring places, the rest of them copies of the forks' rows.
+    """Bring the claimed rows together in ``count`` neighbouring places, and copy the forks' rows to the rest.
 
-    Rows that stand in the way change places with claimed rows or go to free ones. Returns the forks' new rows.
+    Rows in the way change places with claimed rows or go to free places. Returns the forks' new rows.
     """
     low, high = min(claimed, default=0), max(claimed, default=0)
     first = min(low, slab.rows - count) if high - low < count else 0

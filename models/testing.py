@@ -47,7 +47,9 @@ def tiny_tokenizer(vocab_size: int = 300) -> Any:
     )
 
 
-def tiny_lm(seed: int = 0, *, context: int = 512, scale: float = 1.0, model: Any = None, **options: Any) -> TransformersLM:
+def tiny_lm(
+    seed: int = 0, *, context: int = 512, scale: float = 1.0, model: Any = None, **options: Any
+) -> TransformersLM:
     """Return a random two-layer Llama (hidden 32, about 300 tokens) with a byte-level BPE tokenizer.
 
     Args:

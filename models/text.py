@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Literal, Protocol
 
 from .tree import Node
@@ -32,8 +33,8 @@ class Model(Protocol):
 class Reading:
     """A response decoded as far as its characters are whole.
 
-    A token may hold a part of a character, and may read otherwise at the start of a string than inside it. So new
-    tokens are decoded after a few old ones, and held back while they end inside a character.
+    A token may hold a part of a character, and may read otherwise at the start of a string than inside it. So
+    new tokens are decoded after a few old ones, and held back while they end inside a character.
 
     Attributes:
         raw: the string so far.
@@ -72,15 +73,16 @@ class Text:
     """A prompt and the response so far. Immutable: every step makes a new one.
 
     Made by ``lm.prompt``; equal texts are those of the same model with the same tokens and the same prompt.
-    ``str(text)`` is the response, decoded without special tokens, and without the stop string that its last step
-    ended at (and what its last token holds beyond).
+    ``str(text)`` is the response, decoded without special tokens, and without the stop string that its last
+    step ended at (and what its last token holds beyond).
 
     Attributes:
         prompt: the prompt as a string, a chat's template filled in.
         prompt_tokens: its token ids.
         steps: what each step added, as displayed: one string per sampled or appended step.
         log_prob: log-probability of all sampled tokens, under the laws they were really drawn from.
-        finish_reason: ``"eos"`` after an end token, ``"context"`` where the model's context is full, else None.
+        finish_reason: ``"eos"`` after an end token, ``"context"`` where the model's context is full, else
+            None.
 
     >>> from feynkac.models.testing import tiny_lm
     >>> text = tiny_lm().prompt("Once upon").append(" a time")
@@ -121,7 +123,14 @@ class Text:
         return self.tokens == other.tokens
 
     def __hash__(self) -> int:
-        return hash((self.identity, self.prompt_tokens, self.tokens))
+        return hash((self.identity, len(self.prompt_tokens), self.digest))
+
+    @property
+    def digest(self) -> int:
+        """A hash of all the tokens, the same in every process."""
+        if self.node is not None:
+            return self.node.digest
+        return reduce(lambda digest, token: hash((digest, token)), self._tokens, hash(self.prompt_tokens))
 
     @property
     def full(self) -> str:
@@ -142,8 +151,8 @@ class Text:
         """Return the text followed by a given string, which is not sampled and has no log-probability.
 
         Nothing is computed until the next step. A text that ended with an end token is reopened: the token is
-        taken off (its log-probability stays). Raises ContextOverflow where there is no room, and ValueError on a
-        text that was loaded without its model.
+        taken off (its log-probability stays). Raises ContextOverflow where there is no room, and ValueError
+        on a text that was loaded without its model.
         """
         if self.lm is None:
             raise ValueError("this text was loaded without its language model: use lm.attach(text).append(…)")

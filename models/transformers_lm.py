@@ -51,14 +51,16 @@ class TransformersLM:
         model: a causal model of transformers that attends over a key-value cache.
         tokenizer: its tokenizer.
         sampling: the default law of the next token; every step may override it.
-        cache_bytes: most bytes of keys, values and logits to hold. What is dropped is computed again when needed.
+        cache_bytes: most bytes of keys, values and logits to hold. What is dropped is computed again when
+            needed.
         max_batch: most histories in one forward pass.
         name: tells texts of this model from those of others; its path by default.
 
     Raises `Unsupported` for a model with a recurrent state or an encoder.
 
-    Keys and values are shared: histories that many particles have in common are forwarded once, and forks copy a
-    row only when they part. A text that fills the model's context is finished, with ``finish_reason`` "context".
+    Keys and values are shared: histories that many particles have in common are forwarded once, and forks
+    copy a row only when they part. A text that fills the model's context is finished, with ``finish_reason``
+    "context".
 
     >>> from feynkac.models.testing import tiny_lm
     >>> lm = tiny_lm()
@@ -88,7 +90,9 @@ class TransformersLM:
         self.vocab_size: int = config.vocab_size
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.eos: frozenset[int] = _end_tokens(model, tokenizer)
-        self.identity: str = name or getattr(config, "_name_or_path", "") or f"{type(model).__name__}-{next(_made)}"
+        self.identity: str = (
+            name or getattr(config, "_name_or_path", "") or f"{type(model).__name__}-{next(_made)}"
+        )
         self.tree = Tree()
         self._store = Store(cache_bytes)
         self.forwarder = Forwarder(model, self._store, max_batch, self.vocab_size)
@@ -109,8 +113,8 @@ class TransformersLM:
     ) -> TransformersLM:
         """Load a model and its tokenizer: a local folder, a name on the hub, or ``"smollm2"`` (see `fetch`).
 
-        ``device`` is a GPU where there is one; ``dtype`` is float32 on a CPU, else the model's own. Other keywords
-        go to ``AutoModelForCausalLM.from_pretrained``.
+        ``device`` is a GPU where there is one; ``dtype`` is float32 on a CPU, else the model's own. Other
+        keywords go to ``AutoModelForCausalLM.from_pretrained``.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -119,13 +123,20 @@ class TransformersLM:
         path = resolve(name_or_path)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.float32 if device == "cpu" else "auto")
-        shared = {k: kwargs[k] for k in ("revision", "token", "trust_remote_code", "cache_dir") if k in kwargs}
+        shared = {
+            k: kwargs[k] for k in ("revision", "token", "trust_remote_code", "cache_dir") if k in kwargs
+        }
         tokenizer = AutoTokenizer.from_pretrained(path, **shared)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
         if "device_map" not in kwargs:
             model = model.to(device)
         return cls(
-            model, tokenizer, sampling=sampling, cache_bytes=cache_bytes, max_batch=max_batch, name=name_or_path
+            model,
+            tokenizer,
+            sampling=sampling,
+            cache_bytes=cache_bytes,
+            max_batch=max_batch,
+            name=name_or_path,
         )
 
     def __repr__(self) -> str:
@@ -180,7 +191,9 @@ class TransformersLM:
         if text.node is not None and text.lm is self:
             return text
         if text.identity != self.identity:
-            raise ValueError(f"{text!r} belongs to {text.identity}, not to {self!r}: use lm.prompt(str(text))")
+            raise ValueError(
+                f"{text!r} belongs to {text.identity}, not to {self!r}: use lm.prompt(str(text))"
+            )
         node = self.tree.extend(self.tree.root(text.prompt_tokens), text.tokens)
         reading = text.reading
         if not reading.context and not reading.held:
@@ -195,7 +208,9 @@ class TransformersLM:
         if text.finish_reason == "eos" and node.parent is not None:
             node = node.parent
         tokens = self.encode(string)
-        self._require_room(node.length + len(tokens), "the text", "append less, or use a model with a longer context")
+        self._require_room(
+            node.length + len(tokens), "the text", "append less, or use a model with a longer context"
+        )
         reading = text.reading.read(self.decode, tokens) if tokens else text.reading
         node = self.tree.extend(node, tokens)
         return replace(
@@ -225,8 +240,8 @@ class TransformersLM:
     def next_token(self, text: Text, *, mask: Any = None, **sampling: Any) -> Step:
         """Return the kernel of one token.
 
-        ``mask`` (V,), boolean, conditions the law on a set of tokens; where the law gives them nothing, the draw
-        is the text itself with log-probability −inf. Other keywords are those of `Sampling`.
+        ``mask`` (V,), boolean, conditions the law on a set of tokens; where the law gives them nothing, the
+        draw is the text itself with log-probability −inf. Other keywords are those of `Sampling`.
         """
         allowed = None if mask is None else as_mask(mask, self.vocab_size)
         return Step(self, text, Ending(1), self._law(sampling), allowed)
@@ -259,8 +274,8 @@ class TransformersLM:
     def sentence(self, text: Text, *, max_tokens: int = 128, **sampling: Any) -> Step:
         """Return the kernel of the rest of the sentence: to a ``.``, ``!`` or ``?`` that ends it.
 
-        It does so before white space, a closing quote or bracket (kept), or the text's end. What the last token
-        holds beyond is displayed with the next step.
+        It does so before white space, a closing quote or bracket (kept), or the text's end. What the last
+        token holds beyond is displayed with the next step.
         """
         return Step(self, text, Ending(max_tokens, sentence=True), self._law(sampling))
 
@@ -273,8 +288,8 @@ class TransformersLM:
     def score(self, text: Text, continuation: str | None = None) -> Score:
         """Return log p of the text's response, or of a continuation after the text, as a log-weight.
 
-        p is the model's own law, with no temperature and nothing cut off. The scores of a wave are computed in one
-        batch when awaited.
+        p is the model's own law, with no temperature and nothing cut off. The scores of a wave are computed
+        in one batch when awaited.
         """
         text = self.attach(text)
         if continuation is None:
@@ -283,10 +298,11 @@ class TransformersLM:
         return Score(((self._likelihood, (text.append(continuation), start)),), "log_weight")
 
     def log_mass(self, text: Text, mask: Any) -> Score:
-        """Return the log of the mass that the default law gives to the tokens of ``mask`` (V,) next, a log-weight.
+        """Return the log of the mass that the default law gives to the tokens of ``mask`` (V,) next, a
+        log-weight.
 
-        This is the weight that makes a masked draw exact: ``lm.next_token(text, mask=mask)`` draws from the law
-        conditioned on the mask. For a finished text it is 0, as no token is drawn.
+        This is the weight that makes a masked draw exact: ``lm.next_token(text, mask=mask)`` draws from the
+        law conditioned on the mask. For a finished text it is 0, as no token is drawn.
         """
         return Score(((self._mass, (self.attach(text), as_mask(mask, self.vocab_size))),), "log_weight")
 
@@ -299,7 +315,9 @@ class TransformersLM:
         tally = Tally(1)
         with torch.inference_mode():
             logits = self.forwarder.next_logits([node], np.zeros(1, np.intp), tally)
-            log_probs: NDArray[np.float64] = log_normalise(warp(logits, self._law(sampling)))[0].double().cpu().numpy()
+            log_probs: NDArray[np.float64] = (
+                log_normalise(warp(logits, self._law(sampling)))[0].double().cpu().numpy()
+            )
         charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
         return log_probs
 
@@ -324,7 +342,9 @@ class TransformersLM:
 
     def _require_room(self, length: int, what: str, fix: str) -> None:
         if self.context is not None and length > self.context:
-            raise ContextOverflow(f"{what} has {length} tokens, but the context of {self!r} is {self.context}: {fix}")
+            raise ContextOverflow(
+                f"{what} has {length} tokens, but the context of {self!r} is {self.context}: {fix}"
+            )
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -337,6 +357,8 @@ def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def _require_attention(model: Any, config: Any) -> None:
     if getattr(model, "_is_stateful", False):
-        raise Unsupported(f"{type(model).__name__} keeps a recurrent state, not an attention cache that can be forked")
+        raise Unsupported(
+            f"{type(model).__name__} keeps a recurrent state, not an attention cache that can be forked"
+        )
     if getattr(config, "is_encoder_decoder", False):
         raise Unsupported(f"{type(model).__name__} is an encoder-decoder; a causal language model is needed")

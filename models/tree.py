@@ -1,8 +1,8 @@
 """The token tree: every text is a path from its prompt, and equal histories share their nodes.
 
-A node is one token (or, at the root, a whole prompt) and its parent. Nodes are interned, so what is known about
-a history (its place in the KV cache, its next-token logits) is known to every text that passes through it, and
-goes when the last of them goes.
+A node is one token (or, at the root, a whole prompt) and its parent. Nodes are interned, so what is known
+about a history (its place in the KV cache, its next-token logits) is known to every text that passes through
+it, and goes when the last of them goes.
 """
 
 from __future__ import annotations

@@ -70,10 +70,11 @@ class Running:
 class Effect:
     """Something a program awaits. Awaiting it gives the runtime's answer."""
 
-    __slots__ = ("awaited", "hidden", "masked", "name", "visit")
+    __slots__ = ("awaited", "hidden", "maker", "masked", "name", "visit")
     kind: ClassVar[str] = ""
 
     def __init__(self, name: str) -> None:
+        self.maker = id(Running.fiber)
         if Running.fiber is None:
             raise OutsideProgram(
                 f"fk.{self.kind}({name!r}, …) was used where no program is running; "
@@ -90,14 +91,22 @@ class Effect:
         return result
 
     def __del__(self) -> None:
-        # A dropped effect that was never awaited is a forgotten `await`; the runtime raises at once.
-        if not getattr(self, "awaited", True) and Running.fiber is not None:
+        # A dropped effect that was never awaited is a forgotten `await`; the runtime raises at once. An effect of
+        # another particle, whose coroutine happens to be collected now, is not.
+        if not getattr(self, "awaited", True) and self.maker == id(Running.fiber):
             Running.fiber.run.dropped = f"fk.{self.kind}({self.name!r}, …)"
 
     @property
-    def fingerprint(self) -> Any:
-        """What a replay compares, besides kind and name."""
+    def request(self) -> Any:
+        """What a replay compares by `fingerprint`, besides kind and name."""
         return None
+
+
+def fingerprint(request: Any) -> Any:
+    """Return a summary of a request: a kernel's or score's own, a function's name, or a number as it is."""
+    if callable(request) and not hasattr(request, "fingerprint"):
+        return getattr(request, "__qualname__", type(request).__name__)
+    return getattr(request, "fingerprint", request)
 
 
 class Sample(Effect):
@@ -115,9 +124,9 @@ class Sample(Effect):
         self.fixed = False
 
     @property
-    def fingerprint(self) -> Any:
-        """The kernel's own."""
-        return self.kernel.fingerprint
+    def request(self) -> Any:
+        """The kernel."""
+        return self.kernel
 
 
 class Factor(Effect):
@@ -131,9 +140,9 @@ class Factor(Effect):
         self.log_weight = log_weight
 
     @property
-    def fingerprint(self) -> Any:
+    def request(self) -> Any:
         """The number, or what is to be scored."""
-        return self.log_weight.fingerprint if isinstance(self.log_weight, Score) else self.log_weight
+        return self.log_weight
 
 
 class Twist(Factor):
@@ -156,9 +165,9 @@ class Call(Effect):
         self.forced: Any = MISSING
 
     @property
-    def fingerprint(self) -> Any:
-        """The function's name."""
-        return getattr(self.fn, "__qualname__", type(self.fn).__name__)
+    def request(self) -> Any:
+        """The function."""
+        return self.fn
 
 
 class Gather(Effect):
@@ -172,7 +181,7 @@ class Gather(Effect):
         self.branches = branches
 
     @property
-    def fingerprint(self) -> Any:
+    def request(self) -> Any:
         """The number of branches."""
         return len(self.branches)
 
@@ -190,7 +199,7 @@ class Scan(Effect):
         self.xs = xs
 
     @property
-    def fingerprint(self) -> Any:
+    def request(self) -> Any:
         """The number of inputs."""
         return len(self.xs)
 

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple, NoReturn
 from .effects import Effect, Gather, Running, Scan, Site, address
 
 Log = tuple[Any, ...] | None
-"""A persistent list of completed effects: (the log before, effect, value)."""
+"""A persistent list of completed effects: (the log before, kind, name, request, value)."""
 
 
-def unroll(log: Log) -> list[tuple[Effect, Any]]:
-    """Return the entries of a log, oldest first."""
+def unroll(log: Log) -> list[tuple[str, str, Any, Any]]:
+    """Return the entries of a log, oldest first: kind, name, request, value."""
     entries = []
     while log is not None:
-        log, effect, value = log
-        entries.append((effect, value))
+        entries.append(log[1:])
+        log = log[0]
     return entries[::-1]
 
 
@@ -169,16 +169,12 @@ class Run:
         """Say which particle this is, where it stands, and what it did: the note on every error."""
         where = f"after site {address(self.last.name, self.last.visit)!r}" if self.last else "before its first site"
         entries = unroll(self.root.log)
-        shown = ", ".join(f"{effect.name}={_short(value)}" for effect, value in entries[-8:])
+        shown = ", ".join(f"{name}={_short(value)}" for _, name, _, value in entries[-8:])
         more = f"{len(entries) - 8} earlier sites, " if len(entries) > 8 else ""
         return (
             f"feynkac: particle {self.row} of {self.batch} of program {self.program.name!r}, {where}; "
             f"its trace so far: {more}{shown or 'empty'}"
         )
-
-    def __del__(self) -> None:
-        # Dropping a particle closes its coroutines; effects they still hold are not forgotten awaits.
-        Running.fiber = None
 
 
 def fail(fiber: Fiber, error: Exception) -> NoReturn:

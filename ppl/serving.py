@@ -182,7 +182,7 @@ class Server:
         run.sites.append(
             _new(Site, (effect.name, effect.visit, "sample", value, log_prob, log_proposal, effect.hidden))
         )
-        fiber.log = (fiber.log, effect, value)
+        fiber.log = (fiber.log, "sample", effect.name, effect.kernel, value)
         if not run.dead:
             self._go_on(fiber, value)
 
@@ -219,7 +219,7 @@ class Server:
             kind, value, log_prob = "observe", effect.obs, log_weight
         run.sites.append(_new(Site, (effect.name, effect.visit, kind, value, log_prob, 0.0, effect.hidden)))
         fiber.value = effect.obs if kind == "observe" else None
-        fiber.log = (fiber.log, effect, fiber.value)
+        fiber.log = (fiber.log, effect.kind, effect.name, effect.request, fiber.value)
         run.waiting.append(fiber)
 
     def called(self, fiber: Fiber, value: Any) -> None:
@@ -228,7 +228,7 @@ class Server:
         fiber.run.sites.append(
             _new(Site, (effect.name, effect.visit, "call", value, 0.0, 0.0, effect.hidden))
         )
-        fiber.log = (fiber.log, effect, value)
+        fiber.log = (fiber.log, "call", effect.name, effect.fn, value)
         self._go_on(fiber, value)
 
 

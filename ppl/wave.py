@@ -10,9 +10,9 @@ A fork starts the program again and feeds it the recorded log (`Wave.restore`), 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from .effects import MISSING, Call, Effect, Factor, Gather, Running, Sample, Scan, Twist, address
+from .effects import MISSING, Call, Effect, Factor, Gather, Running, Sample, Scan, Twist, address, fingerprint
 from .errors import ForeignAwaitable, ImpossibleChoice, NonDeterministicProgram, UnawaitedEffect
 from .fibers import Checkpoint, Fiber, Finished, OpenScan, Run, Snapshot, annotate, fail, unroll
 from .guard import guard
@@ -191,19 +191,24 @@ class Wave:
         coro = coro.inline() if hasattr(coro, "inline") else coro
         if not hasattr(coro, "send"):
             fail(fiber, TypeError("the step of fk.scan must be an async function (carry, x) -> (carry, y)"))
-        child = Fiber(fiber.run, coro, fiber.handlers, fiber.visits, fiber, fiber.prefix)
-        fiber.children = [child]
+        if fiber.children:
+            # The last iteration's fiber serves again: it is done with, and snapshots hold none of it.
+            (child,) = fiber.children
+            assert child is not None
+            child.coro, child.log, child.level = coro, None, 0.0
+        else:
+            child = Fiber(fiber.run, coro, fiber.handlers, fiber.visits, fiber, fiber.prefix)
+            fiber.children = [child]
         if not fiber.run.replaying:
             self.ready.append((child, None))
         return child
 
     def _complete(self, fiber: Fiber, effect: Effect, value: Any) -> None:
         """Log a completed effect, and go on with its value."""
-        fiber.log = (fiber.log, effect, value)
+        # What a scan's iterations visited is not seen by a replay, which skips them.
+        entry = (value, dict(fiber.visits)) if type(effect) is Scan else value
+        fiber.log = (fiber.log, effect.kind, effect.name, effect.request, entry)
         fiber.children = []
-        if type(effect) is Scan:
-            # What an iteration visited is not seen by a replay that skips it.
-            fiber.log = (fiber.log[0], effect, (value, dict(fiber.visits)))
         self.ready.append((fiber, value))
 
     # -- replay -------------------------------------------------------------------------------------------------
@@ -219,9 +224,15 @@ class Wave:
 
     def _replay(self, fiber: Fiber, snapshot: Snapshot) -> None:
         value: Any = None
-        for recorded, entry in unroll(snapshot.log):
+        for kind, name, request, entry in unroll(snapshot.log):
             effect = self._next(fiber, value)
-            self._check_repeats(fiber, recorded, effect)
+            if (
+                effect is None
+                or effect.kind != kind
+                or effect.name != name
+                or (effect.request is not request and fingerprint(effect.request) != fingerprint(request))
+            ):
+                self._strays(fiber, _told(kind, name, request), effect)
             value = entry
             if type(effect) is Scan:
                 value, visits = entry
@@ -239,13 +250,13 @@ class Wave:
         effect = self._next(fiber, value)
         if isinstance(inner, OpenScan):
             if type(effect) is not Scan:
-                self._check_repeats(fiber, None, effect)
+                self._strays(fiber, "an open scan", effect)
             fiber.visits.clear()
             fiber.visits.update(inner.checkpoint.visits)
             self._replay(self._iterate(fiber, effect, inner.checkpoint), inner.fiber)
             return
         if type(effect) is not Gather or len(effect.branches) != len(inner):
-            self._check_repeats(fiber, None, effect)
+            self._strays(fiber, f"a gather of {len(inner)} branches", effect)
         fiber.children = self._branches(fiber, effect)
         fiber.results = [None] * len(inner)
         for i, (child, inside) in enumerate(zip(list(fiber.children), inner)):
@@ -256,17 +267,8 @@ class Wave:
             else:
                 self._replay(child, inside)
 
-    def _check_repeats(self, fiber: Fiber, recorded: Effect | None, effect: Effect | None) -> None:
-        if (
-            recorded is not None
-            and effect is not None
-            and effect.kind == recorded.kind
-            and effect.name == recorded.name
-            and (effect.fingerprint == recorded.fingerprint)
-        ):
-            return
-        was = "another number of branches or steps" if recorded is None else _told(recorded)
-        now = "it returned" if effect is None else f"it has {_told(effect)}"
+    def _strays(self, fiber: Fiber, was: str, effect: Effect | None) -> NoReturn:
+        now = "it returned" if effect is None else f"it has {_told(effect.kind, effect.name, effect.request)}"
         fail(
             fiber,
             NonDeterministicProgram(
@@ -281,5 +283,5 @@ class Wave:
         fail(fiber, UnawaitedEffect(f"{what} was created but never awaited: write `await {what}`"))
 
 
-def _told(effect: Effect) -> str:
-    return f"{effect.kind} {address(effect.name, effect.visit)!r} ({effect.fingerprint!r})"
+def _told(kind: str, name: str, request: Any) -> str:
+    return f"{kind} {name!r} ({fingerprint(request)!r})"

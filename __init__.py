@@ -1,0 +1,74 @@
+"""feynkac: probabilistic programming for LLM inference.
+
+Generation is a state-space program: its steps are language-model or diffusion transitions, its likelihoods are
+reward models, and one set of inference engines runs over them all.
+
+    import feynkac as fk
+
+    @fk.program
+    async def haiku(lm, judge, topic):
+        text = lm.prompt(f"Write a haiku about {topic}.")
+        for i in range(3):
+            text = await fk.sample("line", lm.line(text))
+            await fk.factor("judge", judge(text).log())
+        return text
+
+    posterior = fk.infer(haiku(lm, judge, "rivers"), fk.SMC(32), seed=0)
+"""
+
+from .inference.best_of_n import BestOfN
+from .inference.importance import ImportanceSampling
+from .inference.infer import Session, infer, steps
+from .inference.posterior import Posterior
+from .inference.smc import SMC
+from .ppl import dist, errors, handlers, keys, oracles
+from .ppl.cost import Budget, Cost
+from .ppl.effects import Site, batched, call, deterministic, factor, gather, observe, sample, scan, twist
+from .ppl.enumeration import Enumeration, enumerate_program
+from .ppl.errors import FeynkacError
+from .ppl.model import Advance, Draws, FeynmanKac, Kernel
+from .ppl.program import Program, Simulation, program, simulate
+from .ppl.score import Reward, Score, reward
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SMC",
+    "Advance",
+    "BestOfN",
+    "Budget",
+    "Cost",
+    "Draws",
+    "Enumeration",
+    "FeynkacError",
+    "FeynmanKac",
+    "ImportanceSampling",
+    "Kernel",
+    "Posterior",
+    "Program",
+    "Reward",
+    "Score",
+    "Session",
+    "Simulation",
+    "Site",
+    "batched",
+    "call",
+    "deterministic",
+    "dist",
+    "enumerate_program",
+    "errors",
+    "factor",
+    "gather",
+    "handlers",
+    "infer",
+    "keys",
+    "observe",
+    "oracles",
+    "program",
+    "reward",
+    "sample",
+    "scan",
+    "simulate",
+    "steps",
+    "twist",
+]

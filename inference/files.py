@@ -1,0 +1,171 @@
+"""Posteriors in files: one zip of JSON and NumPy arrays, without pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ppl.cost import Cost
+from ..ppl.effects import Site
+from .engine import Step
+
+if TYPE_CHECKING:
+    from .posterior import Posterior
+
+_FORMAT = 1
+_ARRAYS = ("ancestors", "log_weights", "log_potential", "log_twist", "done")
+
+
+class _Encoder:
+    """Turns values into JSON, with arrays kept aside."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, Any] = {}
+
+    def encode(self, value: Any, where: str) -> Any:
+        """Return JSON for a value; ``where`` names it in errors."""
+        if isinstance(value, np.generic):
+            value = value.item()
+        if value is None or isinstance(value, bool | int | str):
+            return value
+        if isinstance(value, float):
+            return value if np.isfinite(value) else {"~float": repr(value)}
+        if isinstance(value, Site):
+            return {"~site": [self.encode(item, where) for item in value]}
+        if isinstance(value, list):
+            return [self.encode(item, where) for item in value]
+        if isinstance(value, tuple | set | frozenset):
+            kind = "set" if isinstance(value, set) else type(value).__name__ if type(value) is frozenset else "tuple"
+            return {f"~{kind}": [self.encode(item, where) for item in value]}
+        if isinstance(value, dict):
+            return {"~dict": [[self.encode(k, where), self.encode(v, where)] for k, v in value.items()]}
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            name = f"array{len(self.arrays)}"
+            self.arrays[name] = value
+            return {"~array": name}
+        if hasattr(value, "to_json"):
+            kind = f"{type(value).__module__}:{type(value).__qualname__}"
+            return {"~object": [kind, value.to_json()]}
+        raise TypeError(
+            f"cannot save {where}: a {type(value).__name__} is not a text, number, string, array or container of "
+            "them. Return something plainer from the program, or give the class to_json() and from_json()"
+        )
+
+
+def _decode(data: Any, arrays: Any) -> Any:
+    if isinstance(data, list):
+        return [_decode(item, arrays) for item in data]
+    if not isinstance(data, dict):
+        return data
+    ((tag, inner),) = data.items()
+    if tag == "~float":
+        return float(inner)
+    if tag == "~array":
+        return arrays[inner]
+    if tag == "~object":
+        return _object(*inner)
+    if tag == "~dict":
+        return {_decode(k, arrays): _decode(v, arrays) for k, v in inner}
+    items = [_decode(item, arrays) for item in inner]
+    makers: dict[str, Any] = {"~site": lambda it: Site(*it), "~tuple": tuple, "~set": set, "~frozenset": frozenset}
+    return makers[tag](items)
+
+
+def _object(kind: str, data: Any) -> Any:
+    module, name = kind.split(":")
+    # Only our own classes are made from a file; of others, what they wrote is returned.
+    if not module.startswith("feynkac."):
+        return data
+    return getattr(importlib.import_module(module), name).from_json(data)
+
+
+def save(posterior: Posterior, path: str | os.PathLike[str]) -> None:
+    """Write a posterior to a file, whole or not at all."""
+    encoder = _Encoder()
+    chains = []
+    for c, chain in enumerate(posterior.chains):
+        steps = []
+        for t, step in enumerate(chain.steps):
+            for name in _ARRAYS:
+                encoder.arrays[f"chain{c}/step{t}/{name}"] = getattr(step, name)
+            steps.append(
+                {
+                    "scalars": [step.depth, step.ess, step.entropy, step.resampled],
+                    "log_evidence": encoder.encode(step.log_evidence, "log_evidence"),
+                    "choices": encoder.encode(list(step.choices), f"the choices of step {t}"),
+                }
+            )
+        encoder.arrays[f"chain{c}/log_weights"] = chain.log_weights
+        encoder.arrays[f"chain{c}/complete"] = chain.complete
+        chains.append({"log_evidence": encoder.encode(chain.log_evidence, "log_evidence"), "steps": steps})
+    meta = {name: getattr(posterior, name) for name in ("guarantee", "engine", "model", "seed", "stopped")}
+    head = {
+        "format": _FORMAT,
+        "kind": "feynkac posterior",
+        "values": [encoder.encode(value, f"the value of particle {i}") for i, value in enumerate(posterior.values)],
+        "chains": chains,
+        "cost": dataclasses.asdict(posterior.cost),
+        **meta,
+    }
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("posterior.json", json.dumps(head))
+            for name, array in encoder.arrays.items():
+                buffer = io.BytesIO()
+                np.save(buffer, array, allow_pickle=False)
+                archive.writestr(f"{name}.npy", buffer.getvalue())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | os.PathLike[str]) -> Posterior:
+    """Read a posterior from a file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if the file is corrupt, no posterior, or of a newer format.
+    """
+    from .posterior import Chain, Posterior
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            head = json.loads(archive.read("posterior.json"))
+            arrays = {
+                name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+                for name in archive.namelist()
+                if name.endswith(".npy")
+            }
+    except (zipfile.BadZipFile, KeyError, EOFError, json.JSONDecodeError) as error:
+        raise ValueError(f"{os.fspath(path)} is not a saved posterior, or it is corrupt: {error}") from error
+    if head.get("kind") != "feynkac posterior" or head.get("format", 0) > _FORMAT:
+        raise ValueError(f"{os.fspath(path)} is of format {head.get('format')}; this version reads up to {_FORMAT}")
+    chains = []
+    for c, chain in enumerate(head["chains"]):
+        steps = []
+        for t, step in enumerate(chain["steps"]):
+            depth, ess, entropy, resampled = step["scalars"]
+            fields = {name: arrays[f"chain{c}/step{t}/{name}"] for name in _ARRAYS}
+            log_evidence = _decode(step["log_evidence"], arrays)
+            choices = _decode(step["choices"], arrays)
+            steps.append(Step(depth, ess, entropy, log_evidence, resampled, choices=choices, **fields))
+        log_weights, complete = arrays[f"chain{c}/log_weights"], arrays[f"chain{c}/complete"]
+        chains.append(Chain(log_weights, complete, _decode(chain["log_evidence"], arrays), tuple(steps)))
+    return Posterior(
+        values=tuple(_decode(value, arrays) for value in head["values"]),
+        chains=tuple(chains),
+        cost=Cost(**head["cost"]),
+        **{name: head[name] for name in ("guarantee", "engine", "model", "seed", "stopped")},
+    )

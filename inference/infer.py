@@ -14,7 +14,7 @@ from ..ppl.keys import Keys
 from ..ppl.model import Advance, FeynmanKac
 from ..ppl.program import Particles, Program, launch, resume
 from .engine import Engine, Move, Report, Run, Start, Step
-from .posterior import Chain, Posterior, detach
+from .posterior import Chain, Posterior, detach, detach_sites
 from .progress import Progress
 
 Callback = Callable[[Step], Any]
@@ -84,7 +84,7 @@ class Session:
             if isinstance(item, Report):
                 task.report = replace(item, step=None)
                 if item.step is not None:
-                    made.append(replace(item.step, choices=detach(list(item.step.choices))))
+                    made.append(replace(item.step, choices=[detach_sites(chosen) for chosen in item.step.choices]))
             else:
                 task.request = item
         task.history += made

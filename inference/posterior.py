@@ -19,10 +19,13 @@ from .engine import Guarantee, Step
 from .weights import ess, logmeanexp, normalize
 
 
+_PLAIN = frozenset((float, int, str, bool, type(None)))
+
+
 def detach(value: Any) -> Any:
     """Return ``value`` without what only a live run needs: caches of texts, also inside containers."""
     kind = type(value)
-    if kind in (float, int, str, bool, type(None)):
+    if kind in _PLAIN:
         return value
     if isinstance(value, Site):
         inner = detach(value.value)
@@ -35,6 +38,13 @@ def detach(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: detach(item) for key, item in value.items()}
     return value.detach() if hasattr(value, "detach") else value
+
+
+def detach_sites(choices: Any) -> Any:
+    """Detach what one particle chose in a step."""
+    if type(choices) is tuple and all([type(site) is Site and type(site[3]) in _PLAIN for site in choices]):
+        return choices
+    return detach(choices)
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,8 @@ SCHEMES: Mapping[str, Callable[[Floats, int, Keys], Index]] = MappingProxyType(
 
 
 def _uniforms(key: Keys, m: int) -> Floats:
-    return np.minimum(_keys.uniform(key, m)[0], _BELOW_ONE)
+    u: Floats = np.minimum(_keys.uniform(key, m)[0], _BELOW_ONE)
+    return u
 
 
 def _check(probabilities: ArrayLike) -> Floats:

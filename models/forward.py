@@ -55,7 +55,7 @@ class Forwarder:
     def next_logits(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally) -> Any:
         """Return the next-token logits after each history, a float32 tensor (n, V).
 
-        Repeats are forwarded once; what is forwarded is charged to ``owners[i]`` of the first i that needs it.
+        Repeats are forwarded once; what is forwarded is charged to ``owners[i]`` of the first that needs it.
         """
         found: dict[Node, tuple[Any, int]] = {}
         missing: dict[Node, int] = {}

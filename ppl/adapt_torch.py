@@ -185,6 +185,14 @@ class Single(Adapted):
             return None
         return listed(self.dist.enumerate_support(expand=False).detach().cpu())
 
+    def bounds(self) -> Bounds | None:
+        """Return where the draws lie, or None where bounds alone do not say."""
+        try:
+            found = constrained(self.dist.support, tuple(self.dist.batch_shape + self.dist.event_shape))
+        except NotImplementedError:
+            return None
+        return None if found is None or found.discrete else found
+
 
 @contextmanager
 def _seeded() -> Iterator[None]:

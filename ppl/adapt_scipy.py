@@ -81,8 +81,8 @@ class Univariate(Adapted):
             requests, _b.numbers(self.family.name, "the value", arrays(values))
         )
         if not _b.fits(event, x.shape):
-            shape = np.shape(values[0])
-            raise ValueError(f"{self.family.name}: a value of shape {shape} for draws of {event[1:]}")
+            shape, event = np.shape(values[0]), np.broadcast_shapes(*(c.shape for c in self.columns))
+            raise ValueError(f"scipy.stats.{self.family.name}: a value of shape {shape} for draws of {event}")
         return self._density(x, columns)
 
     def _density(self, x: Floats, columns: Sequence[Floats]) -> Floats:

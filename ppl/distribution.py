@@ -140,13 +140,11 @@ class Elementwise(Distribution):
         return Draws(_b.frozen(values), _b.total(self._density(values, *params)))
 
     def _score(self, requests: Sequence[Any], values: Values) -> Floats:
-        *params, x = _b.align([*self._stack(requests), self._numbers("the value", values)])
-        event = np.broadcast_shapes(*(p.shape for p in params))
-        if not _b.fits(event, x.shape):
-            shape = np.shape(values[0])
-            raise ValueError(
-                f"{type(self).__name__}: a value of shape {shape} for draws of shape {event[1:]}"
-            )
+        stacked = self._stack(requests)
+        *params, x = _b.align([*stacked, self._numbers("the value", values)])
+        if not _b.fits(np.broadcast_shapes(*(p.shape for p in params)), x.shape):
+            shape, event = np.shape(values[0]), np.broadcast_shapes(*(p.shape for p in stacked))[1:]
+            raise ValueError(f"{type(self).__name__}: a value of shape {shape} for draws of shape {event}")
         return _b.total(self._density(x, *params))
 
     def bounds(self) -> Bounds:

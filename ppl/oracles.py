@@ -159,7 +159,7 @@ def kalman(
 
     Raises ``ValueError`` where shapes do not fit.
 
-    Source: Kalman (1960), doi:10.1115/1.3662552; Rauch, Tung and Striebel (1965), doi:10.2514/3.3166.
+    Source: Kalman (1960), doi:10.1115/1.3662552; Bierman (1973), Int. J. Control 18(1), 65–75.
 
     >>> exact = kalman([1.0], initial_mean=0.0, initial_cov=1.0, transition=1.0, transition_cov=1.0,
     ...                emission=1.0, emission_cov=1.0)
@@ -176,26 +176,29 @@ def kalman(
     b, c = np.asarray(transition_offset, np.float64), np.asarray(emission_offset, np.float64)
 
     means, covs, increments = np.empty((steps, d)), np.empty((steps, d, d)), np.empty(steps)
-    predicted: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    updates: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
     for t in range(steps):
         if t:
             mean, cov = f @ mean + b, f @ cov @ f.T + q
-        predicted.append((mean, cov))
         surprise, spread = y[t] - h @ mean - c, h @ cov @ h.T + r
         increments[t] = _log_normal(surprise, spread)
-        gain = np.linalg.solve(spread, h @ cov).T
+        precise = np.linalg.solve(spread, h).T
+        gain = cov @ precise
         # Joseph's form of the update keeps the covariance symmetric and positive.
         keep = np.eye(d) - gain @ h
         mean, cov = mean + gain @ surprise, keep @ cov @ keep.T + gain @ r @ gain.T
         means[t], covs[t] = mean, cov
+        updates.append((keep, precise @ surprise, precise @ h))
 
+    # Bierman's smoother inverts no predicted covariance, which deterministic transitions make singular.
     smooth_means, smooth_covs = means.copy(), covs.copy()
-    for t in range(steps - 2, -1, -1):
-        ahead_mean, ahead_cov = predicted[t + 1]
-        # The pseudo-inverse serves deterministic transitions, whose predictions may be singular.
-        back = covs[t] @ f.T @ np.linalg.pinv(ahead_cov, hermitian=True)
-        smooth_means[t] += back @ (smooth_means[t + 1] - ahead_mean)
-        smooth_covs[t] += back @ (smooth_covs[t + 1] - ahead_cov) @ back.T
+    pull, force = np.zeros(d), np.zeros((d, d))
+    for t in range(steps - 1, 0, -1):
+        keep, score, information = updates[t]
+        pull = f.T @ (score + keep.T @ pull)
+        force = f.T @ (information + keep.T @ force @ keep) @ f
+        smooth_means[t - 1] += covs[t - 1] @ pull
+        smooth_covs[t - 1] -= covs[t - 1] @ force @ covs[t - 1]
     return Gaussians(float(increments.sum()), increments, means, covs, smooth_means, smooth_covs)
 
 

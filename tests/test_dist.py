@@ -7,8 +7,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
-
 from feynkac.ppl import batching, keys
 from feynkac.ppl.dist import (
     Bernoulli,
@@ -21,6 +19,7 @@ from feynkac.ppl.dist import (
     Uniform,
 )
 from feynkac.ppl.model import Kernel
+from scipy import stats
 
 TEST_FAILURE_RATE = 2e-5
 N = 20_000
@@ -261,7 +260,7 @@ def test_covers(proposal, target, answer):
         (Bernoulli(1.5), r"Bernoulli: probs must be in \[0, 1\], got 1.5"),
         (DiscreteUniform(0.5, 2), "DiscreteUniform: low must be an integer"),
         (DiscreteUniform(3, 2), "DiscreteUniform: high must be at least low, got 2.0"),
-        (Categorical([0.5, 0.6]), "Categorical: the sum of probs must be 1 within 1e-6, got 1.1"),
+        (Categorical([0.5, 0.6]), r"Categorical: the sum of probs must be 1 within 1e-6, got 1\.1"),
         (Categorical([1.5, -0.5]), "Categorical: probs must be nonnegative and finite, got -0.5"),
         (Categorical(logits=[math.nan, 0.0]), "Categorical: logits must be a number less than"),
         (Categorical(logits=[-math.inf]), "Categorical: the largest of logits must be finite"),
@@ -281,7 +280,7 @@ def test_bad_parameters_are_named(d, message):
 
 
 def test_one_bad_request_in_a_batch_is_found():
-    with pytest.raises(ValueError, match="got -2.0"):
+    with pytest.raises(ValueError, match=r"got -2\.0"):
         Normal().sample_batch([Normal(), Normal(0.0, -2.0)], particles(2))
 
 

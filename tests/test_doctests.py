@@ -1,0 +1,38 @@
+"""Every example in every docstring of the library, imported by its own name."""
+
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import feynkac
+import pytest
+
+ROOT = Path(feynkac.__file__).parent
+MODULES = ["feynkac"] + [
+    f"feynkac.{package}.{module.name}"
+    for package in ("ppl", "inference", "models")
+    for module in pkgutil.iter_modules([str(ROOT / package)])
+    if module.name != "__main__"
+]
+
+
+def load(name):
+    """Import a module; skip it where a library that it needs is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] == "feynkac":
+            raise
+        pytest.skip(f"{name} needs {error.name}")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    assert doctest.testmod(load(name)).failed == 0
+
+
+def test_there_are_examples():
+    finder = doctest.DocTestFinder()
+    named = (importlib.import_module(f"feynkac.ppl.{module}") for module in ("dist", "keys", "oracles"))
+    assert sum(len(test.examples) for module in named for test in finder.find(module)) > 10

@@ -14,7 +14,7 @@ _CORPUS = (
 )
 _TEMPLATE = (
     "{% for m in messages %}<user>{{ m['role'] }}: {{ m['content'] }}"
-    "{% if not loop.last or add_generation_prompt %}\n{% endif %}{% endfor %}"
+    "{% if not loop.last or add_generation_prompt %}{{ '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 BOS, EOS, USER = "<bos>", "<eos>", "<user>"

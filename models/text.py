@@ -12,7 +12,10 @@ from .tree import Node
 FinishReason = Literal["eos", "context"]
 
 _CONTEXT = 4
-_UNREAD = 4
+_CHARACTER = 4
+"""Most tokens in a character."""
+_UNREAD = 64
+"""Most tokens held back: more than any character has, they are broken."""
 
 
 class Model(Protocol):
@@ -57,15 +60,20 @@ class Reading:
     def read(self, decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> Reading:
         """Return the reading after more tokens."""
         held = (*self.held, *tokens)
-        after = decode((*self.context, *held))
-        piece = after[len(self.before) :]
-        if after.endswith("\ufffd") and len(held) <= max(_UNREAD, len(tokens)):
-            return replace(self, held=held, tail=piece)
-        context, before = (*self.context, *held), after
+        whole = decode((*self.context, *held))
+        for drop in range(min(len(tokens), _CHARACTER)):
+            read = held[: len(held) - drop]
+            after = decode((*self.context, *read)) if drop else whole
+            if not after.endswith("\ufffd") or len(read) > _UNREAD:
+                break
+        else:
+            return replace(self, held=held, tail=whole[len(self.before) :])
+        raw = self.raw + after[len(self.before) :]
+        context, before = (*self.context, *read), after
         if len(context) > 4 * _CONTEXT:
             context = context[-_CONTEXT:]
             before = decode(context)
-        return Reading(self.raw + piece, (), "", context, before)
+        return Reading(raw, held[len(read) :], whole[len(after) :], context, before)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

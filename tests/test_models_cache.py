@@ -56,7 +56,9 @@ def fresh_log_prob(lm, text, start=None):
 
 
 def draw(requests, *path):
-    return list(requests[0].sample_batch(requests, keys.fold(keys.root(0), *path, np.arange(len(requests)))).values)
+    return list(
+        requests[0].sample_batch(requests, keys.fold(keys.root(0), *path, np.arange(len(requests)))).values
+    )
 
 
 def wander(lm, texts, rounds, seed=0, check=None):

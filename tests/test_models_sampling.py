@@ -1,0 +1,135 @@
+"""The law of the next token: warping as transformers does, exact draws. False alarms below 1e-4 a test."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from feynkac.models.sampling import Sampling, draw, log_mass, log_normalise, log_prob_of, warp
+from feynkac.ppl import keys
+
+LAWS = [
+    Sampling(),
+    Sampling(temperature=0.6),
+    Sampling(top_k=7),
+    Sampling(top_p=0.8),
+    Sampling(min_p=0.1),
+    Sampling(temperature=1.5, top_k=40, top_p=0.9, min_p=0.05),
+]
+
+
+def random_logits(n, size, seed=0, spread=2.0):
+    return spread * torch.randn(n, size, generator=torch.Generator().manual_seed(seed))
+
+
+def by_transformers(logits, sampling):
+    warpers = [hf.TemperatureLogitsWarper(sampling.temperature)]
+    warpers += [hf.TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+    warpers += [hf.TopPLogitsWarper(sampling.top_p)] if sampling.top_p else []
+    warpers += [hf.MinPLogitsWarper(sampling.min_p)] if sampling.min_p else []
+    for warper in warpers:
+        logits = warper(None, logits)
+    return logits
+
+
+@pytest.mark.parametrize("sampling", LAWS)
+@pytest.mark.parametrize(("size", "spread"), [(300, 2.0), (5000, 0.01), (5000, 6.0)])
+def test_warping_agrees_with_transformers(sampling, size, spread):
+    logits = random_logits(20, size, spread=spread).double()
+    ours, theirs = warp(logits, sampling), by_transformers(logits.clone(), sampling)
+    assert torch.equal(ours == -math.inf, theirs == -math.inf)
+    torch.testing.assert_close(log_normalise(ours), theirs.log_softmax(-1))
+
+
+@pytest.mark.parametrize("sampling", LAWS)
+@pytest.mark.parametrize("size", [5, 700])
+def test_draws_follow_the_law(sampling, size):
+    logits = random_logits(1, size, seed=size)
+    mask = torch.rand(1, size, generator=torch.Generator().manual_seed(1)) < 0.7
+    n = 15_000
+    for allowed in (None, mask):
+        law = warp(logits, sampling, allowed)
+        if not (law > -math.inf).any():
+            continue
+        tokens, log_prob = draw(law.expand(n, -1), keys.uniform(keys.fold(keys.root(3), np.arange(n))))
+        exact = law[0].double().softmax(-1).numpy()
+        np.testing.assert_allclose(log_prob, np.log(exact[tokens]), atol=1e-5)
+        np.testing.assert_allclose(log_prob_of(law.expand(n, -1), tokens), log_prob, atol=1e-6)
+        counts = np.bincount(tokens, minlength=size)
+        assert (counts[exact == 0] == 0).all()
+        common = n * exact > 5
+        chi = ((counts - n * exact)[common] ** 2 / (n * exact)[common]).sum()
+        free = max(common.sum() - 1, 1)
+        # Wilson–Hilferty: the cube root is nearly normal; 4.4 standard deviations are 5e-6 on one side.
+        z = ((chi / free) ** (1 / 3) - (1 - 2 / (9 * free))) / math.sqrt(2 / (9 * free))
+        assert z < 4.4
+
+
+def test_a_draw_depends_on_its_own_uniform_alone():
+    law, u = random_logits(9, 1000), keys.uniform(keys.fold(keys.root(0), np.arange(9)))
+    together, _ = draw(law, u)
+    alone = [draw(law[i : i + 1], u[i : i + 1])[0][0] for i in range(9)]
+    assert together.tolist() == alone
+
+
+def test_extreme_uniforms_never_give_a_token_of_probability_zero():
+    law = torch.full((1, 1000), -math.inf)
+    law[0, [3, 255, 256, 700]] = torch.tensor([0.0, -40.0, -2.0, -60.0])
+    for u in (2.0**-60, 1e-12, 0.5, 1 - 2.0**-53):
+        token, log_prob = draw(law, np.array([u]))
+        assert token[0] in (3, 255, 256, 700)
+        assert log_prob[0] > -math.inf
+
+
+def test_greedy_takes_the_best_token_allowed():
+    logits = random_logits(4, 50)
+    greedy = Sampling(temperature=0)
+    tokens, log_prob = draw(warp(logits, greedy), np.full(4, 0.3))
+    assert tokens.tolist() == logits.argmax(-1).tolist()
+    assert (log_prob == 0).all()
+    mask = torch.ones(4, 50, dtype=torch.bool).scatter_(1, logits.argmax(-1, keepdim=True), False)
+    tokens, log_prob = draw(warp(logits, greedy, mask), np.full(4, 0.3))
+    assert tokens.tolist() == logits.masked_fill(~mask, -math.inf).argmax(-1).tolist()
+    nothing = torch.zeros(4, 50, dtype=torch.bool)
+    tokens, log_prob = draw(warp(logits, greedy, nothing), np.full(4, 0.3))
+    assert (tokens == -1).all()
+    assert np.isneginf(log_prob).all()
+
+
+def test_an_impossible_row_leaves_the_others_alone():
+    law = random_logits(3, 300)
+    law[1] = -math.inf
+    tokens, log_prob = draw(law, np.full(3, 0.4))
+    assert tokens[1] == -1
+    assert np.isneginf(log_prob).tolist() == [False, True, False]
+
+
+def test_the_mass_of_a_mask():
+    law = random_logits(3, 300)
+    mask = torch.zeros(3, 300, dtype=torch.bool)
+    mask[:, :10] = True
+    mask[2] = False
+    exact = (law.double().softmax(-1) * mask).sum(-1).log().numpy()
+    np.testing.assert_allclose(log_mass(law, mask), exact, atol=1e-6)
+
+
+def test_nan_logits_are_an_error():
+    with pytest.raises(ValueError, match="NaN"):
+        draw(torch.full((1, 10), math.nan), np.array([0.5]))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"temperature": math.inf},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"min_p": -0.1},
+    ],
+)
+def test_settings_out_of_range_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Sampling(**wrong)

@@ -1,0 +1,152 @@
+"""Scores of texts: teacher-forced log-probabilities, masses of masks, judges."""
+
+import gc
+import math
+
+import numpy as np
+import pytest
+import torch
+from feynkac.models import Judge, Sampling
+from feynkac.models.testing import tiny_lm
+from feynkac.ppl import keys
+from feynkac.ppl.cost import Ledger, recording
+from feynkac.ppl.score import evaluate
+
+
+def exact(lm, tokens, start):
+    with torch.no_grad():
+        log_p = lm.model(torch.tensor([tokens]), use_cache=False).logits[0].double().log_softmax(-1)
+    return sum(log_p[i - 1, tokens[i]].item() for i in range(start, len(tokens)))
+
+
+def some_texts(lm, n=6):
+    texts = [lm.prompt("Once upon" if i % 2 else "The sea said") for i in range(n)]
+    requests = [lm.tokens(text, 1 + i, temperature=0.5) for i, text in enumerate(texts)]
+    return list(requests[0].sample_batch(requests, keys.fold(keys.root(0), np.arange(n))).values)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_scores_are_the_model_s_own_log_probabilities(fresh):
+    lm = tiny_lm()
+    texts = some_texts(lm)
+    lm = tiny_lm() if fresh else lm
+    texts = [text.detach() for text in texts] if fresh else texts
+    with recording(Ledger()) as ledger:
+        values = evaluate([lm.score(text) for text in texts])
+    assert ledger.total().model_calls >= 1
+    truth = [exact(lm, text.prompt_tokens + text.tokens, len(text.prompt_tokens)) for text in texts]
+    np.testing.assert_allclose(values, truth, atol=1e-4)
+
+
+def test_scores_of_continuations():
+    lm = tiny_lm()
+    texts = some_texts(lm)
+    values = evaluate([lm.score(text, " and the river ran") for text in texts])
+    more = lm.encode(" and the river ran")
+    for text, value in zip(texts, values):
+        tokens = text.prompt_tokens + text.tokens
+        assert value == pytest.approx(exact(lm, tokens + more, len(tokens)), abs=1e-4)
+
+
+def test_long_responses_are_scored_in_chunks(monkeypatch):
+    from feynkac.models import forward, scoring
+
+    monkeypatch.setattr(scoring, "_CHUNK", 3)
+    monkeypatch.setattr(forward, "_LOGITS", 2000)
+    lm = tiny_lm()
+    texts = [
+        lm.prompt("Once").append(" the river ran to the sea"),
+        lm.prompt("Once").append(" the river"),
+        lm.prompt("x"),
+    ]
+    values = evaluate([lm.score(text) for text in texts])
+    for text, value in zip(texts, values):
+        assert value == pytest.approx(
+            exact(lm, text.prompt_tokens + text.tokens, len(text.prompt_tokens)), abs=1e-4
+        )
+
+
+def test_remembered_scores_hold_no_cache():
+    lm = tiny_lm()
+    texts = some_texts(lm)
+    first = evaluate([lm.score(text) for text in texts])
+    before = lm.forwarded
+    assert evaluate([lm.score(text) for text in texts]) == first
+    assert lm.forwarded == before
+    del texts
+    gc.collect()
+    assert lm.cache_info().bytes == 0
+
+
+def test_scoring_then_sampling_shares_the_cache():
+    lm = tiny_lm()
+    text = lm.prompt("Once").append(" the river ran")
+    evaluate([lm.score(text)])
+    before = lm.forwarded
+    step = lm.next_token(text)
+    step.sample_batch([step], keys.root(0))
+    assert lm.forwarded == before + 1
+
+
+def test_masked_draw_and_its_weight_give_the_model_s_law():
+    for sampling in (Sampling(), Sampling(temperature=0.7, top_k=40), Sampling(temperature=0)):
+        lm = tiny_lm(sampling=sampling)
+        text = lm.prompt("Once")
+        best = int(lm.next_log_probs(text).argmax())
+        mask = np.arange(lm.vocab_size) % 3 == best % 3
+        (weight,) = evaluate([lm.log_mass(text, mask)])
+        step = lm.next_token(text, mask=mask)
+        draws = step.sample_batch([step] * 20, keys.fold(keys.root(1), np.arange(20)))
+        law = lm.next_log_probs(text, **vars(sampling))
+        for value, log_prob in zip(draws.values, draws.log_prob):
+            assert log_prob + weight == pytest.approx(law[value.tokens[0]], abs=1e-5)
+    assert evaluate([lm.log_mass(text, np.zeros(lm.vocab_size, bool))]) == [-math.inf]
+
+
+def test_mass_and_draw_share_their_logits():
+    lm = tiny_lm()
+    text = lm.prompt("Once upon a time")
+    mask = np.arange(lm.vocab_size) < 100
+    evaluate([lm.log_mass(text, mask)])
+    before = lm.forwarded
+    step = lm.next_token(text, mask=mask)
+    step.sample_batch([step], keys.root(0))
+    assert lm.forwarded == before
+
+
+def test_judge_is_the_probability_of_yes():
+    lm = tiny_lm()
+    judge = Judge(lm, "Is it so? {text} {more}", yes=["Y", " y", "Yes!"], no=["N"])
+    texts = some_texts(lm, 3)
+    values = evaluate([judge(text, more="Well?") for text in texts])
+    for text, value in zip(texts, values):
+        prompt = lm.prompt([{"role": "user", "content": f"Is it so? {text} Well?"}])
+        p = np.exp(lm.next_log_probs(prompt))
+        yes = p[lm.encode("Y")[0]] + (p[lm.encode(" y")[0]] if len(lm.encode(" y")) == 1 else 0)
+        assert value == pytest.approx(yes / (yes + p[lm.encode("N")[0]]), abs=1e-5)
+
+
+def test_judges_take_functions_and_remember():
+    lm = tiny_lm()
+    judge = Judge(lm, lambda text: [{"role": "user", "content": f"So? {text}"}], yes=["Y"], no=["N"])
+    plain = Judge(lm, "So? {text}", yes=["Y"], no=["N"])
+    (one,) = evaluate([judge("x")])
+    before = lm.forwarded
+    assert evaluate([judge("x"), plain("y").log()])[0] == one
+    assert lm.forwarded == before + len(lm.prompt([{"role": "user", "content": "So? y"}]).prompt_tokens)
+    assert evaluate([plain("x")]) == [pytest.approx(one)]
+    gc.collect()
+    assert lm.cache_info().bytes == 0
+
+
+def test_judges_need_answers_that_differ():
+    with pytest.raises(ValueError, match="begin with the same token"):
+        Judge(tiny_lm(), "{text}", yes=["xa"], no=["xb"])
+
+
+def test_random_states_of_torch_are_left_alone():
+    state = torch.random.get_rng_state()
+    lm = tiny_lm(5)
+    step = lm.tokens(lm.prompt("x"), 3)
+    step.sample_batch([step], keys.root(0))
+    assert torch.equal(state, torch.random.get_rng_state())

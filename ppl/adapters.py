@@ -124,7 +124,7 @@ def as_kernel(dist: Any) -> Kernel:
     >>> as_kernel(Normal(0.0, 1.0))
     Normal(loc=0.0, scale=1.0)
     """
-    if hasattr(dist, "sample_batch"):
+    if hasattr(dist, "sample_batch") and not isinstance(dist, type):
         return dist  # type: ignore[no-any-return]
     library = _library(type(dist))  # type: ignore[arg-type]
     if library == "scipy":
@@ -148,9 +148,10 @@ def _library(cls: type) -> str | None:
 
 
 def _refuse(dist: Any) -> TypeError:
-    cls = type(dist)
+    cls = dist if isinstance(dist, type) else type(dist)
+    what = f"{'the class' if cls is dist else 'an object of'} {cls.__module__}.{cls.__qualname__}"
     return TypeError(
-        f"{cls.__module__}.{cls.__qualname__} is not something to sample from; give a model step, "
+        f"{what} is not something to sample from; give a model step, "
         "an fk.dist distribution, a frozen scipy.stats distribution, a torch.distributions or NumPyro "
         "distribution, or any object with sample_batch(requests, keys)"
     )

@@ -48,7 +48,7 @@ def test_unbiased(scheme, weights, m):
     sure = deviation == 0
     np.testing.assert_allclose(error[sure], 0.0, atol=1e-9)
     z = error[~sure] / deviation[~sure]
-    # A normal tail at these rates needs many runs: so the rate is shared over all the cases of this test.
+    # The rate is shared by all cases and particles.
     assert np.all(np.abs(z) < stats.norm.isf(TEST_FAILURE_RATE / 2 / (140 * len(p))))
     low, high = np.floor(m * p - 1e-9), np.ceil(m * p + 1e-9)
     if scheme in ("systematic", "ssp"):

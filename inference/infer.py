@@ -201,7 +201,7 @@ def steps(model: FeynmanKac[Any], engine: Engine, *, seed: int, budget: Budget |
     ...     return x
     >>> run = fk.steps(walk(), fk.SMC(10), seed=0)
     >>> [step.depth for step in run]
-    [0, 1, 2, 3]
+    [0, 1, 2]
     >>> run.posterior.complete.all()
     np.True_
     """

@@ -6,6 +6,7 @@ particles. Constructing an effect does no work.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -178,7 +179,17 @@ class Gather(Effect):
 
     def __init__(self, name: str, branches: tuple[Any, ...]) -> None:
         super().__init__(name)
-        self.branches = branches
+        self.branches = tuple(_coroutine(branch, f"branch {i} of {name!r}") for i, branch in enumerate(branches))
+
+    def close(self) -> None:
+        """Close the branches that have not started."""
+        for branch in self.branches:
+            if inspect.getcoroutinestate(branch) == inspect.CORO_CREATED:
+                branch.close()
+
+    def __del__(self) -> None:
+        super().__del__()
+        self.close()
 
     @property
     def request(self) -> Any:
@@ -197,6 +208,10 @@ class Scan(Effect):
         self.step = step
         self.init = init
         self.xs = xs
+
+    def iterate(self, carry: Any, i: int) -> Any:
+        """Return the coroutine of an iteration."""
+        return _coroutine(self.step(carry, self.xs[i]), f"what the step of {self.name!r} returns")
 
     @property
     def request(self) -> Any:
@@ -322,6 +337,16 @@ def batched(fn: Callable[[list[Any]], Sequence[Any]]) -> Callable[[list[Any]], S
     """
     fn.batched = True  # type: ignore[attr-defined]
     return fn
+
+
+def _coroutine(branch: Any, what: str) -> Any:
+    made = branch.inline() if hasattr(branch, "inline") else branch
+    if not inspect.iscoroutine(made):
+        raise TypeError(
+            f"{what} is a {type(branch).__name__}; it must be a coroutine (call the async function, do not await "
+            "it) or a bound program"
+        )
+    return made
 
 
 def _log_weight(name: str, value: Any) -> float | Score:

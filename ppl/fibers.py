@@ -137,7 +137,7 @@ class Run:
     """One live particle: its fibers, and what the current step has added to its weight."""
 
     __slots__ = (
-        "batch", "dead", "done", "dropped", "given", "last", "log_potential", "log_prob", "log_proposal", "output",
+        "batch", "dead", "done", "dropped", "given", "held", "last", "log_potential", "log_prob", "log_proposal", "output",
         "program", "replaying", "result", "root", "row", "scored", "sites", "waiting",
     )  # fmt: skip
 
@@ -151,6 +151,7 @@ class Run:
         self.output: Any = None
         self.last: Effect | None = None
         self.waiting: list[Fiber] = []
+        self.held: list[tuple[Fiber, Any]] = []
         self.root = Fiber(self, program.coroutine(), list(program.handlers), {})
 
     def begin(self, row: int, batch: int, given: dict[str, Any] | None) -> None:

@@ -41,6 +41,10 @@ class Wave:
         gc.disable()
         try:
             self._drive()
+        except BaseException:
+            for fiber, _ in self.ready:
+                fiber.coro.close()
+            raise
         finally:
             if collecting:
                 gc.enable()
@@ -53,27 +57,47 @@ class Wave:
 
     def _drive(self) -> None:
         for run in self.runs:
-            waiting, run.waiting = run.waiting, []
-            self.ready.extend([(fiber, fiber.value) for fiber in waiting] or [(run.root, None)])
+            held, run.held = run.held, []
+            for fiber, effect in held:
+                self._act(fiber, effect)
+            if run.root.effect is None:
+                self.ready.append((run.root, None))
         while self.ready or self.server.pending:
             # Fibers made ready while this loop runs (a branch, a forced value) are appended and met by it.
             for fiber, value in self.ready:
-                if not fiber.run.dead:
-                    self._step(fiber, value)
+                if fiber.run.dead:
+                    fiber.coro.close()  # it may not have started
+                    continue
+                effect = self._next(fiber, value)
+                if effect is not None:
+                    self._act(fiber, effect)
             self.ready.clear()
             if self.server.pending:
                 self.server.serve()
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Run past the step end to the next effect, without serving it: so a program that returns is done now.
+
+        Code between awaits depends on nothing that resampling changes, so it may run before.
+        """
+        for run in self.runs:
+            waiting, run.waiting = run.waiting, []
+            if not run.dead:
+                self.ready.extend([(fiber, fiber.value) for fiber in waiting])
+        for fiber, value in self.ready:
+            effect = self._next(fiber, value)
+            if effect is not None:
+                fiber.run.held.append((fiber, effect))
+        self.ready.clear()
 
     def _go_on(self, fiber: Fiber, value: Any) -> None:
         self.ready.append((fiber, value))
 
-    def _step(self, fiber: Fiber, value: Any) -> None:
-        """Run a fiber's code to its next effect, and act on it."""
-        effect = self._next(fiber, value)
+    def _act(self, fiber: Fiber, effect: Any) -> None:
+        """Act on what a fiber awaits: queue it, answer it, or open what is inside it."""
         kind = type(effect)
-        if effect is None:
-            self._returned(fiber, fiber.value)
-        elif kind is Sample:
+        if kind is Sample:
             self.server.sample(fiber, effect)
         elif kind is Factor or kind is Twist:
             if isinstance(effect.log_weight, Score):
@@ -94,7 +118,7 @@ class Wave:
             self._iterate(fiber, effect, Checkpoint(0, guard(effect.init), None, dict(fiber.visits)))
 
     def _next(self, fiber: Fiber, value: Any) -> Any:
-        """Run a fiber's code up to its next effect; None where it has returned, with ``fiber.value`` set."""
+        """Run a fiber's code up to its next effect, and return it; None where it has returned."""
         run = fiber.run
         Running.fiber = fiber
         try:
@@ -104,7 +128,7 @@ class Wave:
                 run.dropped = f"fk.{stop.value.kind}({stop.value.name!r}, …)"
             if run.dropped is not None:
                 self._dropped(fiber)
-            fiber.effect, fiber.value = None, stop.value
+            self._returned(fiber, stop.value)
             return None
         except Exception as error:
             annotate(run, error)
@@ -182,27 +206,18 @@ class Wave:
             self._complete(fiber, effect, ())
 
     def _branches(self, fiber: Fiber, effect: Gather) -> list[Fiber | None]:
-        made: list[Fiber | None] = []
-        for i, branch in enumerate(effect.branches):
-            coro = branch.inline() if hasattr(branch, "inline") else branch
-            if not hasattr(coro, "send"):
-                fail(
-                    fiber,
-                    TypeError(
-                        f"branch {i} of {effect.name!r} is a {type(branch).__name__}; "
-                        "fk.gather takes coroutines (call the async function, do not await it) or programs"
-                    ),
-                )
-            prefix = f"{address(effect.name, effect.visit)}.{i}/"
-            made.append(Fiber(fiber.run, coro, list(fiber.handlers), {}, fiber, prefix, i))
-        return made
+        start = address(effect.name, effect.visit)
+        return [
+            Fiber(fiber.run, coro, list(fiber.handlers), {}, fiber, f"{start}.{i}/", i)
+            for i, coro in enumerate(effect.branches)
+        ]
 
     def _iterate(self, fiber: Fiber, effect: Scan, start: Checkpoint) -> Fiber:
         fiber.checkpoint = start
-        coro: Any = effect.step(start.carry, effect.xs[start.iteration])
-        coro = coro.inline() if hasattr(coro, "inline") else coro
-        if not hasattr(coro, "send"):
-            fail(fiber, TypeError("the step of fk.scan must be an async function (carry, x) -> (carry, y)"))
+        try:
+            coro = effect.iterate(start.carry, start.iteration)
+        except Exception as error:
+            fail(fiber, error)
         if fiber.children:
             # The last iteration's fiber serves again: it is done with, and snapshots hold none of it.
             (child,) = fiber.children
@@ -251,13 +266,13 @@ class Wave:
                 fiber.visits.clear()
                 fiber.visits.update(visits)
             elif type(effect) is Gather:
-                for branch in effect.branches:
-                    if hasattr(branch, "close"):
-                        branch.close()
+                effect.close()
         fiber.log, fiber.level, inner = snapshot
         if inner is None:
-            fiber.value = value
-            fiber.run.waiting.append(fiber)
+            effect = self._next(fiber, value)
+            if effect is None:
+                self._strays(fiber, "another effect", None)
+            fiber.run.held.append((fiber, effect))
             return
         effect = self._next(fiber, value)
         if isinstance(inner, OpenScan):

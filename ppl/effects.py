@@ -174,10 +174,12 @@ class Call(Effect):
 class Gather(Effect):
     """See `gather`."""
 
-    __slots__ = ("branches",)
+    __slots__ = ("branches", "label")
     kind = "gather"
 
     def __init__(self, name: str, branches: tuple[Any, ...]) -> None:
+        self.branches: tuple[Any, ...] = ()
+        self.label = name  # inside the handlers, which rename the effect itself
         super().__init__(name)
         self.branches = tuple(_coroutine(branch, f"branch {i} of {name!r}") for i, branch in enumerate(branches))
 

@@ -7,6 +7,8 @@ log and an open ``scan`` keeps its last carry, so what is inside them is not rep
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 from collections.abc import Coroutine
 from typing import Any, NamedTuple, NoReturn
@@ -63,7 +65,7 @@ class Fiber:
     """One coroutine of a run, and what it has done so far."""
 
     __slots__ = (
-        "checkpoint", "children", "coro", "effect", "handlers", "index", "level", "log", "parent", "prefix",
+        "checkpoint", "children", "coro", "effect", "handlers", "index", "level", "log", "parent",
         "results", "run", "value", "visits",
     )  # fmt: skip
 
@@ -74,7 +76,6 @@ class Fiber:
         handlers: list[Any],
         visits: dict[str, int],
         parent: Fiber | None = None,
-        prefix: str = "",
         index: int = 0,
     ) -> None:
         self.run = run
@@ -82,7 +83,6 @@ class Fiber:
         self.handlers = handlers
         self.visits = visits
         self.parent = parent
-        self.prefix = prefix
         self.index = index
         self.log: Log = None
         self.level = 0.0
@@ -104,10 +104,10 @@ class Fiber:
             run.sites.append(Site(full, visit, "deterministic", value, hidden=hidden))
 
     def rename(self, name: str) -> str:
-        """Return a site's full name under the fiber's scopes and branch."""
+        """Return a site's full name under the fiber's scopes and branches."""
         for handler in reversed(self.handlers):
             name = handler.rename(name)
-        return self.prefix + name
+        return name
 
     def levels(self) -> float:
         """Return the sum of the twist levels of this fiber and of the fibers it waits for."""
@@ -186,11 +186,10 @@ def fail(fiber: Fiber, error: Exception) -> NoReturn:
     """Raise an error at the line where the program waits, so that the traceback shows it."""
     Running.fiber = None
     annotate(fiber.run, error)
-    try:
-        fiber.coro.throw(error)
-    except StopIteration:
-        pass  # The program caught the error and returned; it is an error all the same.
-    raise error
+    if inspect.getcoroutinestate(fiber.coro) == inspect.CORO_SUSPENDED:
+        with contextlib.suppress(StopIteration):  # a program that catches it and returns is wrong all the same
+            fiber.coro.throw(error)
+    raise error from error.__cause__
 
 
 def annotate(run: Run, error: BaseException) -> None:

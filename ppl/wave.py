@@ -17,6 +17,7 @@ from .effects import MISSING, Call, Effect, Factor, Gather, Running, Sample, Sca
 from .errors import ForeignAwaitable, ImpossibleChoice, NonDeterministicProgram, UnawaitedEffect
 from .fibers import Checkpoint, Fiber, Finished, OpenScan, Run, Snapshot, annotate, fail, unroll
 from .guard import guard
+from .handlers import Scope
 from .keys import Keys
 from .score import Score
 from .serving import Server
@@ -148,7 +149,7 @@ class Wave:
         if fiber.handlers:
             self._handle(fiber, effect)
         else:
-            effect.name = name = fiber.prefix + effect.name if fiber.prefix else effect.name
+            name = effect.name
             visits = fiber.visits
             effect.visit = visit = visits.get(name, 0)
             visits[name] = visit + 1
@@ -160,7 +161,7 @@ class Wave:
         names = [effect.name]
         for handler in reversed(fiber.handlers):
             names.append(handler.rename(names[-1]))
-        full = fiber.prefix + names[-1]
+        full = names[-1]
         effect.visit = visit = fiber.visits.get(full, 0)
         fiber.visits[full] = visit + 1
         for handler, name in zip(reversed(fiber.handlers), names):
@@ -206,9 +207,9 @@ class Wave:
             self._complete(fiber, effect, ())
 
     def _branches(self, fiber: Fiber, effect: Gather) -> list[Fiber | None]:
-        start = address(effect.name, effect.visit)
+        name = address(effect.label, effect.visit)
         return [
-            Fiber(fiber.run, coro, list(fiber.handlers), {}, fiber, f"{start}.{i}/", i)
+            Fiber(fiber.run, coro, [*fiber.handlers, Scope(f"{name}.{i}")], {}, fiber, i)
             for i, coro in enumerate(effect.branches)
         ]
 
@@ -224,7 +225,7 @@ class Wave:
             assert child is not None
             child.coro, child.log, child.level = coro, None, 0.0
         else:
-            child = Fiber(fiber.run, coro, fiber.handlers, fiber.visits, fiber, fiber.prefix)
+            child = Fiber(fiber.run, coro, fiber.handlers, fiber.visits, fiber)
             fiber.children = [child]
         if not fiber.run.replaying:
             self.ready.append((child, None))

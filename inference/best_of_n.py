@@ -64,9 +64,7 @@ class BestOfN:
                 continue
             assert request.step is not None
             log_potential = log_potential + request.step.log_potential
-            yield Report(
-                request.state, self._select(log_potential), request.step, request.step.log_evidence
-            )
+            yield Report(request.state, self._select(log_potential), request.step, request.step.log_evidence)
             try:
                 request = next(inner)
             except StopIteration:

@@ -10,7 +10,6 @@ import numpy as np
 
 from ..ppl import keys as _keys
 from ..ppl.cost import Budget, Ledger, recording
-from ..ppl.keys import Keys
 from ..ppl.model import Advance, FeynmanKac
 from ..ppl.program import Particles, Program, launch, resume
 from .engine import Engine, Move, Report, Run, Start, Step
@@ -276,7 +275,8 @@ def infer(
             for step in session:
                 bar.update(step)
                 # Every callback sees every step, whoever asks to stop.
-                if any([callback(step) is True for callback in callbacks]):
+                votes = [callback(step) for callback in callbacks]
+                if any(vote is True for vote in votes):
                     session.stop("callback")
     except KeyboardInterrupt:
         session.stop("interrupted")

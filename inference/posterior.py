@@ -18,7 +18,6 @@ from ..ppl.model import Floats, Index
 from .engine import Guarantee, Step
 from .weights import ess, logmeanexp, normalize
 
-
 _PLAIN = frozenset((float, int, str, bool, type(None)))
 
 
@@ -30,7 +29,7 @@ def detach(value: Any) -> Any:
     if isinstance(value, Site):
         inner = detach(value.value)
         return value if inner is value.value else value._replace(value=inner)
-    if isinstance(value, list | tuple) and kind in (list, tuple) or kind.__name__ == "SharedList":
+    if (isinstance(value, list | tuple) and kind in (list, tuple)) or kind.__name__ == "SharedList":
         items = [detach(item) for item in value]
         if all(a is b for a, b in zip(items, value)):
             return value
@@ -115,7 +114,9 @@ class Posterior:
     def probabilities(self) -> Floats:
         """Normalised weights, shape (len(self),). Raises ValueError where every weight is zero."""
         if np.isneginf(self.log_weights).all():
-            raise ValueError("every particle has weight zero: the posterior has no probabilities (log_evidence is -inf)")
+            raise ValueError(
+                "every particle has weight zero: the posterior has no probabilities (log_evidence is -inf)"
+            )
         return normalize(self.log_weights)
 
     @cached_property
@@ -278,4 +279,3 @@ def _shown(value: Any) -> str:
 def _short(text: str, width: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"
-

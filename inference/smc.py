@@ -73,9 +73,7 @@ class SMC:
         advance = yield Start(_keys.fold(lineage, 0))
         log_weights = advance.log_increment
         while True:
-            yield Report(
-                advance.state, log_weights, describe(depth, advance, log_weights, ancestors, resampled)
-            )
+            yield Report(advance.state, log_weights, describe(depth, advance, log_weights, ancestors, resampled))
             check_alive(log_weights, advance, depth, self.all_dead)
             if advance.done.all():
                 return
@@ -99,9 +97,7 @@ class SMC:
         return ancestors, logmeanexp(guided) - log_twist[ancestors]
 
 
-def describe(
-    depth: int, advance: Advance[Any], log_weights: Floats, ancestors: Index, resampled: bool
-) -> Step:
+def describe(depth: int, advance: Advance[Any], log_weights: Floats, ancestors: Index, resampled: bool) -> Step:
     """Sum up a step for the history."""
     guided = log_weights + advance.log_twist
     return Step(

@@ -77,9 +77,7 @@ class Univariate(Adapted):
 
     def log_prob_batch(self, requests: Sequence[Any], values: Sequence[Any] | NDArray[Any]) -> Floats:
         """Return log p of each value, shape (n,); a value may have more axes than the parameters."""
-        (*columns, x), event = self._stack(
-            requests, _b.numbers(self.family.name, "the value", arrays(values))
-        )
+        (*columns, x), event = self._stack(requests, _b.numbers(self.family.name, "the value", arrays(values)))
         if not _b.fits(event, x.shape):
             shape, event = np.shape(values[0]), np.broadcast_shapes(*(c.shape for c in self.columns))
             raise ValueError(f"scipy.stats.{self.family.name}: a value of shape {shape} for draws of {event}")

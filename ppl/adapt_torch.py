@@ -117,9 +117,7 @@ class Stacked(Adapted):
             event = tuple(stacked.batch_shape + stacked.event_shape)
             if x.shape != event:
                 shape = tuple(x.shape[1:])
-                raise ValueError(
-                    f"{type(self.dist).__name__}: a value of shape {shape} for draws of {event[1:]}"
-                )
+                raise ValueError(f"{type(self.dist).__name__}: a value of shape {shape} for draws of {event[1:]}")
             return self._density(stacked, x)
 
     def _density(self, stacked: Any, x: Any) -> Floats:

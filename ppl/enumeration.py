@@ -133,4 +133,3 @@ def _runs(model: Program, made: dict[str, Any]) -> Iterator[tuple[Any, float, fl
         return
     if np.isfinite(log_prob + log_potential):
         yield branch.values(step.state)[0], float(log_prob), float(log_potential)
-

@@ -137,8 +137,8 @@ class Run:
     """One live particle: its fibers, and what the current step has added to its weight."""
 
     __slots__ = (
-        "batch", "dead", "done", "dropped", "given", "held", "last", "log_potential", "log_prob", "log_proposal", "output",
-        "program", "replaying", "result", "root", "row", "scored", "sites", "waiting",
+        "batch", "dead", "done", "dropped", "given", "held", "last", "log_potential", "log_prob", "log_proposal",
+        "output", "program", "replaying", "result", "root", "row", "scored", "sites", "waiting",
     )  # fmt: skip
 
     def __init__(self, program: Any) -> None:

@@ -209,9 +209,7 @@ def do(model: Any = None, *, data: Mapping[str, Any]) -> Any:
     return _apply(Do(dict(data)), model)
 
 
-def block(
-    model: Any = None, *, hide: Sequence[str] | None = None, hide_fn: Callable[[str], bool] | None = None
-) -> Any:
+def block(model: Any = None, *, hide: Sequence[str] | None = None, hide_fn: Callable[[str], bool] | None = None) -> Any:
     """Hide sites (all, those named, or those of which ``hide_fn(name)`` holds) from traces and outer handlers.
 
     >>> import feynkac as fk

@@ -78,9 +78,7 @@ def forward_filter(initial: ArrayLike, transition: ArrayLike, log_potentials: Ar
     return Chain(float(increments.sum()), increments, filtered, smoothed)
 
 
-def _finite(
-    initial: ArrayLike, transition: ArrayLike, log_potentials: ArrayLike
-) -> tuple[Floats, Floats, Floats]:
+def _finite(initial: ArrayLike, transition: ArrayLike, log_potentials: ArrayLike) -> tuple[Floats, Floats, Floats]:
     """Check a chain, and give its transitions shape (T−1, K, K) and its log-potentials (T, K, K)."""
     start = np.asarray(initial, np.float64)
     moves = np.asarray(transition, np.float64)
@@ -89,14 +87,10 @@ def _finite(
     if start.ndim != 1 or logs.ndim not in (2, 3) or not len(logs) or set(logs.shape[1:]) != {states}:
         raise ValueError(f"forward_filter: initial of shape {start.shape}, log_potentials of {logs.shape}")
     if moves.shape not in ((states, states), (len(logs) - 1, states, states)):
-        raise ValueError(
-            f"forward_filter: transition of shape {moves.shape} for {len(logs)} steps of {states}"
-        )
+        raise ValueError(f"forward_filter: transition of shape {moves.shape} for {len(logs)} steps of {states}")
     for name, table in (("initial", start), ("transition", moves)):
         if not ((table >= 0).all() and np.allclose(table.sum(-1), 1.0, rtol=0, atol=1e-6)):
-            raise ValueError(
-                f"forward_filter: {name} must hold probabilities that sum to 1 over the last axis"
-            )
+            raise ValueError(f"forward_filter: {name} must hold probabilities that sum to 1 over the last axis")
     if not (logs < np.inf).all():
         raise ValueError("forward_filter: log_potentials must be numbers less than +inf")
     moves = np.broadcast_to(moves, (len(logs) - 1, states, states))

@@ -137,9 +137,7 @@ class Score:
         if other.kind != self.kind:
             raise AmbiguousScore(f"cannot add {self!r} to {other!r}: make both log-weights first")
         first, second, cut = self._combine, other._combine, len(self.leaves)
-        return Score(
-            self.leaves + other.leaves, self.kind, lambda values: first(values[:cut]) + second(values[cut:])
-        )
+        return Score(self.leaves + other.leaves, self.kind, lambda values: first(values[:cut]) + second(values[cut:]))
 
     __radd__ = __add__
 

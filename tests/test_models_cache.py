@@ -27,9 +27,7 @@ ARCHITECTURES = {
     "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**SMALL)),
     "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**SMALL, head_dim=8)),
     "gemma3": lambda: hf.Gemma3ForCausalLM(
-        hf.Gemma3TextConfig(
-            **SMALL, head_dim=8, sliding_window=7, layer_types=["sliding_attention", "full_attention"]
-        )
+        hf.Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=7, layer_types=["sliding_attention", "full_attention"])
     ),
     "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**SMALL, sliding_window=6)),
     "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4)),
@@ -56,9 +54,7 @@ def fresh_log_prob(lm, text, start=None):
 
 
 def draw(requests, *path):
-    return list(
-        requests[0].sample_batch(requests, keys.fold(keys.root(0), *path, np.arange(len(requests)))).values
-    )
+    return list(requests[0].sample_batch(requests, keys.fold(keys.root(0), *path, np.arange(len(requests)))).values)
 
 
 def wander(lm, texts, rounds, seed=0, check=None):

@@ -61,9 +61,7 @@ def test_long_responses_are_scored_in_chunks(monkeypatch):
     ]
     values = evaluate([lm.score(text) for text in texts])
     for text, value in zip(texts, values):
-        assert value == pytest.approx(
-            exact(lm, text.prompt_tokens + text.tokens, len(text.prompt_tokens)), abs=1e-4
-        )
+        assert value == pytest.approx(exact(lm, text.prompt_tokens + text.tokens, len(text.prompt_tokens)), abs=1e-4)
 
 
 def test_remembered_scores_hold_no_cache():

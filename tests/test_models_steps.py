@@ -112,9 +112,7 @@ def test_draws_do_not_depend_on_the_batch():
     k = keyring(len(requests))
     together = requests[0].sample_batch(requests, k)
     other = tiny_lm()
-    for i, request in enumerate(
-        every_kind(other, other.prompt("Once upon")) + every_kind(other, other.prompt("Yes"))
-    ):
+    for i, request in enumerate(every_kind(other, other.prompt("Once upon")) + every_kind(other, other.prompt("Yes"))):
         alone = request.sample_batch([request], k[i : i + 1])
         assert alone.values[0] == together.values[i]
         assert alone.log_prob[0] == pytest.approx(together.log_prob[i], abs=1e-4)
@@ -224,9 +222,7 @@ def test_support_is_the_whole_law():
     assert len(few) == 3
     assert sum(math.exp(value.log_prob) for value in few) == pytest.approx(1, abs=1e-5)
     step = lm.next_token(text, top_k=3)
-    np.testing.assert_allclose(
-        step.log_prob_batch([step] * 3, few), [value.log_prob for value in few], atol=1e-5
-    )
+    np.testing.assert_allclose(step.log_prob_batch([step] * 3, few), [value.log_prob for value in few], atol=1e-5)
     assert lm.tokens(text, 2).support() is None
 
 

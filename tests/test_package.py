@@ -43,9 +43,7 @@ print(json.dumps([seconds, sorted({name.partition(".")[0] for name in sys.module
 
 def import_afresh(folder: Path) -> tuple[float, set[str]]:
     """Seconds and top-level modules of ``import feynkac`` in a new process, away from the checkout."""
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT], cwd=folder, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", IMPORT], cwd=folder, capture_output=True, text=True, check=True)
     seconds, modules = json.loads(done.stdout)
     return seconds, set(modules)
 
@@ -62,9 +60,7 @@ def test_import_is_quick(tmp_path: Path) -> None:
         best = min(best, import_afresh(tmp_path)[0])
         if best < LIMIT:
             return
-    pytest.fail(
-        f"import feynkac took {best:.2f} s at best; python -X importtime -c 'import feynkac' tells why"
-    )
+    pytest.fail(f"import feynkac took {best:.2f} s at best; python -X importtime -c 'import feynkac' tells why")
 
 
 def test_version_is_that_of_the_distribution() -> None:

@@ -41,7 +41,7 @@ def detach(value: Any) -> Any:
 
 def detach_sites(choices: Any) -> Any:
     """Detach what one particle chose in a step."""
-    if type(choices) is tuple and all([type(site) is Site and type(site[3]) in _PLAIN for site in choices]):
+    if type(choices) is tuple and all(type(site) is Site and type(site[3]) in _PLAIN for site in choices):
         return choices
     return detach(choices)
 

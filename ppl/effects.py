@@ -73,6 +73,7 @@ class Effect:
 
     __slots__ = ("awaited", "hidden", "maker", "masked", "name", "visit")
     kind: ClassVar[str] = ""
+    visit: int
 
     def __init__(self, name: str) -> None:
         self.maker = id(Running.fiber)
@@ -113,8 +114,11 @@ def fingerprint(request: Any) -> Any:
 class Sample(Effect):
     """See `sample`. ``forced`` is a value that a handler or an engine imposes."""
 
-    __slots__ = ("fixed", "forced", "kernel", "log_prob", "log_proposal", "obs", "proposal", "unscored", "value")
+    __slots__ = ("fixed", "forced", "kernel", "log_proposal", "obs", "proposal", "unscored", "value")
     kind = "sample"
+    value: Any
+    log_proposal: float
+    unscored: list[Any]
 
     def __init__(self, name: str, kernel: Kernel, obs: Any, proposal: Kernel | None) -> None:
         super().__init__(name)

@@ -23,7 +23,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _SALT = np.uint64(0xD1B54A32D192ED03)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
-_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_S30, _S27, _S31, _S12 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(12)
 
 
 def _mix(z: Keys) -> Keys:
@@ -89,8 +89,8 @@ def uniform(keys: ArrayLike, size: int | None = None, offset: int = 0) -> NDArra
     base = _words(keys)[:, None]
     counter = np.arange(offset + 1, offset + 1 + (1 if size is None else size), dtype=np.uint64)
     with np.errstate(over="ignore"):
-        bits = _mix(_mix(base + counter * _GOLDEN) ^ _SALT) >> _S11
-    out = (bits.astype(np.float64) + 0.5) * 2.0**-53
+        bits = _mix(_mix(base + counter * _GOLDEN) ^ _SALT) >> _S12
+    out = (bits.astype(np.float64) + 0.5) * 2.0**-52
     return out[:, 0] if size is None else out
 
 

@@ -154,7 +154,7 @@ def resume(
 ) -> Advance[Particles]:
     """Advance a batch whose particles may belong to several programs, all in one wave."""
     live = [i for i, item in enumerate(state.items) if not item.done]
-    runs = []
+    runs: list[Run] = []
     wave = Wave(runs, keys[live], None if owners is None else [owners[i] for i in live])
     for row, i in enumerate(live):
         item = state.items[i]
@@ -191,7 +191,8 @@ def _advance(state: Particles, runs: list[Run], live: list[int] | None = None) -
     choices: list[tuple[Site, ...]] = [()] * n
     for row, run in zip(rows.tolist(), runs):
         choices[row] = tuple(run.sites)
-    return Advance(state, choices, *numbers, done=state.done, scored=scored)
+    log_prob, log_proposal, log_potential, log_twist = numbers
+    return Advance(state, choices, log_prob, log_proposal, log_potential, log_twist, state.done, scored)
 
 
 def _forced(choices: Any) -> dict[str, Any] | None:

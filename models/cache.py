@@ -92,9 +92,7 @@ class SlabCache(Cache):  # type: ignore[misc]
         self._at = at
         self._valid = valid
 
-    def update(
-        self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Any, Any]:
+    def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Write the new keys and values, and return all that the queries may see."""
         end = self._at + key_states.shape[2]
         seen = []

@@ -71,9 +71,7 @@ def warp(logits: Any, sampling: Sampling, mask: Any = None) -> Any:
     if sampling.temperature == 0:
         allowed = logits if mask is None else logits.masked_fill(~mask, -math.inf)
         best = allowed.argmax(-1, keepdim=True)
-        zero = torch.zeros_like(best, dtype=logits.dtype).masked_fill_(
-            allowed.gather(1, best) == -math.inf, -math.inf
-        )
+        zero = torch.zeros_like(best, dtype=logits.dtype).masked_fill_(allowed.gather(1, best) == -math.inf, -math.inf)
         return torch.full_like(logits, -math.inf).scatter_(1, best, zero)
     if sampling.temperature != 1:
         logits = logits / sampling.temperature

@@ -40,11 +40,7 @@ class Mask:
         return self._digest
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Mask)
-            and self._digest == other._digest
-            and np.array_equal(self.allowed, other.allowed)
-        )
+        return isinstance(other, Mask) and self._digest == other._digest and np.array_equal(self.allowed, other.allowed)
 
     def __repr__(self) -> str:
         return f"<mask of {int(self.allowed.sum())} tokens>"
@@ -65,9 +61,7 @@ def as_mask(mask: Any, size: int) -> Mask:
         return mask
     given = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
     if given.dtype != np.bool_ or given.ndim != 1 or len(given) > size:
-        raise ValueError(
-            f"a mask must be booleans of shape ({size},), not {given.dtype} of shape {given.shape}"
-        )
+        raise ValueError(f"a mask must be booleans of shape ({size},), not {given.dtype} of shape {given.shape}")
     return Mask(np.pad(given, (0, size - len(given))))
 
 
@@ -109,9 +103,7 @@ def forced(
 
         ends = list(wanted)
         with torch.inference_mode():
-            tally.calls += lm.forwarder.all_logits(
-                ends, [min(at[i] for i in wanted[end]) for end in ends], add
-            )
+            tally.calls += lm.forwarder.all_logits(ends, [min(at[i] for i in wanted[end]) for end in ends], add)
         for end, users in wanted.items():
             for i in users:
                 at[i] = end.length
@@ -169,9 +161,7 @@ class Likelihood:
         nodes = [text.node for text in texts if text.node is not None]
         law = (Sampling(), None)
         starts = [start for _, start in inputs]
-        result: list[float] = forced(
-            self.lm, nodes, starts, [law] * len(nodes), range(len(nodes)), tally
-        ).tolist()
+        result: list[float] = forced(self.lm, nodes, starts, [law] * len(nodes), range(len(nodes)), tally).tolist()
         charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
         return result
 

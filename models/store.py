@@ -118,12 +118,7 @@ class Store:
         slab, tip = lead.row.slab, lead.row.start + lead.base
         for job in jobs:
             row = job.row
-            if (
-                row is None
-                or row.slab is not slab
-                or row.start + job.base != tip
-                or job.pending != lead.pending
-            ):
+            if row is None or row.slab is not slab or row.start + job.base != tip or job.pending != lead.pending:
                 return None
         if len(jobs) > slab.rows or tip + lead.pending > slab.cap:
             return None
@@ -148,9 +143,7 @@ class Store:
 
     def _in_new(self, jobs: Sequence[Job], width: int) -> Placement:
         end = max(job.node.length for job in jobs)
-        slab = Slab(
-            max(len(jobs), width), end + max(_HEADROOM, end // 2), end - min(job.node.length for job in jobs)
-        )
+        slab = Slab(max(len(jobs), width), end + max(_HEADROOM, end // 2), end - min(job.node.length for job in jobs))
         self._reserve(slab, [job.row.slab for job in jobs if job.row is not None])
         for index, (keys, values) in self._shapes.items():
             slab.layer(index, keys, values)
@@ -184,9 +177,7 @@ class Store:
                 self.evictions += 1
 
 
-def _arrange(
-    slab: Slab, claimed: dict[int, Row], forks: dict[int, Row | None], count: int, tip: int
-) -> dict[int, Row]:
+def _arrange(slab: Slab, claimed: dict[int, Row], forks: dict[int, Row | None], count: int, tip: int) -> dict[int, Row]:
     """Bring the claimed rows together in ``count`` neighbouring places, and copy the forks' rows to the rest.
 
     Rows in the way change places with claimed rows or go to free places. Returns the forks' new rows.

@@ -90,9 +90,7 @@ class TransformersLM:
         self.vocab_size: int = config.vocab_size
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.eos: frozenset[int] = _end_tokens(model, tokenizer)
-        self.identity: str = (
-            name or getattr(config, "_name_or_path", "") or f"{type(model).__name__}-{next(_made)}"
-        )
+        self.identity: str = name or getattr(config, "_name_or_path", "") or f"{type(model).__name__}-{next(_made)}"
         self.tree = Tree()
         self._store = Store(cache_bytes)
         self.forwarder = Forwarder(model, self._store, max_batch, self.vocab_size)
@@ -123,9 +121,7 @@ class TransformersLM:
         path = resolve(name_or_path)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.float32 if device == "cpu" else "auto")
-        shared = {
-            k: kwargs[k] for k in ("revision", "token", "trust_remote_code", "cache_dir") if k in kwargs
-        }
+        shared = {k: kwargs[k] for k in ("revision", "token", "trust_remote_code", "cache_dir") if k in kwargs}
         tokenizer = AutoTokenizer.from_pretrained(path, **shared)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
         if "device_map" not in kwargs:
@@ -191,9 +187,7 @@ class TransformersLM:
         if text.node is not None and text.lm is self:
             return text
         if text.identity != self.identity:
-            raise ValueError(
-                f"{text!r} belongs to {text.identity}, not to {self!r}: use lm.prompt(str(text))"
-            )
+            raise ValueError(f"{text!r} belongs to {text.identity}, not to {self!r}: use lm.prompt(str(text))")
         node = self.tree.extend(self.tree.root(text.prompt_tokens), text.tokens)
         reading = text.reading
         if not reading.context and not reading.held:
@@ -208,9 +202,7 @@ class TransformersLM:
         if text.finish_reason == "eos" and node.parent is not None:
             node = node.parent
         tokens = self.encode(string)
-        self._require_room(
-            node.length + len(tokens), "the text", "append less, or use a model with a longer context"
-        )
+        self._require_room(node.length + len(tokens), "the text", "append less, or use a model with a longer context")
         reading = text.reading.read(self.decode, tokens) if tokens else text.reading
         node = self.tree.extend(node, tokens)
         return replace(
@@ -224,9 +216,7 @@ class TransformersLM:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the string of some tokens, special ones left out."""
-        string: str = self.tokenizer.decode(
-            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        string: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return string
 
     def finish_reason(self, node: Node, last: int) -> Any:
@@ -315,9 +305,7 @@ class TransformersLM:
         tally = Tally(1)
         with torch.inference_mode():
             logits = self.forwarder.next_logits([node], np.zeros(1, np.intp), tally)
-            log_probs: NDArray[np.float64] = (
-                log_normalise(warp(logits, self._law(sampling)))[0].double().cpu().numpy()
-            )
+            log_probs: NDArray[np.float64] = log_normalise(warp(logits, self._law(sampling)))[0].double().cpu().numpy()
         charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
         return log_probs
 
@@ -342,9 +330,7 @@ class TransformersLM:
 
     def _require_room(self, length: int, what: str, fix: str) -> None:
         if self.context is not None and length > self.context:
-            raise ContextOverflow(
-                f"{what} has {length} tokens, but the context of {self!r} is {self.context}: {fix}"
-            )
+            raise ContextOverflow(f"{what} has {length} tokens, but the context of {self!r} is {self.context}: {fix}")
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -357,8 +343,6 @@ def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def _require_attention(model: Any, config: Any) -> None:
     if getattr(model, "_is_stateful", False):
-        raise Unsupported(
-            f"{type(model).__name__} keeps a recurrent state, not an attention cache that can be forked"
-        )
+        raise Unsupported(f"{type(model).__name__} keeps a recurrent state, not an attention cache that can be forked")
     if getattr(config, "is_encoder_decoder", False):
         raise Unsupported(f"{type(model).__name__} is an encoder-decoder; a causal language model is needed")

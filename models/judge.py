@@ -85,7 +85,7 @@ class Judge:
         with torch.inference_mode():
             logits = warp(self.lm.forwarder.next_logits(nodes, np.arange(len(nodes)), tally), Sampling())
             yes, no = (log_mass(logits, self._among(tokens, logits)) for tokens in (self._yes, self._no))
-        charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
+        charge(model_calls=tally.calls, tokens_in=tally.tokens_in)
         result: list[float] = (1.0 / (1.0 + np.exp(np.clip(no - yes, -700, 700)))).tolist()
         return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from ..ppl.score import Kind, Memory
 from .forward import Tally
 from .sampling import Sampling, log_mass, log_prob_of, warp
 from .store import Job
-from .text import Text
 from .tree import Node
 
 if TYPE_CHECKING:
@@ -130,16 +129,6 @@ def _forced_last(
     return result
 
 
-class Recall(Memory):
-    """A memory of scores of texts that holds none of what the texts hold in a model's memory."""
-
-    def put(self, key: Hashable, value: float) -> None:
-        """Remember a result."""
-        if isinstance(key, tuple):
-            key = tuple(part.detach() if isinstance(part, Text) else part for part in key)
-        super().put(key, value)
-
-
 class Likelihood:
     """Scores log p of the tokens of a text from a position on, under the model's own law."""
 
@@ -147,7 +136,7 @@ class Likelihood:
 
     def __init__(self, lm: TransformersLM) -> None:
         self.lm = lm
-        self.memory: Memory = Recall(10_000)
+        self.memory: Memory = Memory(10_000)
 
     @property
     def name(self) -> str:
@@ -162,7 +151,7 @@ class Likelihood:
         law = (Sampling(), None)
         starts = [start for _, start in inputs]
         result: list[float] = forced(self.lm, nodes, starts, [law] * len(nodes), range(len(nodes)), tally).tolist()
-        charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
+        charge(model_calls=tally.calls, tokens_in=tally.tokens_in)
         return result
 
 
@@ -173,7 +162,7 @@ class Mass:
 
     def __init__(self, lm: TransformersLM) -> None:
         self.lm = lm
-        self.memory: Memory = Recall(10_000)
+        self.memory: Memory = Memory(10_000)
 
     @property
     def name(self) -> str:
@@ -191,7 +180,7 @@ class Mass:
                 logits = self.lm.forwarder.next_logits(nodes, np.array(going, np.intp), tally)
                 masks = torch.stack([inputs[i][1].on(logits.device) for i in going])
                 result[going] = _log_mass(logits, masks, self.lm.sampling)
-            charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
+            charge(model_calls=tally.calls, tokens_in=tally.tokens_in)
         numbers: list[float] = result.tolist()
         return numbers
 

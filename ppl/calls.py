@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from .cost import rows
 from .score import Score, evaluate
 
 
@@ -53,8 +54,9 @@ def evaluate_calls(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
             raise ValueError(f"batched function {fn.__name__!r} got {len(places)} inputs, returned {len(values)}")
         for i, value in zip(places, values):
             results[i] = value
-    for i, value in zip(scores, evaluate(list(scores.values()))):
-        results[i] = value
+    with rows(list(scores)):
+        for i, value in zip(scores, evaluate(list(scores.values()))):
+            results[i] = value
     if waiting:
         for i, value in zip(waiting, _run_all(list(waiting.values()))):
             if isinstance(value, BaseException):

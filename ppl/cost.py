@@ -8,7 +8,7 @@ row and go to its owner, while the call itself counts once in the total and once
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
@@ -122,6 +122,22 @@ def recording(ledger: Ledger) -> Iterator[Ledger]:
 def active() -> Ledger | None:
     """Return the ledger that `charge` writes to, or None."""
     return _active[-1] if _active else None
+
+
+@contextmanager
+def rows(index: Sequence[int]) -> Iterator[None]:
+    """Within the block, row i of a call belongs to the owner of what was row ``index[i]`` outside it."""
+    ledger = active()
+    if ledger is None:
+        yield
+        return
+    outside = ledger.rows
+    # Outside a wave a ledger has one row, which owns all.
+    ledger.rows = outside[np.minimum(np.asarray(index, np.intp), len(outside) - 1)]
+    try:
+        yield
+    finally:
+        ledger.rows = outside
 
 
 def charge(**amounts: ArrayLike) -> None:

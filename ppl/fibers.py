@@ -117,6 +117,15 @@ class Fiber:
                 level += child.levels()
         return level
 
+    def drop(self) -> None:
+        """Close the coroutine, and cut the links that would keep it alive."""
+        for child in self.children:
+            if child is not None:
+                child.drop()
+        self.children, self.parent, self.effect = [], None, None
+        self.coro.close()
+        del self.run
+
     def snapshot(self) -> Snapshot:
         """Return what rebuilds this fiber at the step end where it is."""
         if not self.children:
@@ -169,6 +178,11 @@ class Run:
         """End the particle at once: its weight is zero."""
         self.dead = self.done = True
         self.log_potential = -math.inf
+
+    def drop(self) -> None:
+        """Let go of the coroutines and of all that they hold, at once: fibers and runs refer to each other."""
+        self.root.drop()
+        self.held, self.waiting = [], []
 
     def story(self) -> str:
         """Say which particle this is, where it stands, and what it did: the note on every error."""

@@ -42,6 +42,13 @@ class Particle:
         self.output = run.output
         self.run: Run | None = None if run.done else run
         self.snapshot: Snapshot | None = None if run.done else run.root.snapshot()
+        if run.done:
+            run.drop()
+
+    def __del__(self) -> None:
+        # What a dropped particle holds (a text's cache, say) is freed now, not when garbage is next collected.
+        if self.run is not None:
+            self.run.drop()
 
 
 class Particles:

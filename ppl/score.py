@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, Protocol, overload
 
-from .cost import charge
+from .cost import charge, rows
 from .errors import AmbiguousScore, InvalidWeight
 
 Kind = Literal["probability", "real", "log_weight"]
@@ -56,11 +56,17 @@ class Memory:
         return value
 
     def put(self, key: Hashable, value: float) -> None:
-        """Remember a result."""
+        """Remember a result, and nothing of what the arguments hold in a model's memory."""
         if self.size > 0:
-            self._known[key] = value
+            self._known[_detached(key)] = value
             if len(self._known) > self.size:
                 self._known.popitem(last=False)
+
+
+def _detached(key: Any) -> Hashable:
+    if isinstance(key, tuple):
+        return tuple(_detached(part) for part in key)
+    return key.detach() if hasattr(key, "detach") and not isinstance(key, type) else key
 
 
 class Score:
@@ -187,8 +193,9 @@ def evaluate(scores: Sequence[Score]) -> list[float]:
         known = {key: scorer.memory.get(key) for key in inputs}
         fresh = [key for key in inputs if known[key] is None]
         if fresh:
-            charge(reward_calls=len(fresh))
-            numbers = list(scorer.score_batch([inputs[key][0] for key in fresh]))
+            with rows([inputs[key][1][0][0] for key in fresh]):
+                charge(reward_calls=[1] * len(fresh))
+                numbers = list(scorer.score_batch([inputs[key][0] for key in fresh]))
             if len(numbers) != len(fresh):
                 raise ScoreError(
                     f"reward {scorer.name!r} got {len(fresh)} inputs and returned {len(numbers)} numbers",
@@ -213,7 +220,10 @@ def _key(args: tuple[Any, ...], i: int, j: int) -> Hashable:
         hash(args)
     except TypeError:
         return _Unhashable((i, j))
-    return args
+    # A tensor is hashed by its identity, and may change; 1, 1.0 and True are equal, and a reward may tell them apart.
+    if any(type(arg).__module__.partition(".")[0] == "torch" for arg in args):
+        return _Unhashable((i, j))
+    return tuple(type(arg) for arg in args), args
 
 
 def _checked(scorer: Scorer, number: Any, args: tuple[Any, ...], places: list[tuple[int, int]]) -> float:

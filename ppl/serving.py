@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,14 +27,14 @@ class Server:
     Args:
         keys: one key per run of the wave.
         owners: the problem that each run belongs to, for the cost ledger; None: all to the first.
-        go_on: called with a fiber and the value that it awaited, once there is one.
+        ready: where a fiber goes, with the value that it awaited, once there is one.
     """
 
-    def __init__(self, keys: Keys, owners: Sequence[int] | None, go_on: Callable[[Fiber, Any], None]) -> None:
+    def __init__(self, keys: Keys, owners: Sequence[int] | None, ready: list[tuple[Fiber, Any]]) -> None:
         self.keys = keys
         self.owners = np.zeros(len(keys), np.intp) if owners is None else np.asarray(owners, np.intp)
         self.pending: dict[Hashable, list[Fiber]] = {}
-        self._go_on = go_on
+        self._ready = ready
 
     def queue(self, fiber: Fiber, group: tuple[Any, ...]) -> None:
         """Add a fiber to those that wait for the group's call."""
@@ -184,7 +184,7 @@ class Server:
         )
         fiber.log = (fiber.log, "sample", effect.name, effect.kernel, value)
         if not run.dead:
-            self._go_on(fiber, value)
+            self._ready.append((fiber, value))
 
     # -- factor, twist, observe, call ---------------------------------------------------------------------------
 
@@ -227,7 +227,7 @@ class Server:
         effect = fiber.effect
         fiber.run.sites.append(_new(Site, (effect.name, effect.visit, "call", value, 0.0, 0.0, effect.hidden)))
         fiber.log = (fiber.log, "call", effect.name, effect.fn, value)
-        self._go_on(fiber, value)
+        self._ready.append((fiber, value))
 
 
 def _rank(group: Any, fibers: list[Fiber]) -> int:

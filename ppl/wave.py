@@ -29,7 +29,7 @@ class Wave:
     def __init__(self, runs: Sequence[Run], keys: Keys, owners: Sequence[int] | None = None) -> None:
         self.runs = runs
         self.ready: list[tuple[Fiber, Any]] = []
-        self.server = Server(keys, owners, self._go_on)
+        self.server = Server(keys, owners, self.ready)
 
     def run(self) -> None:
         """Drive every run from where it is to its next step end.
@@ -91,9 +91,6 @@ class Wave:
             if effect is not None:
                 fiber.run.held.append((fiber, effect))
         self.ready.clear()
-
-    def _go_on(self, fiber: Fiber, value: Any) -> None:
-        self.ready.append((fiber, value))
 
     def _act(self, fiber: Fiber, effect: Any) -> None:
         """Act on what a fiber awaits: queue it, answer it, or open what is inside it."""

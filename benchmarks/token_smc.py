@@ -5,7 +5,7 @@
 
 The raw loop is what one would write by hand with transformers: forward, ``DynamicCache``, softmax,
 ``torch.multinomial``, ``batch_select_indices`` at a resampling. Task: 64 tokens after a short prompt, log-weight −0.5
-for each letter "e", multinomial resampling at ESS < N/2. The two take turns, so that their ratio stands a noisy machine.
+for each letter "e", multinomial resampling at ESS < N/2. They take turns, for a fair ratio.
 """
 
 from __future__ import annotations

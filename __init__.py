@@ -16,6 +16,7 @@ reward models, and one set of inference engines runs over them all.
     posterior = fk.infer(haiku(lm, judge, "rivers"), fk.SMC(32), seed=0)
 """
 
+from . import models
 from .inference.best_of_n import BestOfN
 from .inference.importance import ImportanceSampling
 from .inference.infer import Session, infer, steps
@@ -62,6 +63,7 @@ __all__ = [
     "handlers",
     "infer",
     "keys",
+    "models",
     "observe",
     "oracles",
     "program",

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import time
 
-import feynkac as fk
 import numpy as np
+
+import feynkac as fk
 
 
 class Free:

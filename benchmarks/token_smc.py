@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import time
 
-import feynkac as fk
 import numpy as np
 import torch
-from feynkac.models import TransformersLM
 from transformers import DynamicCache
+
+import feynkac as fk
+from feynkac.models import TransformersLM
 
 PROMPT = "The weather report for the coming week says that we should expect"
 PENALTY = 0.5

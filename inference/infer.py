@@ -114,6 +114,14 @@ class Session:
             return task.model.start(request.keys, request.given)
         return task.model.advance(request.state, request.keys, request.given)
 
+    def standing(self) -> tuple[int, int, int, float]:
+        """Return how many particles have finished, of how many, the latest step, and the mean of ESS/n."""
+        last = [task.history[-1] for task in self._tasks if task.history]
+        done = sum(int(step.done.sum()) for step in last)
+        share = float(np.mean([step.ess / len(step.done) for step in last])) if last else 0.0
+        total = self.engine.particles * len(self._tasks)
+        return done, total, max((step.depth for step in last), default=0), share
+
     @property
     def posteriors(self) -> list[Posterior]:
         """The posterior of each model, as far as the run has come."""
@@ -273,7 +281,7 @@ def infer(
     try:
         with Progress(session, progress) as bar:
             for step in session:
-                bar.update(step)
+                bar.update()
                 # Every callback sees every step, whoever asks to stop.
                 votes = [callback(step) for callback in callbacks]
                 if any(vote is True for vote in votes):

@@ -1,4 +1,4 @@
-"""A progress line for long runs, in terminals and notebooks; through rich, where it is installed."""
+"""A progress bar for long runs, in terminals and notebooks; through rich, where it is installed."""
 
 from __future__ import annotations
 
@@ -7,44 +7,53 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .engine import Step
     from .infer import Session
 
 
 class Progress:
-    """Shows the step, ESS, finished particles and cost of a run. A context manager around it.
+    """Shows how many particles have finished, the step, the ESS and the cost. A context manager around a run.
 
-    ``show`` None means: if rich is installed and standard error is a terminal.
+    ``show`` None means: if rich is installed and somebody watches, in a terminal or a notebook. A notebook without
+    ipywidgets gets a line of text.
     """
 
     def __init__(self, session: Session, show: bool | None) -> None:
-        if show and importlib.util.find_spec("rich") is None:
+        installed = importlib.util.find_spec("rich") is not None
+        if show and not installed:
             raise ImportError("progress=True needs rich: pip install feynkac[progress]")
-        if show is None:
-            show = sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
+        notebook = "ipykernel" in sys.modules
         self._session = session
-        self._status: Any = None
-        if show:
-            from rich.console import Console
-
-            self._status = Console(stderr=True).status("starting …")
+        self._bar: Any = None
+        self._line = notebook and importlib.util.find_spec("ipywidgets") is None
+        self._shown = installed and (sys.stderr.isatty() or notebook) if show is None else show
 
     def __enter__(self) -> Progress:
-        if self._status is not None:
-            self._status.start()
+        if self._shown and not self._line:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+
+            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("starting", total=1)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._shown:
+            print(file=sys.stderr)
 
-    def update(self, step: Step) -> None:
-        """Show a step."""
-        if self._status is not None:
-            cost = self._session.ledger.total()
-            n = len(step.done)
-            used = f"{cost.tokens_out} tokens, " if cost.tokens_out else ""
-            self._status.update(
-                f"step {step.depth}: ESS {step.ess:.1f} of {n}, {int(step.done.sum())} finished, "
-                f"{used}{cost.seconds:.0f} s"
-            )
+    def update(self) -> None:
+        """Show where the run stands."""
+        if not self._shown:
+            return
+        done, total, depth, ess = self._session.standing()
+        tokens = self._session.ledger.total().tokens_out
+        text = f"{done} of {total} particles finished, step {depth}, ESS {ess:.0%}"
+        text += f", {tokens:,} tokens" if tokens else ""
+        if self._bar is None:
+            print(f"\r{text:<79}", end="", file=sys.stderr)
+        else:
+            self._bar.update(self._task, description=text, completed=done, total=total)

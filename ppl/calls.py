@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .cost import rows
 from .score import Score, evaluate
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 @lru_cache(maxsize=1)
 def _loop() -> asyncio.AbstractEventLoop:
     """The background event loop, started when an asynchronous function is first called."""
+    import asyncio  # here, since it would double the time that importing feynkac takes
+
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="feynkac-calls", daemon=True).start()
     return loop
@@ -67,6 +71,8 @@ def evaluate_calls(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
 
 
 def _run_all(awaitables: list[Any]) -> list[Any]:
+    import asyncio
+
     async def together() -> list[Any]:
         return await asyncio.gather(*awaitables, return_exceptions=True)
 

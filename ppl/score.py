@@ -66,7 +66,8 @@ class Memory:
 def _detached(key: Any) -> Hashable:
     if isinstance(key, tuple):
         return tuple(_detached(part) for part in key)
-    return key.detach() if hasattr(key, "detach") and not isinstance(key, type) else key
+    light: Hashable = key.detach() if hasattr(key, "detach") and not isinstance(key, type) else key
+    return light
 
 
 class Score:

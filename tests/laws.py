@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-import feynkac as fk
 import numpy as np
+
+import feynkac as fk
 
 # A z-test at this threshold raises a false alarm about twice in 100,000 tests; seeds are fixed.
 Z_LIMIT = 4.26

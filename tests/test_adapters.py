@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+
 from feynkac.ppl import dist, keys
 from feynkac.ppl.adapters import as_kernel
 from feynkac.ppl.model import Kernel

@@ -6,9 +6,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import feynkac as fk
 import numpy as np
 import pytest
+
+import feynkac as fk
 from laws import T2_NEXT, T2_ORDER, T2_POSTERIOR, Z_LIMIT, t3, z_score
 
 CHAINS = 20_000

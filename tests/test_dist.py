@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from feynkac.ppl import batching, keys
 from feynkac.ppl.dist import (
     Bernoulli,
@@ -19,7 +21,6 @@ from feynkac.ppl.dist import (
     Uniform,
 )
 from feynkac.ppl.model import Kernel
-from scipy import stats
 
 TEST_FAILURE_RATE = 2e-5
 N = 20_000

@@ -5,8 +5,9 @@ import importlib
 import pkgutil
 from pathlib import Path
 
-import feynkac
 import pytest
+
+import feynkac
 
 ROOT = Path(feynkac.__file__).parent
 MODULES = ["feynkac"] + [

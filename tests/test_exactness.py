@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-import feynkac as fk
 import numpy as np
 import pytest
+
+import feynkac as fk
 from laws import (
     T1_POTENTIALS,
     T1_REWARD,

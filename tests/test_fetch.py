@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from feynkac.models import fetch as module
 from feynkac.models.fetch import (
     MANIFEST,

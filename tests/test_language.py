@@ -6,9 +6,10 @@ import asyncio
 import math
 import traceback
 
-import feynkac as fk
 import numpy as np
 import pytest
+
+import feynkac as fk
 from feynkac import handlers
 from feynkac.ppl import errors
 

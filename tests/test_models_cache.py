@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl import keys
 from feynkac.ppl.cost import Ledger, recording

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from feynkac.models import Judge, Sampling
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl import keys

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from feynkac.models import Sampling
 from feynkac.models.testing import EOS, tiny_lm
 from feynkac.ppl import keys

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+
 from feynkac.models import Text
 from feynkac.models.testing import tiny_lm
 from feynkac.models.text import Reading

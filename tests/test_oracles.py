@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from feynkac.ppl.oracles import forward_filter, kalman
 from scipy import stats
+
+from feynkac.ppl.oracles import forward_filter, kalman
 
 
 def all_paths(initial, transition, log_potentials):

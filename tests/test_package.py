@@ -12,8 +12,9 @@ import types
 from pathlib import Path
 from typing import Any
 
-import feynkac
 import pytest
+
+import feynkac
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {

@@ -7,11 +7,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from feynkac.inference.resampling import SCHEMES, resample
 from feynkac.inference.weights import entropy, ess, logmeanexp, normalize
 from feynkac.ppl import keys
 from feynkac.ppl.errors import InvalidWeight
-from scipy import stats
 
 TEST_FAILURE_RATE = 2e-5
 RUNS = 3000

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import feynkac as fk
 import numpy as np
 import pytest
+from scipy import stats
+
+import feynkac as fk
 from feynkac.inference import smc
 from feynkac.inference.resampling import SCHEMES
-from scipy import stats
 
 # Each p-value below falls under this limit by chance once in 50,000 choices of its fixed seed.
 RATE = 2e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -204,6 +205,6 @@ def test_a_chain_forced_to_its_smoothed_path_has_the_joint_probability():
     data = {"x" if t == 0 else f"x[{t}]": x for t, x in enumerate(path)}
     run = fk.simulate(handlers.substitute(hidden_markov(), data=data), seed=0)
     assert run.value == tuple(path)
-    log_p = math.log(START[0]) + sum(math.log(MOVES[a][b]) for a, b in zip(path, path[1:]))
+    log_p = math.log(START[0]) + sum(math.log(MOVES[a][b]) for a, b in itertools.pairwise(path))
     assert run.log_prob == pytest.approx(log_p)
     assert run.log_weight == pytest.approx(sum(LOG_EMIT[t, x] for t, x in enumerate(path)))

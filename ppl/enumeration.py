@@ -33,6 +33,7 @@ class _Branch(Handler):
     """Force the choices made so far, and stop at the next."""
 
     made: dict[str, Any]
+    sees_hidden = True
 
     def touch(self, effect: Effect, address: str) -> bool:
         if type(effect) is not Sample or effect.obs is not MISSING or effect.forced is not MISSING:

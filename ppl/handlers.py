@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .effects import Call, Effect, Running, Sample, Site
 from .errors import OutsideProgram
@@ -18,6 +18,9 @@ from .errors import OutsideProgram
 
 class Handler:
     """Base of handlers; each overrides what it changes."""
+
+    sees_hidden: ClassVar[bool] = False
+    """Whether it sees the sites, too, that a handler inside it hides: so does what is no handler of the user's."""
 
     def rename(self, name: str) -> str:
         """Return the name that a site has outside this handler."""
@@ -74,6 +77,12 @@ class Replay(Handler):
         if isinstance(effect, Sample | Call) and address in self.data:
             effect.forced = self.data[address]
         return False
+
+
+class Given(Replay):
+    """The values given to `simulate`, which reach hidden sites as well."""
+
+    sees_hidden = True
 
 
 @dataclass(frozen=True, eq=False)

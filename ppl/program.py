@@ -20,7 +20,7 @@ from .effects import Running, Site
 from .errors import ImpossibleChoice
 from .fibers import Run, Snapshot
 from .guard import guard
-from .handlers import Replay
+from .handlers import Given
 from .keys import Keys
 from .model import Advance, Index
 from .wave import Wave
@@ -292,7 +292,7 @@ def simulate(model: Program, *, seed: int | None = None, given: Mapping[str, Any
     if seed is None:
         raise TypeError("simulate needs a seed: simulate(model, seed=0), or wrap the model in handlers.seed")
     lineage = _keys.root(seed)
-    forced = model.with_handler(Replay(dict(given))) if given else model
+    forced = model.with_handler(Given(dict(given))) if given else model
     step = forced.start(_keys.fold(lineage, 0))
     sites, log_prob, log_weight = list(step.choices[0]), step.log_prob[0], step.log_increment[0]
     while not step.done[0]:

@@ -161,9 +161,10 @@ class Wave:
         full = names[-1]
         effect.visit = visit = fiber.visits.get(full, 0)
         fiber.visits[full] = visit + 1
+        hidden = False
         for handler, name in zip(reversed(fiber.handlers), names):
-            if handler.touch(effect, address(name, visit)):
-                break
+            if handler.sees_hidden or not hidden:
+                hidden |= handler.touch(effect, address(name, visit))
         effect.name = full
 
     def _returned(self, fiber: Fiber, value: Any) -> None:

@@ -138,20 +138,27 @@ def load(path: str | os.PathLike[str]) -> Posterior:
         FileNotFoundError: if there is none.
         ValueError: if the file is corrupt, no posterior, or of a newer format.
     """
+    name = os.fspath(path)
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                head = json.loads(archive.read("posterior.json"))
+                form = head["format"] if head["kind"] == "feynkac posterior" else 0
+                if 0 < form <= _FORMAT:
+                    return _read(archive, head)
+        except Exception as error:  # a damaged archive fails in many ways
+            raise ValueError(f"{name} is not a saved posterior, or it is corrupt: {error!r}") from error
+    raise ValueError(f"{name} is of format {form}; this version reads up to {_FORMAT}")
+
+
+def _read(archive: zipfile.ZipFile, head: dict[str, Any]) -> Posterior:
     from .posterior import Chain, Posterior
 
-    try:
-        with zipfile.ZipFile(path) as archive:
-            head = json.loads(archive.read("posterior.json"))
-            arrays = {
-                name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
-                for name in archive.namelist()
-                if name.endswith(".npy")
-            }
-    except (zipfile.BadZipFile, KeyError, EOFError, json.JSONDecodeError) as error:
-        raise ValueError(f"{os.fspath(path)} is not a saved posterior, or it is corrupt: {error}") from error
-    if head.get("kind") != "feynkac posterior" or head.get("format", 0) > _FORMAT:
-        raise ValueError(f"{os.fspath(path)} is of format {head.get('format')}; this version reads up to {_FORMAT}")
+    arrays = {
+        name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+        for name in archive.namelist()
+        if name.endswith(".npy")
+    }
     chains = []
     for c, chain in enumerate(head["chains"]):
         steps = []

@@ -46,7 +46,7 @@ class Session:
         self.budget = budget or Budget()
         self.ledger = Ledger(len(models))
         self.stopped: str | None = None
-        self._seed = seed
+        self._seed = int(seed)
         self._tasks = [
             _Task(owner, model, engine.run(model, _keys.fold(key, owner, chain)))
             for owner, model in enumerate(models)

@@ -29,11 +29,17 @@ def detach(value: Any) -> Any:
     if isinstance(value, Site):
         inner = detach(value.value)
         return value if inner is value.value else value._replace(value=inner)
-    if (isinstance(value, list | tuple) and kind in (list, tuple)) or kind.__name__ == "SharedList":
+    if kind is list or kind is tuple:
         items = [detach(item) for item in value]
         if all(a is b for a, b in zip(items, value)):
             return value
-        return items if isinstance(value, list) else tuple(items)
+        return items if kind is list else tuple(items)
+    if isinstance(value, list):  # of one shared by particles, which refused to change
+        return [detach(item) for item in value]
+    if isinstance(value, tuple):
+        return value._make(detach(item) for item in value) if hasattr(value, "_make") else value
+    if isinstance(value, set | frozenset):
+        return (frozenset if kind is frozenset else set)(detach(item) for item in value)
     if isinstance(value, dict):
         return {key: detach(item) for key, item in value.items()}
     return value.detach() if hasattr(value, "detach") else value

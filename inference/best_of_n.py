@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ppl.keys import Keys
 from ..ppl.model import FeynmanKac, Floats
-from .engine import Guarantee, Report, Run, positive
+from .engine import Guarantee, Report, Run
 from .smc import SMC
 
 
@@ -48,15 +48,17 @@ class BestOfN:
     guarantee: ClassVar[Guarantee] = "heuristic"
 
     def __post_init__(self) -> None:
-        positive("particles", self.particles)
-        positive("chains", self.chains)
+        self._as_smc()
         if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"temperature must be positive, or None for the best, not {self.temperature!r}")
+
+    def _as_smc(self) -> SMC:
+        return SMC(self.particles, ess_threshold=0.0, chains=self.chains, all_dead=self.all_dead)
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
         log_potential = np.zeros(self.particles)
-        inner = SMC(self.particles, ess_threshold=0.0, all_dead=self.all_dead).run(model, key)
+        inner = self._as_smc().run(model, key)
         request = next(inner)
         while True:
             if not isinstance(request, Report):

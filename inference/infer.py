@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
@@ -59,7 +59,9 @@ class Session:
         yield from [step for task in fresh for step in self._go_on(task, None)]
         while self.stopped is None:
             asking = [task for task in self._tasks if task.request is not None]
-            self.stopped = self.budget.exceeded(self.ledger.total()) if asking else None
+            # The first wave is always made, so that there is a posterior to return.
+            if asking and any(task.report is not None for task in asking):
+                self.stopped = self.budget.exceeded(self.ledger.total())
             if not asking or self.stopped is not None:
                 return
             # All chains go on before any step is shown, so that a reader who stops here leaves a whole wave.
@@ -134,7 +136,10 @@ class Session:
     @property
     def posterior(self) -> Posterior:
         """The posterior of the (first) model, as far as the run has come."""
-        return self.posteriors[0]
+        posteriors = self.posteriors
+        if not posteriors:
+            raise RuntimeError("the run has not made a step yet: iterate over it first")
+        return posteriors[0]
 
     def _posterior(self, owner: int, tasks: list[_Task]) -> Posterior:
         chains, values = [], []
@@ -157,7 +162,7 @@ class Session:
             guarantee=self.engine.guarantee,
             engine=repr(self.engine),
             model=repr(tasks[0].model),
-            seed=self._seed,
+            seed=int(self._seed),
             stopped=self.stopped,
         )
 
@@ -217,7 +222,7 @@ def steps(model: FeynmanKac[Any], engine: Engine, *, seed: int, budget: Budget |
 
 @overload
 def infer(
-    model: Sequence[FeynmanKac[Any]],
+    model: Iterable[FeynmanKac[Any]],
     engine: Engine,
     *,
     seed: int,
@@ -236,7 +241,7 @@ def infer(
     progress: bool | None = ...,
 ) -> Posterior: ...
 def infer(
-    model: FeynmanKac[Any] | Sequence[FeynmanKac[Any]],
+    model: FeynmanKac[Any] | Iterable[FeynmanKac[Any]],
     engine: Engine,
     *,
     seed: int,
@@ -269,8 +274,8 @@ def infer(
     >>> [round(p.expect(float), 1) for p in fk.infer([coin(0.2), coin(0.5)], fk.SMC(2000), seed=0)]
     [0.4, 0.7]
     """
-    many = isinstance(model, Sequence)
-    models: Sequence[FeynmanKac[Any]] = model if isinstance(model, Sequence) else [model]
+    many = not hasattr(model, "advance") and isinstance(model, Iterable)
+    models: list[Any] = list(model) if isinstance(model, Iterable) and many else [model]
     if not models:
         return []
     for one in models:

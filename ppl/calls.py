@@ -4,77 +4,97 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from .cost import rows
+from .fibers import Failed
 from .score import Score, evaluate
 
 if TYPE_CHECKING:
     import asyncio
 
 
+def evaluate_calls(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
+    """Evaluate ``fn(*args)`` for each call; what a call raises becomes its result, wrapped in `Failed`.
+
+    Calls of one `batched` function share a call, all scores are evaluated together, and all asynchronous
+    functions run side by side.
+    """
+    results: list[Any] = [None] * len(calls)
+    batched: dict[Any, list[int]] = {}
+    for i, (fn, args) in enumerate(calls):
+        if getattr(fn, "batched", False) and not hasattr(fn, "score_batch"):
+            batched.setdefault(fn, []).append(i)
+        else:
+            results[i] = fn if isinstance(fn, Score) else _attempt(fn, args)
+    for fn, places in batched.items():
+        for i, value in zip(places, _batch(fn, [calls[i][1] for i in places])):
+            results[i] = value
+    waiting = [i for i, value in enumerate(results) if inspect.isawaitable(value)]
+    if waiting:
+        for i, value in zip(waiting, _run_all([results[i] for i in waiting])):
+            results[i] = value
+    scores = [i for i, value in enumerate(results) if isinstance(value, Score)]
+    if scores:
+        with rows(scores):
+            numbers = _attempt(evaluate, ([results[i] for i in scores],))
+        for place, i in enumerate(scores):
+            # One bad score spoils the batch; then each is evaluated for itself, so that only the bad ones fail.
+            results[i] = numbers[place] if type(numbers) is list else _alone(results[i], i)
+    return results
+
+
+def _alone(score: Score, i: int) -> Any:
+    with rows([i]):
+        value = _attempt(evaluate, ([score],))
+    return value if type(value) is Failed else value[0]
+
+
+def _attempt(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    try:
+        return fn(*args)
+    except Exception as error:
+        return Failed(error)
+
+
+def _batch(fn: Callable[..., Any], inputs: list[tuple[Any, ...]]) -> list[Any]:
+    values = _attempt(fn, ([args[0] if len(args) == 1 else args for args in inputs],))
+    if inspect.isawaitable(values):
+        (values,) = _run_all([values])
+    if type(values) is Failed:
+        return [values] * len(inputs)
+    values = list(values)
+    if len(values) != len(inputs):
+        name = getattr(fn, "__name__", "?")
+        raise ValueError(f"batched function {name!r} got {len(inputs)} inputs and returned {len(values)} values")
+    return values
+
+
 @lru_cache(maxsize=1)
 def _loop() -> asyncio.AbstractEventLoop:
     """The background event loop, started when an asynchronous function is first called."""
-    import asyncio  # here, since it would double the time that importing feynkac takes
+    import asyncio  # here, since it would add much to the time that importing feynkac takes
 
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="feynkac-calls", daemon=True).start()
     return loop
 
 
-def evaluate_calls(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
-    """Evaluate ``fn(*args)`` for each call.
-
-    Calls of one `batched` function share a call, all scores are evaluated together, and all asynchronous
-    functions run side by side. An exception gets the attribute ``index``, the position of the call that failed.
-    """
-    results: list[Any] = [None] * len(calls)
-    batched: dict[int, list[int]] = {}
-    scores: dict[int, Score] = {}
-    waiting: dict[int, Any] = {}
-    for i, (fn, args) in enumerate(calls):
-        if getattr(fn, "batched", False) and not hasattr(fn, "score_batch"):
-            batched.setdefault(id(fn), []).append(i)
-            continue
-        try:
-            value = fn if isinstance(fn, Score) else fn(*args)
-        except Exception as error:
-            error.index = i  # type: ignore[attr-defined]
-            raise
-        if isinstance(value, Score):
-            scores[i] = value
-        elif inspect.isawaitable(value):
-            waiting[i] = value
-        else:
-            results[i] = value
-    for places in batched.values():
-        fn = calls[places[0]][0]
-        inputs = [calls[i][1] for i in places]
-        values = list(fn([args[0] if len(args) == 1 else args for args in inputs]))
-        if len(values) != len(places):
-            raise ValueError(f"batched function {fn.__name__!r} got {len(places)} inputs, returned {len(values)}")
-        for i, value in zip(places, values):
-            results[i] = value
-    with rows(list(scores)):
-        for i, value in zip(scores, evaluate(list(scores.values()))):
-            results[i] = value
-    if waiting:
-        for i, value in zip(waiting, _run_all(list(waiting.values()))):
-            if isinstance(value, BaseException):
-                value.index = i  # type: ignore[attr-defined]
-                raise value
-            results[i] = value
-    return results
-
-
 def _run_all(awaitables: list[Any]) -> list[Any]:
     import asyncio
 
+    async def settle(awaitable: Any) -> Any:
+        try:
+            return await awaitable
+        except Exception as error:
+            return Failed(error)
+        except asyncio.CancelledError:
+            return Failed(RuntimeError("the call was cancelled"))
+
     async def together() -> list[Any]:
-        return await asyncio.gather(*awaitables, return_exceptions=True)
+        return await asyncio.gather(*[settle(awaitable) for awaitable in awaitables])
 
     future = asyncio.run_coroutine_threadsafe(together(), _loop())
     try:

@@ -7,6 +7,7 @@ row and go to its owner, while the call itself counts once in the total and once
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -100,7 +101,14 @@ class Ledger:
         return replace(Cost(**mine), seconds=time.perf_counter() - self._start)
 
 
-_active: list[Ledger] = []
+class _Active(threading.local):
+    """The ledgers that this thread's charges go to; the last one counts."""
+
+    def __init__(self) -> None:
+        self.ledgers: list[Ledger] = []
+
+
+_active = _Active()
 
 
 @contextmanager
@@ -112,16 +120,16 @@ def recording(ledger: Ledger) -> Iterator[Ledger]:
     >>> ledger.total().tokens_in
     7
     """
-    _active.append(ledger)
+    _active.ledgers.append(ledger)
     try:
         yield ledger
     finally:
-        _active.remove(ledger)
+        _active.ledgers.remove(ledger)
 
 
 def active() -> Ledger | None:
     """Return the ledger that `charge` writes to, or None."""
-    return _active[-1] if _active else None
+    return _active.ledgers[-1] if _active.ledgers else None
 
 
 @contextmanager
@@ -142,6 +150,7 @@ def rows(index: Sequence[int]) -> Iterator[None]:
 
 def charge(**amounts: ArrayLike) -> None:
     """Report what a call used: units of `Cost` by name, one number, or one per row of the batch."""
-    if _active:
+    ledger = active()
+    if ledger is not None:
         for unit, amount in amounts.items():
-            _active[-1].add(unit, amount)
+            ledger.add(unit, amount)

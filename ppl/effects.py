@@ -6,14 +6,16 @@ particles. Constructing an effect does no work.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from .adapters import as_kernel
-from .errors import AmbiguousScore, OutsideProgram
+from .errors import AmbiguousScore, FeynkacError, OutsideProgram
 from .model import Kernel
 from .score import Score
 
@@ -62,10 +64,23 @@ def address(name: str, visit: int) -> str:
     return f"{name}[{visit}]" if visit else name
 
 
-class Running:
-    """The fiber whose code is being executed; set by the runtime alone."""
+class _Running(threading.local):
+    """The fiber whose code this thread is executing; set by the runtime alone."""
 
-    fiber: ClassVar[Any] = None
+    fiber: Any = None
+
+
+Running = _Running()
+_names: set[str] = set()
+
+
+def check_name(name: Any, what: str = "a site") -> None:
+    """Raise unless a name is a string that cannot be taken for the address of another site."""
+    if not isinstance(name, str):
+        raise TypeError(f"the name of {what} must be a string, not {name!r}")
+    if "/" in name or "[" in name:
+        raise ValueError(f"the name {name!r} of {what} must hold neither '/' nor '[': scopes and visits are written so")
+    _names.add(name)
 
 
 class Effect:
@@ -76,26 +91,34 @@ class Effect:
     visit: int
 
     def __init__(self, name: str) -> None:
-        self.maker = id(Running.fiber)
-        if Running.fiber is None:
+        fiber = Running.fiber
+        self.awaited = True  # until it is well made
+        if fiber is None:
             raise OutsideProgram(
                 f"fk.{self.kind}({name!r}, …) was used where no program is running; "
                 "effects belong in an `async def` decorated with @fk.program, run by fk.infer or fk.simulate"
             )
+        if name not in _names:
+            check_name(name)
+        self.maker = id(fiber)
+        fiber.run.unawaited += 1
         self.name = name
         self.awaited = False
         self.masked = False
         self.hidden = False
 
     def __await__(self) -> Generator[Effect, Any, Any]:
+        if self.awaited:
+            raise FeynkacError(f"fk.{self.kind}({self.name!r}, …) is awaited twice: make a new effect each time")
         self.awaited = True
+        Running.fiber.run.unawaited -= 1
         result = yield self
         return result
 
     def __del__(self) -> None:
         # A dropped effect that was never awaited is a forgotten `await`; the runtime raises at once. An effect of
         # another particle, whose coroutine happens to be collected now, is not.
-        if not getattr(self, "awaited", True) and self.maker == id(Running.fiber):
+        if not self.awaited and self.maker == id(Running.fiber):
             Running.fiber.run.dropped = f"fk.{self.kind}({self.name!r}, …)"
 
     @property
@@ -105,10 +128,26 @@ class Effect:
 
 
 def fingerprint(request: Any) -> Any:
-    """Return a summary of a request: a kernel's or score's own, a function's name, or a number as it is."""
-    if callable(request) and not hasattr(request, "fingerprint"):
+    """Return a summary of a request that can be compared: a kernel's own, a function's name, a value's contents."""
+    if hasattr(request, "fingerprint"):
+        return request.fingerprint
+    if isinstance(request, Score):
+        return (request.kind, *((scorer.name, fingerprint(args)) for scorer, args in request.leaves))
+    if callable(request):
         return getattr(request, "__qualname__", type(request).__name__)
-    return getattr(request, "fingerprint", request)
+    if isinstance(request, list | tuple):
+        return tuple(fingerprint(part) for part in request)
+    if isinstance(request, dict):
+        return tuple((key, fingerprint(part)) for key, part in request.items())
+    if isinstance(request, np.ndarray) and request.dtype != object:
+        return (request.shape, request.dtype.str, request.tobytes())
+    if isinstance(request, float):
+        return repr(request)  # so that NaN equals itself
+    try:
+        hash(request)
+    except TypeError:
+        return type(request).__name__
+    return request
 
 
 class Sample(Effect):
@@ -130,8 +169,10 @@ class Sample(Effect):
 
     @property
     def request(self) -> Any:
-        """The kernel."""
-        return self.kernel
+        """The kernel, with its proposal and what it observes, if any."""
+        if self.proposal is None and self.obs is MISSING:
+            return self.kernel
+        return (self.kernel, self.proposal, None if self.obs is MISSING else self.obs)
 
 
 class Factor(Effect):
@@ -171,8 +212,8 @@ class Call(Effect):
 
     @property
     def request(self) -> Any:
-        """The function."""
-        return self.fn
+        """The function and its arguments."""
+        return (self.fn, self.args)
 
 
 class Gather(Effect):
@@ -188,10 +229,10 @@ class Gather(Effect):
         self.branches = tuple(_coroutine(branch, f"branch {i} of {name!r}") for i, branch in enumerate(branches))
 
     def close(self) -> None:
-        """Close the branches that have not started."""
+        """Close the branches that have not started; they would warn that they were never awaited."""
         for branch in self.branches:
             if inspect.getcoroutinestate(branch) == inspect.CORO_CREATED:
-                branch.close()
+                shut(branch)
 
     def __del__(self) -> None:
         super().__del__()
@@ -213,7 +254,7 @@ class Scan(Effect):
         super().__init__(name)
         self.step = step
         self.init = init
-        self.xs = xs
+        self.xs = xs if hasattr(xs, "__len__") else tuple(xs)
 
     def iterate(self, carry: Any, i: int) -> Any:
         """Return the coroutine of an iteration."""
@@ -306,15 +347,15 @@ def call(name: str, fn: Any, *args: Any) -> Awaitable[Any]:
 def gather(*branches: Any, name: str = "gather") -> Awaitable[tuple[Any, ...]]:
     """Run sub-programs side by side and return their values in order; their calls share batches.
 
-    Each branch is a coroutine or a bound program. A step ends when every live branch is at a step end.
+    Each branch is a coroutine, a bound program or an effect. A step ends when every live branch is at a step end.
     """
     return Gather(name, branches)
 
 
 def scan(
     step: Callable[[Any, Any], Any], init: Any, xs: Sequence[Any], *, name: str = "scan"
-) -> Awaitable[tuple[Any, list[Any]]]:
-    """Run ``carry, y = await step(carry, x)`` over ``xs`` and return the last carry and the list of ys.
+) -> Awaitable[tuple[Any, tuple[Any, ...]]]:
+    """Run ``carry, y = await step(carry, x)`` over ``xs`` and return the last carry and the tuple of ys.
 
     All that an iteration needs is in its carry, so that a forked particle restarts from the carry instead of
     replaying the whole history: use it for long state-space loops.
@@ -345,8 +386,22 @@ def batched(fn: Callable[[list[Any]], Sequence[Any]]) -> Callable[[list[Any]], S
     return fn
 
 
+def shut(coro: Any) -> None:
+    """Close a coroutine whose particle is gone; what its ``finally`` blocks still try cannot matter any more."""
+    outer, Running.fiber = Running.fiber, None
+    try:
+        with contextlib.suppress(Exception):
+            coro.close()
+    finally:
+        Running.fiber = outer
+
+
+async def _only(effect: Effect) -> Any:
+    return await effect
+
+
 def _coroutine(branch: Any, what: str) -> Any:
-    made = branch.inline() if hasattr(branch, "inline") else branch
+    made = branch.inline() if hasattr(branch, "inline") else _only(branch) if isinstance(branch, Effect) else branch
     if not inspect.iscoroutine(made):
         raise TypeError(
             f"{what} is a {type(branch).__name__}; it must be a coroutine (call the async function, do not await "
@@ -368,6 +423,8 @@ def _log_weight(name: str, value: Any) -> float | Score:
     if type(value) is float:
         return value
     try:
+        if isinstance(value, str | bytes):
+            raise TypeError("a string is not a number")
         return float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise AmbiguousScore(f"site {name!r}: a log-weight is a number or a score, not {value!r}") from error

@@ -13,7 +13,8 @@ import math
 from collections.abc import Coroutine
 from typing import Any, NamedTuple, NoReturn
 
-from .effects import Effect, Gather, Running, Site, address
+from .effects import Effect, Gather, Running, Site, address, check_name, shut
+from .guard import guard
 
 Log = tuple[Any, ...] | None
 """A persistent list of completed effects: (the log before, kind, name, request, value)."""
@@ -55,6 +56,12 @@ class Checkpoint(NamedTuple):
     visits: dict[str, int]
 
 
+class Failed(NamedTuple):
+    """What a call raised; it is raised again where the program awaits the call."""
+
+    error: Exception
+
+
 class Finished(NamedTuple):
     """A branch of a gather that has returned."""
 
@@ -65,7 +72,7 @@ class Fiber:
     """One coroutine of a run, and what it has done so far."""
 
     __slots__ = (
-        "checkpoint", "children", "coro", "effect", "handlers", "index", "level", "log", "parent",
+        "checkpoint", "children", "coro", "effect", "guide", "handlers", "index", "level", "log", "parent",
         "results", "run", "value", "visits",
     )  # fmt: skip
 
@@ -86,6 +93,7 @@ class Fiber:
         self.index = index
         self.log: Log = None
         self.level = 0.0
+        self.guide = self  # the fiber that holds the level: an iteration of a scan sets its scan's
         self.effect: Any = None
         self.value: Any = None
         self.children: list[Fiber | None] = []
@@ -94,20 +102,19 @@ class Fiber:
 
     def record(self, name: str, value: Any) -> None:
         """Record a deterministic quantity. A replay repeats the code, but not the record."""
-        full, hidden = self.rename(name), any(handler.hides(name) for handler in self.handlers)
+        check_name(name, "a recorded quantity")
+        full, hidden = name, False
+        for handler in reversed(self.handlers):
+            hidden = hidden or handler.hides(full)
+            full = handler.rename(full)
         visit = self.visits.get(full, 0)
         self.visits[full] = visit + 1
         run = self.run
+        value = guard(value)  # as it is now: the program may go on changing its own list
         if name == "output":
             run.output = value
         if not run.replaying:
             run.sites.append(Site(full, visit, "deterministic", value, hidden=hidden))
-
-    def rename(self, name: str) -> str:
-        """Return a site's full name under the fiber's scopes and branches."""
-        for handler in reversed(self.handlers):
-            name = handler.rename(name)
-        return name
 
     def levels(self) -> float:
         """Return the sum of the twist levels of this fiber and of the fibers it waits for."""
@@ -122,8 +129,11 @@ class Fiber:
         for child in self.children:
             if child is not None:
                 child.drop()
+        if type(self.effect) is Gather:
+            self.effect.close()
         self.children, self.parent, self.effect = [], None, None
-        self.coro.close()
+        del self.guide
+        shut(self.coro)
         del self.run
 
     def snapshot(self) -> Snapshot:
@@ -147,7 +157,8 @@ class Run:
 
     __slots__ = (
         "batch", "dead", "done", "dropped", "given", "held", "last", "log_potential", "log_prob", "log_proposal",
-        "output", "program", "replaying", "result", "root", "row", "scored", "sites", "waiting",
+        "output", "program", "replaying", "result", "root", "row", "scored", "sites",
+        "unawaited", "waiting",
     )  # fmt: skip
 
     def __init__(self, program: Any) -> None:
@@ -156,6 +167,7 @@ class Run:
         self.dead = False
         self.dropped: str | None = None
         self.replaying = False
+        self.unawaited = 0
         self.result: Any = None
         self.output: Any = None
         self.last: Effect | None = None
@@ -198,11 +210,14 @@ class Run:
 
 def fail(fiber: Fiber, error: Exception) -> NoReturn:
     """Raise an error at the line where the program waits, so that the traceback shows it."""
-    Running.fiber = None
     annotate(fiber.run, error)
     if inspect.getcoroutinestate(fiber.coro) == inspect.CORO_SUSPENDED:
-        with contextlib.suppress(StopIteration):  # a program that catches it and returns is wrong all the same
-            fiber.coro.throw(error)
+        outer, Running.fiber = Running.fiber, fiber
+        try:
+            with contextlib.suppress(BaseException):  # whatever the program makes of it, it is wrong all the same
+                fiber.coro.throw(error)
+        finally:
+            Running.fiber = outer
     raise error from error.__cause__
 
 
@@ -215,5 +230,8 @@ def annotate(run: Run, error: BaseException) -> None:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
     return text if len(text) <= 60 else text[:57] + "…"

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .effects import Call, Effect, Running, Sample, Site
+from .effects import Call, Effect, Running, Sample, Site, check_name
 from .errors import OutsideProgram
+from .guard import guard
 
 
 class Handler:
@@ -110,7 +111,7 @@ class Block(Handler):
 
     def touch(self, effect: Effect, address: str) -> bool:
         """Hide the site, and keep it from the handlers outside."""
-        if not self.hidden(effect.name):
+        if not self.hidden(address.partition("[")[0]):
             return False
         effect.hidden = True
         return True
@@ -135,8 +136,7 @@ class Mask(Handler):
 
     def touch(self, effect: Effect, address: str) -> bool:
         """Mark the site's terms as zero."""
-        if not self.keep:
-            effect.masked = True
+        effect.masked = effect.masked or not self.keep
         return False
 
 
@@ -172,7 +172,7 @@ def condition(model: Any = None, *, data: Mapping[str, Any]) -> Any:
     >>> run.value, round(run.log_weight, 4)
     (1, -1.3863)
     """
-    return _apply(Condition(dict(data)), model)
+    return _apply(Condition(guard(dict(data))), model)
 
 
 def substitute(model: Any = None, *, data: Mapping[str, Any]) -> Any:
@@ -186,7 +186,7 @@ def substitute(model: Any = None, *, data: Mapping[str, Any]) -> Any:
     >>> run.value, round(run.log_prob, 4), run.log_weight
     (1, -1.3863, 0.0)
     """
-    return _apply(Replay(dict(data)), model)
+    return _apply(Replay(guard(dict(data))), model)
 
 
 def replay(model: Any = None, *, trace: Mapping[str, Site]) -> Any:
@@ -215,7 +215,7 @@ def do(model: Any = None, *, data: Mapping[str, Any]) -> Any:
     >>> run.value, run.log_prob
     (1, 0.0)
     """
-    return _apply(Do(dict(data)), model)
+    return _apply(Do(guard(dict(data))), model)
 
 
 def block(model: Any = None, *, hide: Sequence[str] | None = None, hide_fn: Callable[[str], bool] | None = None) -> Any:
@@ -245,11 +245,14 @@ def scope(model: Any = None, *, prefix: str) -> Any:
     >>> list(fk.simulate(coin(), seed=0).trace)
     ['first/heads']
     """
+    check_name(prefix, "a scope")
+    if prefix.rpartition(".")[2].isdecimal() and "." in prefix:
+        raise ValueError(f"the scope {prefix!r} ends like a branch of fk.gather; choose another name")
     return _apply(Scope(prefix), model)
 
 
 def mask(model: Any = None, *, mask: bool) -> Any:
-    """Where ``mask`` is False, let the sites' log-probabilities, factors and observations count as zero.
+    """Where ``mask`` is False, let factors, twists and observations count as zero. Samples are drawn as ever.
 
     >>> import feynkac as fk
     >>> @fk.program

@@ -93,6 +93,10 @@ class Program:
         self._kwargs = {name: guard(arg) for name, arg in kwargs.items()}
         self.handlers = handlers
         self.name = fn.__name__
+        # Made by a running program, it is to be awaited there, like an effect.
+        self._inside = Running.fiber is not None
+        if self._inside:
+            Running.fiber.run.unawaited += 1
 
     def __repr__(self) -> str:
         shown = [repr(arg) for arg in self._args] + [f"{k}={v!r}" for k, v in self._kwargs.items()]
@@ -100,6 +104,7 @@ class Program:
 
     def coroutine(self) -> Coroutine[Any, Any, Any]:
         """Start the program's function afresh."""
+        self._met()
         return self._fn(*self._args, **self._kwargs)
 
     async def inline(self) -> Any:
@@ -116,7 +121,13 @@ class Program:
 
     def with_handler(self, handler: Any) -> Program:
         """Return the program under one more handler, outside those it has."""
+        self._met()
         return Program(self._fn, self._args, self._kwargs, (handler, *self.handlers))
+
+    def _met(self) -> None:
+        if self._inside:
+            self._inside = False
+            Running.fiber.run.unawaited -= 1
 
     # -- the contract -------------------------------------------------------------------------------------------
 
@@ -173,8 +184,8 @@ def resume(
         runs.append(run)
         if fresh:
             assert item.snapshot is not None
-            run.output = item.output
             wave.restore(run, item.snapshot)
+            run.output = item.output
     wave.run()
     items = list(state.items)
     for i, run in zip(live, runs):
@@ -219,6 +230,10 @@ class ProgramFactory(Generic[P]):
             raise TypeError(f"@fk.program needs an `async def` function; {fn!r} is not one")
         self._fn = fn
         functools.update_wrapper(self, fn)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        # As a method, a program binds its object like any other.
+        return self if instance is None else functools.partial(self, instance)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Program:
         """Bind arguments: the result is a Feynman–Kac model."""
@@ -292,7 +307,7 @@ def simulate(model: Program, *, seed: int | None = None, given: Mapping[str, Any
     if seed is None:
         raise TypeError("simulate needs a seed: simulate(model, seed=0), or wrap the model in handlers.seed")
     lineage = _keys.root(seed)
-    forced = model.with_handler(Given(dict(given))) if given else model
+    forced = model.with_handler(Given(guard(dict(given)))) if given else model
     step = forced.start(_keys.fold(lineage, 0))
     sites, log_prob, log_weight = list(step.choices[0]), step.log_prob[0], step.log_increment[0]
     while not step.done[0]:

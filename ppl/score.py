@@ -12,6 +12,7 @@ knows what kind of number it is, so that nobody has to guess whether 0.9 is a pr
 from __future__ import annotations
 
 import math
+import numbers
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, Protocol, overload
@@ -19,6 +20,7 @@ from typing import Any, Literal, Protocol, overload
 from .cost import charge, rows
 from .errors import AmbiguousScore, InvalidWeight
 
+_ROUNDING = 1e-6  # of a float32 softmax, say
 Kind = Literal["probability", "real", "log_weight"]
 
 
@@ -91,11 +93,6 @@ class Score:
     def __repr__(self) -> str:
         return f"<{self.kind} score of {' and '.join(scorer.name for scorer, _ in self.leaves)}>"
 
-    @property
-    def fingerprint(self) -> Hashable:
-        """What a replay compares: the kind and the rewards."""
-        return (self.kind, *(scorer.name for scorer, _ in self.leaves))
-
     def map(self, fn: Callable[[float], float], kind: Kind) -> Score:
         """Apply a function to the number; the result is of the given kind."""
         inner = self._combine
@@ -109,6 +106,8 @@ class Score:
     def logit(self, clip: float = 1e-7) -> Score:
         """Return log p/(1−p) of a probability clipped to [clip, 1−clip], as a log-weight."""
         self._need("probability", "logit()")
+        if not 0.0 < clip < 0.5:
+            raise InvalidWeight(f"clip must be in (0, 0.5), not {clip}")
 
         def odds(p: float) -> float:
             p = min(max(p, clip), 1.0 - clip)
@@ -120,15 +119,17 @@ class Score:
         """Divide by a temperature: a real reward r becomes the log-weight r/β; a log-weight is tempered."""
         if self.kind == "probability":
             raise AmbiguousScore(f"{self!r} / beta: write .log() / beta or .logit() / beta")
-        if not beta > 0:
+        if isinstance(beta, numbers.Real) and not beta > 0:
             raise InvalidWeight(f"the temperature beta must be positive, not {beta}")
-        return self.map(lambda value: value / beta, "log_weight")
+        scale = _number(beta, self)
+        return self.map(lambda value: value / scale, "log_weight")
 
     def __mul__(self, factor: float) -> Score:
         """Scale a log-weight or a real reward."""
         if self.kind == "probability":
             raise AmbiguousScore(f"{self!r} * number: write .log() * number, which is p to that power")
-        return self.map(lambda value: 0.0 if factor == 0 else value * factor, self.kind)
+        scale = _number(factor, self)
+        return self.map(lambda value: 0.0 if scale == 0 else value * scale, self.kind)
 
     __rmul__ = __mul__
 
@@ -140,7 +141,8 @@ class Score:
         if self.kind == "probability":
             raise AmbiguousScore(f"{self!r} + …: probabilities are multiplied; write .log() + ….log()")
         if not isinstance(other, Score):
-            return self.map(lambda value: value + other, self.kind)
+            addend = _number(other, self)
+            return self.map(lambda value: value + addend, self.kind)
         if other.kind != self.kind:
             raise AmbiguousScore(f"cannot add {self!r} to {other!r}: make both log-weights first")
         first, second, cut = self._combine, other._combine, len(self.leaves)
@@ -151,8 +153,16 @@ class Score:
     def __sub__(self, other: Score | float) -> Score:
         return self + -other
 
+    def __rsub__(self, other: float) -> Score:
+        return -self + other
+
     def __float__(self) -> float:
         raise AmbiguousScore(f"{self!r} has no value yet: await fk.call(name, score) gives its number")
+
+    def _compare(self, other: Any) -> bool:
+        raise AmbiguousScore(f"{self!r} has no value yet: await fk.call(name, score) gives its number")
+
+    __lt__ = __le__ = __gt__ = __ge__ = _compare
 
     def __bool__(self) -> bool:
         raise AmbiguousScore(f"{self!r} has no value yet: await fk.call(name, score) gives its number")
@@ -196,20 +206,20 @@ def evaluate(scores: Sequence[Score]) -> list[float]:
         if fresh:
             with rows([inputs[key][1][0][0] for key in fresh]):
                 charge(reward_calls=[1] * len(fresh))
-                numbers = list(scorer.score_batch([inputs[key][0] for key in fresh]))
-            if len(numbers) != len(fresh):
+                found = list(scorer.score_batch([inputs[key][0] for key in fresh]))
+            if len(found) != len(fresh):
                 raise ScoreError(
-                    f"reward {scorer.name!r} got {len(fresh)} inputs and returned {len(numbers)} numbers",
+                    f"reward {scorer.name!r} got {len(fresh)} inputs and returned {len(found)} numbers",
                     inputs[fresh[0]][1][0][0],
                 )
-            for key, number in zip(fresh, numbers):
+            for key, number in zip(fresh, found):
                 known[key] = _checked(scorer, number, *inputs[key])
                 if not isinstance(key, _Unhashable):
                     scorer.memory.put(key, _checked(scorer, number, *inputs[key]))
         for key, (_, places) in inputs.items():
             for i, j in places:
                 results[i][j] = known[key]  # type: ignore[assignment]
-    return [score.value(numbers) for score, numbers in zip(scores, results)]
+    return [score.value(leaves) for score, leaves in zip(scores, results)]
 
 
 class _Unhashable(tuple[int, int]):
@@ -227,11 +237,19 @@ def _key(args: tuple[Any, ...], i: int, j: int) -> Hashable:
     return tuple(type(arg) for arg in args), args
 
 
+def _number(value: Any, score: Score) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
+        raise AmbiguousScore(f"{score!r} can be combined with a real number here, not with {value!r}")
+    return float(value)
+
+
 def _checked(scorer: Scorer, number: Any, args: tuple[Any, ...], places: list[tuple[int, int]]) -> float:
     try:
-        value = float(number)
-    except (TypeError, ValueError):
+        value = math.nan if isinstance(number, str | bytes) else float(number)
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
+    if scorer.kind == "probability" and 1.0 < value <= 1.0 + _ROUNDING:
+        value = 1.0
     bad = math.isnan(value) or value == math.inf
     if bad or (scorer.kind == "probability" and not 0.0 <= value <= 1.0):
         want = "a number in [0, 1]" if scorer.kind == "probability" else "a number below +inf"
@@ -278,8 +296,8 @@ class Reward:
         """Return one number for each tuple of arguments."""
         if not self.batched:
             return [self._fn(*args) for args in inputs]
-        numbers: Sequence[float] = self._fn([args[0] if len(args) == 1 else args for args in inputs])
-        return numbers
+        found: Sequence[float] = self._fn([args[0] if len(args) == 1 else args for args in inputs])
+        return found
 
 
 @overload

@@ -13,7 +13,7 @@ from .calls import evaluate_calls
 from .cost import active
 from .effects import MISSING, Call, Effect, Sample, Site, address
 from .errors import CannotScore, InvalidWeight, UnsupportedProposal
-from .fibers import Fiber, annotate, fail
+from .fibers import Failed, Fiber, annotate, fail
 from .guard import guard
 from .keys import Keys
 from .score import ScoreError, evaluate
@@ -72,10 +72,9 @@ class Server:
             else:
                 results = evaluate_calls([(fiber.effect.fn, fiber.effect.args) for fiber in fibers])
                 for fiber, result in zip(fibers, results):
-                    self.called(fiber, guard(result))
+                    self.called(fiber, result if type(result) is Failed else guard(result))
         except Exception as error:
-            # A kernel or reward may say which of its requests failed; else the first stands for all.
-            annotate(fibers[getattr(error, "index", 0)].run, error)
+            annotate(fibers[0].run, error)  # a batch failed as a whole: the first particle stands for all
             raise
 
     # -- sample -------------------------------------------------------------------------------------------------
@@ -88,6 +87,7 @@ class Server:
     def sample(self, fiber: Fiber, effect: Sample) -> None:
         """Take up a sample site: draw, score, or take it as it is."""
         if effect.fixed:
+            self.given(fiber, effect)  # a choice given back is met, and makes no difference
             self._sampled(fiber, effect, effect.forced, 0.0, 0.0)
             return
         effect.unscored = []
@@ -134,6 +134,7 @@ class Server:
         values, log_probs = requests[0].sample_batch(requests, _keys.fold(self.keys[rows], tags, visits))
         known = log_probs is not None
         logs = np.asarray(log_probs, float).tolist() if known else [0.0] * len(fibers)
+        _check_count(requests[0], "sample_batch", len(fibers), len(values), len(logs))
         for fiber, effect, value, log_prob in zip(fibers, effects, _items(values), logs):
             if effect.proposal is None:
                 if not known:
@@ -152,7 +153,9 @@ class Server:
         effects: list[Sample] = [fiber.effect for fiber in fibers]
         requests = [effect.unscored[-1] for effect in effects]
         log_probs = requests[0].log_prob_batch(requests, [effect.value for effect in effects])
-        for fiber, effect, log_prob in zip(fibers, effects, np.asarray(log_probs, float).tolist()):
+        numbers = np.asarray(log_probs, float).tolist()
+        _check_count(requests[0], "log_prob_batch", len(fibers), len(numbers))
+        for fiber, effect, log_prob in zip(fibers, effects, numbers):
             if effect.obs is not MISSING:
                 self.weigh(fiber, log_prob)
             elif len(effect.unscored) == 2:
@@ -175,14 +178,14 @@ class Server:
                     f"{_at(fiber)}: the proposal {effect.proposal!r} cannot reach {value!r}, which the model can"
                 ),
             )
-        if effect.masked:
-            log_prob = log_proposal = 0.0
+        value = guard(value)
         run.log_prob += log_prob
         run.log_proposal += log_proposal
         run.sites.append(
             _new(Site, (effect.name, effect.visit, "sample", value, log_prob, log_proposal, effect.hidden))
         )
-        fiber.log = (fiber.log, "sample", effect.name, effect.kernel, value)
+        request = effect.kernel if effect.proposal is None else effect.request
+        fiber.log = (fiber.log, "sample", effect.name, request, value)
         if not run.dead:
             self._ready.append((fiber, value))
 
@@ -210,12 +213,13 @@ class Server:
                     fiber,
                     InvalidWeight(f"{_at(fiber)}: a twist must be finite; −inf belongs in a factor, which kills"),
                 )
-            fiber.level = log_weight
+            fiber.guide.level = log_weight
         elif log_weight == -math.inf:
             run.kill()
         else:
             run.log_potential += log_weight
         if kind == "sample":
+            effect.obs = guard(effect.obs)
             kind, value, log_prob = "observe", effect.obs, log_weight
         run.sites.append(_new(Site, (effect.name, effect.visit, kind, value, log_prob, 0.0, effect.hidden)))
         fiber.value = effect.obs if kind == "observe" else None
@@ -225,9 +229,15 @@ class Server:
     def called(self, fiber: Fiber, value: Any) -> None:
         """Record the value of a call, and go on with it."""
         effect = fiber.effect
-        fiber.run.sites.append(_new(Site, (effect.name, effect.visit, "call", value, 0.0, 0.0, effect.hidden)))
-        fiber.log = (fiber.log, "call", effect.name, effect.fn, value)
+        shown = repr(value.error) if type(value) is Failed else value
+        fiber.run.sites.append(_new(Site, (effect.name, effect.visit, "call", shown, 0.0, 0.0, effect.hidden)))
+        fiber.log = (fiber.log, "call", effect.name, effect.request, value)
         self._ready.append((fiber, value))
+
+
+def _check_count(kernel: Any, method: str, wanted: int, *got: int) -> None:
+    if any(count != wanted for count in got):
+        raise ValueError(f"{type(kernel).__name__}.{method} got {wanted} requests and returned {min(got)} results")
 
 
 def _rank(group: Any, fibers: list[Fiber]) -> int:

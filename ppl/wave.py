@@ -10,12 +10,13 @@ A fork starts the program again and feeds it the recorded log (`Wave.restore`), 
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from .effects import MISSING, Call, Effect, Factor, Gather, Running, Sample, Scan, Twist, address, fingerprint
+from .effects import MISSING, Call, Effect, Factor, Gather, Running, Sample, Scan, Twist, address, fingerprint, shut
 from .errors import ForeignAwaitable, ImpossibleChoice, NonDeterministicProgram, UnawaitedEffect
-from .fibers import Checkpoint, Fiber, Finished, OpenScan, Run, Snapshot, annotate, fail, unroll
+from .fibers import Checkpoint, Failed, Fiber, Finished, OpenScan, Run, Snapshot, annotate, fail, unroll
 from .guard import guard
 from .handlers import Scope
 from .keys import Keys
@@ -40,13 +41,17 @@ class Wave:
         # find nothing; that would be half of the time of a light program.
         collecting = gc.isenabled()
         gc.disable()
+        # An event loop that is running (in a notebook) must not adopt the programs' asynchronous generators.
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(None, None)
         try:
             self._drive()
         except BaseException:
-            for fiber, _ in self.ready:
-                fiber.coro.close()
+            for run in self.runs:
+                run.drop()
             raise
         finally:
+            sys.set_asyncgen_hooks(*hooks)
             if collecting:
                 gc.enable()
         for run in self.runs:
@@ -67,7 +72,7 @@ class Wave:
             # Fibers made ready while this loop runs (a branch, a forced value) are appended and met by it.
             for fiber, value in self.ready:
                 if fiber.run.dead:
-                    fiber.coro.close()  # it may not have started
+                    shut(fiber.coro)  # it may not have started
                     continue
                 effect = self._next(fiber, value)
                 if effect is not None:
@@ -111,20 +116,23 @@ class Wave:
         elif kind is Gather:
             self._open_gather(fiber, effect)
         elif not len(effect.xs):
-            self._complete(fiber, effect, (effect.init, []))
+            self._complete(fiber, effect, (guard(effect.init), ()))
         else:
             self._iterate(fiber, effect, Checkpoint(0, guard(effect.init), None, dict(fiber.visits)))
 
     def _next(self, fiber: Fiber, value: Any) -> Any:
         """Run a fiber's code up to its next effect, and return it; None where it has returned."""
         run = fiber.run
-        Running.fiber = fiber
+        outer, Running.fiber = Running.fiber, fiber
         try:
-            effect = fiber.coro.send(value)
+            effect = fiber.coro.throw(value.error) if type(value) is Failed else fiber.coro.send(value)
         except StopIteration as stop:
             if isinstance(stop.value, Effect):
                 run.dropped = f"fk.{stop.value.kind}({stop.value.name!r}, …)"
             if run.dropped is not None:
+                self._dropped(fiber)
+            if fiber.parent is None and run.unawaited:
+                run.dropped = "an effect or a program (in a container that was returned, say)"
                 self._dropped(fiber)
             self._returned(fiber, stop.value)
             return None
@@ -132,7 +140,7 @@ class Wave:
             annotate(run, error)
             raise
         finally:
-            Running.fiber = None
+            Running.fiber = outer
         if run.dropped is not None:
             self._dropped(fiber)
         if not isinstance(effect, Effect):
@@ -177,6 +185,7 @@ class Wave:
         if type(effect) is Gather:
             parent.children[fiber.index] = None
             parent.results[fiber.index] = guard(value)
+            parent.guide.level += fiber.level  # it holds until the next twist, as in code without branches
             if not any(parent.children):
                 self._complete(parent, effect, tuple(parent.results))
             return
@@ -184,7 +193,7 @@ class Wave:
             fail(parent, TypeError(f"the step of fk.scan must return (carry, y), not {value!r}"))
         start = parent.checkpoint
         assert start is not None
-        carry, outputs = guard(value[0]), (start.outputs, value[1])
+        carry, outputs = guard(value[0]), (start.outputs, guard(value[1]))
         if start.iteration + 1 < len(effect.xs):
             self._iterate(parent, effect, Checkpoint(start.iteration + 1, carry, outputs, dict(fiber.visits)))
             return
@@ -193,7 +202,7 @@ class Wave:
         while cell is not None:
             cell, y = cell
             ys.append(y)
-        self._complete(parent, effect, (carry, ys[::-1]))
+        self._complete(parent, effect, (carry, tuple(reversed(ys))))
 
     def _open_gather(self, fiber: Fiber, effect: Gather) -> None:
         fiber.children = self._branches(fiber, effect)
@@ -221,9 +230,10 @@ class Wave:
             # The last iteration's fiber serves again: it is done with, and snapshots hold none of it.
             (child,) = fiber.children
             assert child is not None
-            child.coro, child.log, child.level = coro, None, 0.0
+            child.coro, child.log = coro, None
         else:
             child = Fiber(fiber.run, coro, fiber.handlers, fiber.visits, fiber)
+            child.guide = fiber.guide
             fiber.children = [child]
         if not fiber.run.replaying:
             self.ready.append((child, None))

@@ -621,3 +621,320 @@ def test_gather_and_scan_refuse_what_is_not_a_coroutine():
     ):
         with pytest.raises(TypeError, match=message):
             run(model)
+
+
+# -- what an adversary found ------------------------------------------------------------------------------------
+
+
+def test_what_a_scan_returns_and_what_is_drawn_cannot_be_changed_behind_a_forks_back():
+    class Draws:
+        batch_key = fingerprint = "lists"
+
+        def sample_batch(self, requests, keys):
+            return fk.Draws([[3] for _ in requests], np.zeros(len(requests)))
+
+    async def step(carry, x):
+        return carry, [x]
+
+    @fk.program
+    async def draws():
+        drawn = await fk.sample("xs", Draws())
+        drawn.append(99)
+
+    @fk.program
+    async def outputs():
+        _, ys = await fk.scan(step, 0, [1])
+        ys[0].append(99)
+
+    @fk.program
+    async def intervened():
+        xs = await fk.sample("x", fk.dist.Normal(np.zeros(2), 1.0))
+        xs[0] += 1
+
+    for model in (draws(), outputs(), handlers.do(draws(), data={"xs": [1.0]})):
+        with pytest.raises(errors.SharedMutation):
+            run(model)
+    mine = np.zeros(2)
+    with pytest.raises(ValueError, match="read-only"):
+        run(handlers.substitute(intervened(), data={"x": mine}))
+    assert (mine == 0).all()
+
+
+def test_recorded_quantities_are_kept_as_they_were():
+    @fk.program
+    async def grows():
+        seen = []
+        for _ in range(3):
+            seen.append(await fk.sample("x", COIN))
+            fk.deterministic("output", seen)
+            await fk.factor("G", 0.0)
+        return seen
+
+    session = fk.steps(grows(), fk.SMC(3, ess_threshold=1.0), seed=0)
+    lengths = []
+    for _ in session:
+        lengths.append([len(value) for value in session.posterior.values])
+    assert lengths == [[1] * 3, [2] * 3, [3] * 3]
+
+
+def test_the_output_so_far_follows_a_fork():
+    async def branch():
+        x = await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+        fk.deterministic("output", ("branch", x))
+        await fk.factor("G", 0.0)
+
+    @fk.program
+    async def model():
+        fk.deterministic("output", "start")
+        await fk.gather(branch())
+        for _ in range(3):
+            await fk.factor("more", 0.0)
+
+    keys = _keys(2)
+    step = model().start(keys)
+    step = model().advance(model().select(step.state, np.array([0, 0])), keys)
+    first, second = model().values(step.state)
+    assert first == second
+    assert first[0] == "branch"
+
+
+def test_a_twist_holds_across_iterations_and_after_a_branch_as_it_does_in_a_loop():
+    async def step(carry, x):
+        z = await fk.sample("z", fk.dist.Bernoulli(0.5))
+        await fk.factor("G", 0.0)
+        await fk.twist("guide", 2.0 + z)
+        return carry + z, z
+
+    async def branch():
+        return await step(0, 0)
+
+    @fk.program
+    async def loop():
+        carry = 0
+        for x in range(3):
+            carry, _ = await step(carry, x)
+        await fk.factor("end", 0.0)
+
+    @fk.program
+    async def scanned():
+        await fk.scan(step, 0, range(3))
+        await fk.factor("end", 0.0)
+
+    @fk.program
+    async def branched():
+        for _ in range(3):
+            await fk.gather(branch())
+            # a branch's level is its parent's, once it has returned
+        await fk.factor("end", 0.0)
+
+    for model in (loop(), scanned()):
+        levels = [step.log_twist for step in fk.infer(model, fk.SMC(6, ess_threshold=1.0), seed=0).steps]
+        assert [(level > 0).all() for level in levels] == [False, True, True, True, True, True, False]
+    levels = [step.log_twist for step in fk.infer(branched(), fk.SMC(6), seed=0).steps]
+    assert (levels[1] >= 2.0).all()
+    assert (levels[-1] == 0.0).all()
+
+
+def test_names_that_look_like_addresses_are_refused():
+    @fk.program
+    async def names(name):
+        await fk.sample(name, COIN)
+
+    for name in ("a/b", "x[1]"):
+        with pytest.raises(ValueError, match=r"must hold neither '/' nor '\['"):
+            run(names(name))
+    with pytest.raises(TypeError, match="must be a string, not 3"):
+        run(names(3))
+    with pytest.raises(ValueError, match="ends like a branch"):
+        handlers.scope(names("x"), prefix="gather.0")
+
+
+def test_forgotten_programs_and_effects_in_containers_are_found():
+    @fk.program
+    async def inner():
+        await fk.factor("G", -1.0)
+
+    @fk.program
+    async def forgets_a_program():
+        inner()
+        return await fk.sample("x", COIN)
+
+    @fk.program
+    async def returns_effects():
+        return [fk.sample("x", COIN) for _ in range(2)]
+
+    for model in (forgets_a_program(), returns_effects()):
+        with pytest.raises(errors.UnawaitedEffect):
+            run(model)
+
+
+def test_an_effect_is_awaited_once():
+    @fk.program
+    async def twice():
+        effect = fk.sample("x", COIN)
+        await effect
+        await effect
+
+    with pytest.raises(errors.FeynkacError, match="awaited twice"):
+        run(twice())
+
+
+def test_effects_may_be_branches_and_programs_may_be_methods():
+    class Team:
+        size = 2
+
+        @fk.program
+        async def play(self, p):
+            return await fk.gather(*(fk.sample(f"player {i}", fk.dist.Bernoulli(p)) for i in range(self.size)))
+
+    assert fk.simulate(Team().play(0.5), seed=0).value in {(a, b) for a in (0, 1) for b in (0, 1)}
+
+
+def test_a_kernel_that_returns_too_little_is_named():
+    class Short:
+        batch_key = fingerprint = "short"
+
+        def sample_batch(self, requests, keys):
+            return fk.Draws([1] * (len(requests) - 1), None)
+
+        def log_prob_batch(self, requests, values):
+            return np.zeros(1)
+
+    @fk.program
+    async def draws():
+        await fk.sample("x", Short())
+
+    @fk.program
+    async def observes():
+        await fk.observe("x", Short(), 1)
+
+    with pytest.raises(ValueError, match=r"Short\.sample_batch got 4 requests and returned 3 results"):
+        run(draws())
+    with pytest.raises(ValueError, match=r"Short\.log_prob_batch got 4 requests and returned 1 results"):
+        run(observes())
+
+
+def test_a_program_can_catch_what_a_call_raises_also_when_it_is_replayed():
+    tries = []
+
+    def fails():
+        tries.append(1)
+        raise KeyError("gone")
+
+    @fk.program
+    async def careful():
+        try:
+            await fk.call("tool", fails)
+            found = "yes"
+        except KeyError:
+            found = "no"
+        for _ in range(3):
+            await fk.factor("G", 0.0)
+        return found
+
+    assert run(careful(), ess_threshold=1.0, resampling="multinomial").values == ("no",) * 4
+    assert len(tries) == 4
+
+
+def test_a_program_that_swallows_its_own_error_ends_with_it():
+    @fk.program
+    async def stubborn():
+        while True:
+            try:
+                await fk.factor("x", math.nan)
+            except Exception:
+                await fk.factor("y", 0.0)
+
+    with pytest.raises(errors.InvalidWeight, match="factor 'x'"):
+        run(stubborn())
+
+
+def test_dropped_particles_leave_quietly_whatever_their_finally_blocks_try():
+    @fk.program
+    async def tidy():
+        try:
+            x = await fk.sample("x", fk.dist.Bernoulli(0.5))
+            await fk.factor("G", -math.inf if x else 0.0)
+            await fk.factor("more", 0.0)
+        finally:
+            fk.deterministic("bye", 1)
+            await fk.factor("last", 0.0)
+        return x
+
+    assert {v for v in run(tidy(), n=10, ess_threshold=1.0).values if v is not None} == {0}
+
+
+def test_an_error_while_others_wait_in_a_gather_leaves_no_coroutine_behind():
+    import gc
+
+    async def branch():
+        await fk.factor("q", 0.0)
+
+    @fk.program
+    async def splits():
+        x = await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+        await fk.factor("G", 0.0)
+        if x > 0:
+            await fk.gather(branch(), branch())
+        raise LookupError("the user's own")
+
+    with pytest.raises(LookupError):
+        run(splits(), n=20)
+    gc.collect()  # a coroutine that was never awaited would warn here, and warnings are errors
+
+
+def test_inference_can_be_nested_and_run_in_threads():
+    from concurrent.futures import ThreadPoolExecutor
+
+    @fk.program
+    async def outer():
+        inside = fk.infer(_copies([1]), fk.SMC(3), seed=0)
+        return await fk.sample("x", COIN), inside.log_evidence
+
+    assert run(outer()).values[0][1] == 0.0
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda seed: fk.infer(everything(2), fk.SMC(5), seed=seed).values, [0, 0, 1, 1]))
+    assert found[0] == found[1] != found[2] == found[3]
+
+
+def test_asynchronous_generators_work_in_a_running_loop():
+    async def numbers():
+        for i in range(3):
+            await fk.factor("G", -math.inf if i == 1 else 0.0)
+            yield i
+
+    @fk.program
+    async def counts():
+        async for _ in numbers():
+            await fk.sample("x", COIN)
+
+    async def notebook():
+        return run(counts(), all_dead="zero").log_evidence
+
+    assert asyncio.run(notebook()) == -math.inf
+
+
+def test_changed_arguments_of_scores_calls_and_observations_are_seen_at_a_replay():
+    import itertools
+
+    counter = itertools.count()
+
+    @fk.reward
+    def length(x):
+        return float(x)
+
+    @fk.program
+    async def wanders(kind):
+        n = next(counter)
+        if kind == "score":
+            await fk.factor("site", length(n) / 1.0)
+        elif kind == "call":
+            await fk.call("site", abs, n)
+        else:
+            await fk.observe("site", fk.dist.Normal(0.0, 1.0), float(n))
+        await fk.factor("step", 0.0)
+        await fk.sample("y", COIN)
+
+    for kind in ("score", "call", "observe"):
+        with pytest.raises(errors.NonDeterministicProgram, match="'site'"):
+            run(wanders(kind), ess_threshold=1.0, resampling="multinomial")

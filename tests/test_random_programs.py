@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import feynkac as fk
@@ -193,6 +193,7 @@ repeatable = settings(
     derandomize=True,
     deadline=None,
     database=None,
+    phases=[Phase.generate],  # a smaller seed is no simpler program
     suppress_health_check=[HealthCheck.too_slow],
 )
 

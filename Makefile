@@ -3,6 +3,10 @@
 
 PYTHON ?= python3
 VENV := .venv
+
+# Where other programs share the cores, OpenMP threads that spin while they wait can cost ten times the work itself.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 BIN := $(VENV)/bin
 EXTRAS := text,jax,plots,progress,dev
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict --editable

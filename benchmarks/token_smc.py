@@ -67,7 +67,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    torch.set_num_threads(2)
     lm = TransformersLM.from_pretrained(args.model)
     print(f"{args.tokens} tokens, CPU seconds: median of {args.repeats} turns")
     for n in args.particles:

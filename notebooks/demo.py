@@ -16,8 +16,6 @@ import re
 import time
 from pathlib import Path
 
-import torch
-
 import feynkac as fk
 
 TASKS = [
@@ -123,7 +121,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(2)
     sampling = fk.models.Sampling(temperature=0.7)
     lm = fk.models.TransformersLM.from_pretrained(args.model, sampling=sampling)
     print(f"{args.model}: {len(TASKS)} prompts × {args.seeds} seeds, {args.particles} particles each\n")

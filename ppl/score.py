@@ -119,7 +119,7 @@ class Score:
         """Divide by a temperature: a real reward r becomes the log-weight r/β; a log-weight is tempered."""
         if self.kind == "probability":
             raise AmbiguousScore(f"{self!r} / beta: write .log() / beta or .logit() / beta")
-        if isinstance(beta, numbers.Real) and not beta > 0:
+        if isinstance(beta, int | float) and not beta > 0:
             raise InvalidWeight(f"the temperature beta must be positive, not {beta}")
         scale = _number(beta, self)
         return self.map(lambda value: value / scale, "log_weight")

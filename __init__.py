@@ -24,12 +24,14 @@ from .inference.posterior import Posterior
 from .inference.smc import SMC
 from .ppl import dist, errors, handlers, keys, oracles
 from .ppl.cost import Budget, Cost
-from .ppl.effects import Site, batched, call, deterministic, factor, gather, observe, sample, scan, twist
+from .ppl.effects import batched, call, deterministic, factor, gather, observe, sample, scan, twist
 from .ppl.enumeration import Enumeration, enumerate_program
 from .ppl.errors import FeynkacError
 from .ppl.model import Advance, Draws, FeynmanKac, Kernel
-from .ppl.program import Program, Simulation, program, simulate
+from .ppl.program import Program, program
 from .ppl.score import Reward, Score, reward
+from .ppl.simulation import Simulation, simulate
+from .ppl.sites import Site
 
 __version__ = "0.1.0"
 

@@ -7,21 +7,19 @@ import importlib
 import io
 import json
 import os
-import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..ppl.cost import Cost
-from ..ppl.effects import Site
+from ..ppl.sites import Site
+from .chain import Chain
 from .engine import Step
 
-if TYPE_CHECKING:
-    from .posterior import Posterior
-
 _FORMAT = 1
+_FACTS = ("guarantee", "engine", "model", "seed", "stopped")
 _ARRAYS = ("ancestors", "log_weights", "log_potential", "log_twist", "done")
 
 
@@ -88,7 +86,7 @@ def _object(kind: str, data: Any) -> Any:
     return getattr(importlib.import_module(module), name).from_json(data)
 
 
-def save(posterior: Posterior, path: str | os.PathLike[str]) -> None:
+def save(posterior: Any, path: str | os.PathLike[str]) -> None:
     """Write a posterior to a file, whole or not at all."""
     encoder = _Encoder()
     chains = []
@@ -107,7 +105,7 @@ def save(posterior: Posterior, path: str | os.PathLike[str]) -> None:
         encoder.arrays[f"chain{c}/log_weights"] = chain.log_weights
         encoder.arrays[f"chain{c}/complete"] = chain.complete
         chains.append({"log_evidence": encoder.encode(chain.log_evidence, "log_evidence"), "steps": steps})
-    meta = {name: getattr(posterior, name) for name in ("guarantee", "engine", "model", "seed", "stopped")}
+    meta = {name: getattr(posterior, name) for name in _FACTS}
     head = {
         "format": _FORMAT,
         "kind": "feynkac posterior",
@@ -117,9 +115,9 @@ def save(posterior: Posterior, path: str | os.PathLike[str]) -> None:
         **meta,
     }
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with open(temporary, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("posterior.json", json.dumps(head))
             for name, array in encoder.arrays.items():
                 buffer = io.BytesIO()
@@ -127,12 +125,12 @@ def save(posterior: Posterior, path: str | os.PathLike[str]) -> None:
                 archive.writestr(f"{name}.npy", buffer.getvalue())
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def load(path: str | os.PathLike[str]) -> Posterior:
-    """Read a posterior from a file.
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the fields of a posterior from a file.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -151,9 +149,7 @@ def load(path: str | os.PathLike[str]) -> Posterior:
     raise ValueError(f"{name} is of format {form}; this version reads up to {_FORMAT}")
 
 
-def _read(archive: zipfile.ZipFile, head: dict[str, Any]) -> Posterior:
-    from .posterior import Chain, Posterior
-
+def _read(archive: zipfile.ZipFile, head: dict[str, Any]) -> dict[str, Any]:
     arrays = {
         name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
         for name in archive.namelist()
@@ -170,9 +166,9 @@ def _read(archive: zipfile.ZipFile, head: dict[str, Any]) -> Posterior:
             steps.append(Step(depth, ess, entropy, log_evidence, resampled, choices=choices, **fields))
         log_weights, complete = arrays[f"chain{c}/log_weights"], arrays[f"chain{c}/complete"]
         chains.append(Chain(log_weights, complete, _decode(chain["log_evidence"], arrays), tuple(steps)))
-    return Posterior(
-        values=tuple(_decode(value, arrays) for value in head["values"]),
-        chains=tuple(chains),
-        cost=Cost(**head["cost"]),
-        **{name: head[name] for name in ("guarantee", "engine", "model", "seed", "stopped")},
-    )
+    return {
+        "values": tuple(_decode(value, arrays) for value in head["values"]),
+        "chains": tuple(chains),
+        "cost": Cost(**head["cost"]),
+        **{name: head[name] for name in _FACTS},
+    }

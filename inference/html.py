@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 from html import escape
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .posterior import Posterior
+from typing import Any
 
 _STYLE = (
     "<style>.fk{font:13px/1.45 system-ui,sans-serif;max-width:60em}.fk .fk-facts{opacity:.8;margin:.2em 0 .6em}"
@@ -17,7 +14,7 @@ _STYLE = (
 )
 
 
-def posterior_html(posterior: Posterior, top: int = 8) -> str:
+def posterior_html(posterior: Any, top: int = 8) -> str:
     """Return a table of the values of largest weight, under a line of facts and the ESS of each step."""
     se = "" if math.isnan(posterior.log_evidence_se) else f" ± {posterior.log_evidence_se:.2g}"
     facts = [
@@ -40,7 +37,7 @@ def posterior_html(posterior: Posterior, top: int = 8) -> str:
     )
 
 
-def _sparkline(posterior: Posterior, width: int = 160, height: int = 24) -> str:
+def _sparkline(posterior: Any, width: int = 160, height: int = 24) -> str:
     """Draw the first chain's ESS by step; a dot marks a resampling."""
     steps = posterior.steps
     if len(steps) < 2:

@@ -12,8 +12,9 @@ from ..ppl import keys as _keys
 from ..ppl.cost import Budget, Ledger, recording
 from ..ppl.model import Advance, FeynmanKac
 from ..ppl.program import Particles, Program, launch, resume
+from .chain import Chain, detach, detach_sites
 from .engine import Engine, Move, Report, Run, Start, Step
-from .posterior import Chain, Posterior, detach, detach_sites
+from .posterior import Posterior
 from .progress import Progress
 
 Callback = Callable[[Step], Any]
@@ -116,13 +117,14 @@ class Session:
             return task.model.start(request.keys, request.given)
         return task.model.advance(request.state, request.keys, request.given)
 
-    def standing(self) -> tuple[int, int, int, float]:
-        """Return how many particles have finished, of how many, the latest step, and the mean of ESS/n."""
+    def standing(self) -> tuple[int, int, str]:
+        """Return how many particles have finished, of how many, and a line that says more."""
         last = [task.history[-1] for task in self._tasks if task.history]
-        done = sum(int(step.done.sum()) for step in last)
+        done, total = sum(int(step.done.sum()) for step in last), self.engine.particles * len(self._tasks)
         share = float(np.mean([step.ess / len(step.done) for step in last])) if last else 0.0
-        total = self.engine.particles * len(self._tasks)
-        return done, total, max((step.depth for step in last), default=0), share
+        tokens = self.ledger.total().tokens_out
+        text = f"{done} of {total} particles finished, step {max((s.depth for s in last), default=0)}, ESS {share:.0%}"
+        return done, total, text + (f", {tokens:,} tokens" if tokens else "")
 
     @property
     def posteriors(self) -> list[Posterior]:
@@ -284,7 +286,7 @@ def infer(
             raise TypeError(f"infer takes Feynman-Kac models, not {type(one).__name__}{hint}")
     session = Session(models, engine, seed, budget)
     try:
-        with Progress(session, progress) as bar:
+        with Progress(session.standing, progress) as bar:
             for step in session:
                 bar.update()
                 # Every callback sees every step, whoever asks to stop.

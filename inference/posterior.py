@@ -13,75 +13,13 @@ from numpy.typing import NDArray
 
 from ..ppl import keys as _keys
 from ..ppl.cost import Cost
-from ..ppl.effects import Site
 from ..ppl.model import Floats, Index
+from ..ppl.sites import Site
+from .chain import Chain
 from .engine import Guarantee, Step
+from .files import load, save
+from .html import posterior_html
 from .weights import ess, logmeanexp, normalize
-
-_PLAIN = frozenset((float, int, str, bool, type(None)))
-
-
-def detach(value: Any) -> Any:
-    """Return ``value`` without what only a live run needs: caches of texts, also inside containers."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    if isinstance(value, Site):
-        inner = detach(value.value)
-        return value if inner is value.value else value._replace(value=inner)
-    if kind is list or kind is tuple:
-        items = [detach(item) for item in value]
-        if all(a is b for a, b in zip(items, value)):
-            return value
-        return items if kind is list else tuple(items)
-    if isinstance(value, list):  # of one shared by particles, which refused to change
-        return [detach(item) for item in value]
-    if isinstance(value, tuple):
-        return value._make(detach(item) for item in value) if hasattr(value, "_make") else value
-    if isinstance(value, set | frozenset):
-        return (frozenset if kind is frozenset else set)(detach(item) for item in value)
-    if isinstance(value, dict):
-        return {key: detach(item) for key, item in value.items()}
-    return value.detach() if hasattr(value, "detach") else value
-
-
-def detach_sites(choices: Any) -> Any:
-    """Detach what one particle chose in a step."""
-    if type(choices) is tuple and all(type(site) is Site and type(site[3]) in _PLAIN for site in choices):
-        return choices
-    return detach(choices)
-
-
-@dataclass(frozen=True)
-class Chain:
-    """One independent run.
-
-    Attributes:
-        log_weights: (n,) unnormalised.
-        complete: (n,) whether each particle ran to its end.
-        log_evidence: set where it is not the mean weight.
-        steps: its history.
-    """
-
-    log_weights: Floats
-    complete: NDArray[np.bool_]
-    log_evidence: float | None
-    steps: tuple[Step, ...]
-
-    @cached_property
-    def evidence(self) -> float:
-        """log Ẑ of this chain."""
-        return logmeanexp(self.log_weights) if self.log_evidence is None else self.log_evidence
-
-    @cached_property
-    def lines(self) -> NDArray[np.intp]:
-        """(steps, n): the index, at each step, of the ancestor of each final particle."""
-        out = np.empty((len(self.steps), len(self.log_weights)), np.intp)
-        index = np.arange(len(self.log_weights))
-        for t in range(len(self.steps) - 1, -1, -1):
-            out[t] = index
-            index = self.steps[t].ancestors[index]
-        return out
 
 
 @dataclass(frozen=True, repr=False)
@@ -255,8 +193,6 @@ class Posterior:
         return self.summary()
 
     def _repr_html_(self) -> str:
-        from .html import posterior_html
-
         return posterior_html(self)
 
     # -- files --------------------------------------------------------------------------------------------------
@@ -266,16 +202,12 @@ class Posterior:
 
         Values may be texts, numbers, strings, arrays and containers of them; TypeError names any other.
         """
-        from .files import save
-
         save(self, path)
 
     @staticmethod
     def load(path: Any) -> Posterior:
         """Read what `save` wrote. Raises ValueError for a file that is corrupt or not a posterior."""
-        from .files import load
-
-        return load(path)
+        return Posterior(**load(path))
 
 
 def _shown(value: Any) -> str:

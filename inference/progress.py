@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .infer import Session
+from collections.abc import Callable
+from typing import Any
 
 
 class Progress:
-    """Shows how many particles have finished, the step, the ESS and the cost. A context manager around a run.
+    """Shows how far a run has come: ``describe()`` gives what is done, of how much, and a line. A context manager.
 
     ``show`` None means: if rich is installed and somebody watches, in a terminal or a notebook. A notebook without
     ipywidgets gets a line of text.
     """
 
-    def __init__(self, session: Session, show: bool | None) -> None:
+    def __init__(self, describe: Callable[[], tuple[int, int, str]], show: bool | None) -> None:
         installed = importlib.util.find_spec("rich") is not None
         if show and not installed:
             raise ImportError("progress=True needs rich: pip install feynkac[progress]")
         notebook = "ipykernel" in sys.modules
-        self._session = session
+        self._describe = describe
         self._bar: Any = None
         self._line = notebook and importlib.util.find_spec("ipywidgets") is None
         self._shown = installed and (sys.stderr.isatty() or notebook) if show is None else show
@@ -49,10 +47,7 @@ class Progress:
         """Show where the run stands."""
         if not self._shown:
             return
-        done, total, depth, ess = self._session.standing()
-        tokens = self._session.ledger.total().tokens_out
-        text = f"{done} of {total} particles finished, step {depth}, ESS {ess:.0%}"
-        text += f", {tokens:,} tokens" if tokens else ""
+        done, total, text = self._describe()
         if self._bar is None:
             print(f"\r{text:<79}", end="", file=sys.stderr)
         else:

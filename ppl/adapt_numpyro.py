@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import batching as _b
-from .adapters import Adapted, arrays, constrained, listed
+from .adapted import Adapted, arrays, constrained, listed
 from .batching import Bounds
 from .keys import Keys
 from .model import Draws, Floats

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from . import batching as _b
 from . import keys as _keys
-from .adapters import Adapted, arrays, listed, whole
+from .adapted import Adapted, arrays, listed, whole
 from .batching import Bounds
 from .keys import Keys
 from .model import Draws, Floats

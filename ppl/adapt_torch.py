@@ -10,7 +10,7 @@ import numpy as np
 
 from . import batching as _b
 from . import keys as _keys
-from .adapters import Adapted, arrays, constrained, listed, whole
+from .adapted import Adapted, arrays, constrained, listed, whole
 from .batching import Bounds
 from .keys import Keys
 from .model import Draws, Floats

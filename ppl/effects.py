@@ -6,11 +6,9 @@ particles. Constructing an effect does no work.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,69 +16,7 @@ from .adapters import as_kernel
 from .errors import AmbiguousScore, FeynkacError, OutsideProgram
 from .model import Kernel
 from .score import Score
-
-
-class _Missing:
-    """No value was given (None is a value)."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "<missing>"
-
-
-MISSING = _Missing()
-
-
-class Site(NamedTuple):
-    """What happened at one site of one particle.
-
-    Attributes:
-        name: as the program gave it, with the prefixes of scopes and branches.
-        visit: how often the name had been visited before, from 0.
-        kind: "sample", "call", "observe", "factor", "twist" or "deterministic".
-        value: the value drawn, returned, observed or recorded; the log-weight of a factor or twist.
-        log_prob: log p of a sampled or observed value, 0.0 elsewhere.
-        log_proposal: log q of a sampled value, 0.0 elsewhere.
-        hidden: whether a ``block`` handler hides the site from traces.
-    """
-
-    name: str
-    visit: int
-    kind: str
-    value: Any
-    log_prob: float = 0.0
-    log_proposal: float = 0.0
-    hidden: bool = False
-
-    @property
-    def address(self) -> str:
-        """The name, followed by the visit where it is not the first: ``"line"``, ``"line[1]"``."""
-        return address(self.name, self.visit)
-
-
-def address(name: str, visit: int) -> str:
-    """Write a site's address: ``"line"`` for its first visit, then ``"line[1]"``."""
-    return f"{name}[{visit}]" if visit else name
-
-
-class _Running(threading.local):
-    """The fiber whose code this thread is executing; set by the runtime alone."""
-
-    fiber: Any = None
-
-
-Running = _Running()
-_names: set[str] = set()
-
-
-def check_name(name: Any, what: str = "a site") -> None:
-    """Raise unless a name is a string that cannot be taken for the address of another site."""
-    if not isinstance(name, str):
-        raise TypeError(f"the name of {what} must be a string, not {name!r}")
-    if "/" in name or "[" in name:
-        raise ValueError(f"the name {name!r} of {what} must hold neither '/' nor '[': scopes and visits are written so")
-    _names.add(name)
+from .sites import MISSING, Running, check_name, names, shut
 
 
 class Effect:
@@ -98,7 +34,7 @@ class Effect:
                 f"fk.{self.kind}({name!r}, …) was used where no program is running; "
                 "effects belong in an `async def` decorated with @fk.program, run by fk.infer or fk.simulate"
             )
-        if name not in _names:
+        if name not in names:
             check_name(name)
         self.maker = id(fiber)
         fiber.run.unawaited += 1
@@ -384,16 +320,6 @@ def batched(fn: Callable[[list[Any]], Sequence[Any]]) -> Callable[[list[Any]], S
     """
     fn.batched = True  # type: ignore[attr-defined]
     return fn
-
-
-def shut(coro: Any) -> None:
-    """Close a coroutine whose particle is gone; what its ``finally`` blocks still try cannot matter any more."""
-    outer, Running.fiber = Running.fiber, None
-    try:
-        with contextlib.suppress(Exception):
-            coro.close()
-    finally:
-        Running.fiber = outer
 
 
 async def _only(effect: Effect) -> Any:

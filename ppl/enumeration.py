@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from . import keys as _keys
-from .effects import MISSING, Effect, Sample
+from .effects import Effect, Sample
 from .errors import Unsupported
-from .handlers import Handler
+from .handling import Handler
 from .model import Floats
 from .program import Program
+from .sites import MISSING
 
 
 class _Choice(Exception):

@@ -13,8 +13,9 @@ import math
 from collections.abc import Coroutine
 from typing import Any, NamedTuple, NoReturn
 
-from .effects import Effect, Gather, Running, Site, address, check_name, shut
+from .effects import Effect, Gather
 from .guard import guard
+from .sites import Running, Site, address, check_name, shut
 
 Log = tuple[Any, ...] | None
 """A persistent list of completed effects: (the log before, kind, name, request, value)."""

@@ -9,20 +9,16 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import keys as _keys
-from .effects import Running, Site
-from .errors import ImpossibleChoice
 from .fibers import Run, Snapshot
 from .guard import guard
-from .handlers import Given
 from .keys import Keys
 from .model import Advance, Index
+from .sites import Running, Site
 from .wave import Wave
 
 P = ParamSpec("P")
@@ -260,62 +256,3 @@ def program(fn: Callable[P, Coroutine[Any, Any, Any]]) -> ProgramFactory[P]:
     True
     """
     return ProgramFactory(fn)
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """One run of a program from its prior.
-
-    Attributes:
-        value: what it returned.
-        sites: all that happened, in order.
-        log_prob: log p of the choices.
-        log_weight: log-weight of the run (potentials and proposal corrections).
-    """
-
-    value: Any
-    sites: tuple[Site, ...]
-    log_prob: float
-    log_weight: float
-
-    @property
-    def trace(self) -> dict[str, Site]:
-        """The sites by address, in order, without those hidden by a ``block``."""
-        return {site.address: site for site in self.sites if not site.hidden}
-
-
-def simulate(model: Program, *, seed: int | None = None, given: Mapping[str, Any] | None = None) -> Simulation:
-    """Run a program once, without conditioning: factors are recorded and do not steer.
-
-    Args:
-        model: a bound program.
-        seed: an integer; may be left out under a ``seed`` handler.
-        given: values by address to be forced (others are drawn).
-
-    >>> import feynkac as fk
-    >>> @fk.program
-    ... async def coin():
-    ...     heads = await fk.sample("heads", fk.dist.Bernoulli(0.3))
-    ...     await fk.factor("score", 1.5 * heads)
-    ...     return heads
-    >>> run = fk.simulate(coin(), seed=0, given={"heads": 1})
-    >>> run.value, run.log_weight, list(run.trace)
-    (1, 1.5, ['heads', 'score'])
-    """
-    if seed is None:
-        seed = next((handler.rng_seed for handler in model.handlers if hasattr(handler, "rng_seed")), None)
-    if seed is None:
-        raise TypeError("simulate needs a seed: simulate(model, seed=0), or wrap the model in handlers.seed")
-    lineage = _keys.root(seed)
-    forced = model.with_handler(Given(guard(dict(given)))) if given else model
-    step = forced.start(_keys.fold(lineage, 0))
-    sites, log_prob, log_weight = list(step.choices[0]), step.log_prob[0], step.log_increment[0]
-    while not step.done[0]:
-        step = forced.advance(step.state, _keys.fold(lineage, len(sites)))
-        sites += step.choices[0]
-        log_prob += step.log_prob[0]
-        log_weight += step.log_increment[0]
-    unmet = set(given or ()) - {site.address for site in sites}
-    if unmet:
-        raise ImpossibleChoice(f"the given values {sorted(unmet)} belong to no site that {model!r} visited")
-    return Simulation(forced.values(step.state)[0], tuple(sites), float(log_prob), float(log_weight))

@@ -11,12 +11,13 @@ import numpy as np
 from . import keys as _keys
 from .calls import evaluate_calls
 from .cost import active
-from .effects import MISSING, Call, Effect, Sample, Site, address
+from .effects import Call, Effect, Sample
 from .errors import CannotScore, InvalidWeight, UnsupportedProposal
 from .fibers import Failed, Fiber, annotate, fail
 from .guard import guard
 from .keys import Keys
 from .score import ScoreError, evaluate
+from .sites import MISSING, Site, address
 
 _new = tuple.__new__
 

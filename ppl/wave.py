@@ -14,14 +14,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from .effects import MISSING, Call, Effect, Factor, Gather, Running, Sample, Scan, Twist, address, fingerprint, shut
+from .effects import Call, Effect, Factor, Gather, Sample, Scan, Twist, fingerprint
 from .errors import ForeignAwaitable, ImpossibleChoice, NonDeterministicProgram, UnawaitedEffect
 from .fibers import Checkpoint, Failed, Fiber, Finished, OpenScan, Run, Snapshot, annotate, fail, unroll
 from .guard import guard
-from .handlers import Scope
+from .handling import Scope
 from .keys import Keys
 from .score import Score
 from .serving import Server
+from .sites import MISSING, Running, address, shut
 
 
 class Wave:

@@ -510,7 +510,7 @@ def test_long_programs_and_scans_do_not_exhaust_the_stack():
         total, _ = await fk.scan(step, 0, range(n))
         return total
 
-    given = {fk.ppl.effects.address("x", i): 1 for i in range(3000)}
+    given = {fk.ppl.sites.address("x", i): 1 for i in range(3000)}
     model = handlers.do(long(3000), data=given)
     assert fk.simulate(model, seed=0).value == sum(range(3000))
     assert fk.simulate(handlers.substitute(long(3000), data=given), seed=0).value == sum(range(3000))

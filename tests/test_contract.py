@@ -429,7 +429,11 @@ class Native:
         return list(zip(state.ident.tolist(), state.x.tolist()))
 
 
-@pytest.mark.parametrize("model", [plain(), scanned(), tokens(), t3(), Native()], ids=lambda value: None if " at 0x" in repr(value) else repr(value))
+@pytest.mark.parametrize(
+    "model",
+    [plain(), scanned(), tokens(), t3(), Native()],
+    ids=lambda value: None if " at 0x" in repr(value) else repr(value),
+)
 def test_models_keep_the_laws_of_the_contract(model):
     for seed in range(3):
         # The identities of the native model come from the keys, which a replay from the start has not.

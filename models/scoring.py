@@ -19,7 +19,7 @@ from .store import Job
 from .tree import Node
 
 if TYPE_CHECKING:
-    from .transformers_lm import TransformersLM
+    from .host import Host
 
 Floats = NDArray[np.float64]
 _CHUNK = 1024
@@ -65,7 +65,7 @@ def as_mask(mask: Any, size: int) -> Mask:
 
 
 def forced(
-    lm: TransformersLM,
+    lm: Host,
     nodes: Sequence[Node],
     starts: Sequence[int],
     laws: Sequence[tuple[Sampling, Mask | None]],
@@ -109,7 +109,7 @@ def forced(
 
 
 def _forced_last(
-    lm: TransformersLM,
+    lm: Host,
     nodes: Sequence[Node],
     laws: Sequence[tuple[Sampling, Mask | None]],
     owners: Sequence[int],
@@ -134,7 +134,7 @@ class Likelihood:
 
     kind: Kind = "log_weight"
 
-    def __init__(self, lm: TransformersLM) -> None:
+    def __init__(self, lm: Host) -> None:
         self.lm = lm
         self.memory: Memory = Memory(10_000)
 
@@ -160,7 +160,7 @@ class Mass:
 
     kind: Kind = "log_weight"
 
-    def __init__(self, lm: TransformersLM) -> None:
+    def __init__(self, lm: Host) -> None:
         self.lm = lm
         self.memory: Memory = Memory(10_000)
 

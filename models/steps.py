@@ -26,7 +26,7 @@ from .scoring import Mask, forced
 from .text import Text
 
 if TYPE_CHECKING:
-    from .transformers_lm import TransformersLM
+    from .host import Host
 
 Floats = NDArray[np.float64]
 _SENTENCE = re.compile(r"[.!?…]+(?:[\"'”’»)\]]+|(?=\s))")
@@ -76,7 +76,7 @@ class Step:
     Made by the methods of `TransformersLM`. A finished text gives itself, with log-probability 0 and no call.
     """
 
-    lm: TransformersLM
+    lm: Host
     text: Text
     ending: Ending
     sampling: Sampling

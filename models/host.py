@@ -1,0 +1,33 @@
+"""What steps and scores need of the language model that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from .forward import Forwarder
+from .sampling import Sampling
+from .text import Text
+from .tree import Node, Tree
+
+
+class Host(Protocol):
+    """A language model as its own steps and scores see it; `TransformersLM` is one."""
+
+    identity: str
+    vocab_size: int
+    sampling: Sampling
+    tree: Tree
+    forwarder: Forwarder
+
+    def attach(self, text: Text) -> Text:
+        """Return an equal text that belongs to this model."""
+
+    def append(self, text: Text, string: str) -> Text:
+        """Return the text with a given string added."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the string of some tokens."""
+
+    def finish_reason(self, node: Node, last: int) -> Any:
+        """Return why a history is finished, or None."""

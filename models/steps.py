@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -81,6 +81,7 @@ class Step:
     ending: Ending
     sampling: Sampling
     mask: Mask | None = None
+    expensive: ClassVar[bool] = True
 
     @property
     def batch_key(self) -> Hashable:

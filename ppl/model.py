@@ -112,7 +112,8 @@ class Kernel(Protocol):
 
     Requests whose ``batch_key`` are equal are served by one call to ``sample_batch`` of any of them. A request
     may also offer ``support()`` (all its values, where they are few), and ``covers(other)`` (whether it can reach
-    all that ``other`` can; needed of a proposal that restricts its own support).
+    all that ``other`` can; needed of a proposal that restricts its own support). With ``expensive = True`` its calls
+    wait until no particle has anything lighter to do, so that as many as possible share them.
     """
 
     @property

@@ -477,6 +477,26 @@ def test_gather_steps_end_when_every_live_branch_is_at_one_and_branches_share_ba
     ]  # fmt: skip
 
 
+def test_particles_that_need_a_model_wait_for_each_other():
+    """Half of the particles draw and call first; the expensive kernel is called once for all."""
+    calls = []
+
+    class Counted(NoScores):
+        def sample_batch(self, requests, keys):
+            calls.append(len(requests))
+            return fk.Draws([0] * len(requests), np.zeros(len(requests)))
+
+    @fk.program
+    async def unequal():
+        for _ in range(await fk.sample("n", fk.dist.Bernoulli(0.5))):
+            await fk.sample("light", COIN)
+            await fk.call("tool", abs, 1)
+        await fk.sample("x", Counted())
+
+    run(unequal(), n=20)
+    assert calls == [20]
+
+
 def test_programs_call_programs():
     @fk.program
     async def inner(p):

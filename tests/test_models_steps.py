@@ -284,3 +284,8 @@ def test_prompts_that_cannot_be():
         lm.tokens(lm.prompt("x"), 0)
     with pytest.raises(ValueError, match="empty"):
         lm.until(lm.prompt("x"), "")
+
+
+def test_steps_wait_for_lighter_work():
+    lm = tiny_lm()
+    assert lm.next_token(lm.prompt("a")).expensive

@@ -27,7 +27,7 @@ def posterior_html(posterior: Any, top: int = 8) -> str:
         facts.append(f"<b>stopped: {escape(posterior.stopped)}</b>")
     rows = "".join(
         f"<tr><td><span class=fk-bar style='width:{4 * weight:.2f}em'></span>{weight:.3f}</td>"
-        f"<td>{escape(value if isinstance(value, str) else str(value))}</td></tr>"
+        f"<td>{escape(str(value))}</td></tr>"
         for weight, value in posterior._top(top)
     )
     return (

@@ -170,7 +170,7 @@ class Posterior:
             "cost: " + ", ".join(f"{amount} {unit}" for unit, amount in self._spent()),
         ]
         for weight, value in self._top(top):
-            lines.append(f"  {weight:6.3f}  {_short(_shown(value), 90)}")
+            lines.append(f"  {weight:6.3f}  {_short(str(value), 90)}")
         return "\n".join(lines)
 
     def _spent(self) -> list[tuple[str, str]]:
@@ -185,7 +185,7 @@ class Posterior:
             return []
         totals: dict[str, tuple[float, Any]] = {}
         for value, weight in zip(self.values, self.probabilities.tolist()):
-            shown = _shown(value)
+            shown = str(value)
             totals[shown] = (totals.get(shown, (0.0, None))[0] + weight, value)
         return sorted(totals.values(), key=lambda item: -item[0])[:top]
 
@@ -208,10 +208,6 @@ class Posterior:
     def load(path: Any) -> Posterior:
         """Read what `save` wrote. Raises ValueError for a file that is corrupt or not a posterior."""
         return Posterior(**load(path))
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)
 
 
 def _short(text: str, width: int) -> str:

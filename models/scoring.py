@@ -136,7 +136,7 @@ class Likelihood:
 
     def __init__(self, lm: Host) -> None:
         self.lm = lm
-        self.memory: Memory = Memory(10_000)
+        self.memory = Memory(10_000)
 
     @property
     def name(self) -> str:
@@ -162,7 +162,7 @@ class Mass:
 
     def __init__(self, lm: Host) -> None:
         self.lm = lm
-        self.memory: Memory = Memory(10_000)
+        self.memory = Memory(10_000)
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from .effects import Effect, Gather
 from .guard import guard
-from .sites import Running, Site, address, check_name, shut
+from .sites import Running, Site, address, check_name, short, shut
 
 Log = tuple[Any, ...] | None
 """A persistent list of completed effects: (the log before, kind, name, request, value)."""
@@ -201,7 +201,7 @@ class Run:
         """Say which particle this is, where it stands, and what it did: the note on every error."""
         where = f"after site {address(self.last.name, self.last.visit)!r}" if self.last else "before its first site"
         entries = unroll(self.root.log)
-        shown = ", ".join(f"{name}={_short(value)}" for _, name, _, value in entries[-8:])
+        shown = ", ".join(f"{name}={short(value, 60)}" for _, name, _, value in entries[-8:])
         more = f"{len(entries) - 8} earlier sites, " if len(entries) > 8 else ""
         return (
             f"feynkac: particle {self.row} of {self.batch} of program {self.program.name!r}, {where}; "
@@ -228,11 +228,3 @@ def annotate(run: Run, error: BaseException) -> None:
         error.add_note(run.story())
     if isinstance(error, RuntimeError) and "no running event loop" in str(error):
         error.add_note("feynkac: asynchronous functions run inside fk.call: await fk.call(name, fn, *args)")
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except Exception as error:
-        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
-    return text if len(text) <= 60 else text[:57] + "…"

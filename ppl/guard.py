@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, NoReturn
 
 import numpy as np
@@ -31,8 +32,6 @@ class SharedList(list[Any]):
         return list(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> list[Any]:
-        from copy import deepcopy
-
         return [deepcopy(item, memo) for item in self]
 
 
@@ -48,8 +47,6 @@ class SharedDict(dict[Any, Any]):
         return dict(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> dict[Any, Any]:
-        from copy import deepcopy
-
         return {key: deepcopy(value, memo) for key, value in self.items()}
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, overload
 
 from .cost import charge, rows
 from .errors import AmbiguousScore, InvalidWeight
+from .sites import short
 
 _ROUNDING = 1e-6  # of a float32 softmax, say
 Kind = Literal["probability", "real", "log_weight"]
@@ -213,9 +214,9 @@ def evaluate(scores: Sequence[Score]) -> list[float]:
                     inputs[fresh[0]][1][0][0],
                 )
             for key, number in zip(fresh, found):
-                known[key] = _checked(scorer, number, *inputs[key])
+                known[key] = value = _checked(scorer, number, *inputs[key])
                 if not isinstance(key, _Unhashable):
-                    scorer.memory.put(key, _checked(scorer, number, *inputs[key]))
+                    scorer.memory.put(key, value)
         for key, (_, places) in inputs.items():
             for i, j in places:
                 results[i][j] = known[key]  # type: ignore[assignment]
@@ -253,17 +254,12 @@ def _checked(scorer: Scorer, number: Any, args: tuple[Any, ...], places: list[tu
     bad = math.isnan(value) or value == math.inf
     if bad or (scorer.kind == "probability" and not 0.0 <= value <= 1.0):
         want = "a number in [0, 1]" if scorer.kind == "probability" else "a number below +inf"
-        shown = ", ".join(_short(arg) for arg in args)
+        shown = ", ".join(short(arg, 80) for arg in args)
         raise ScoreError(
             f"reward {scorer.name!r} returned {number!r} for ({shown}); a {scorer.kind} must be {want}",
             places[0][0],
         )
     return value
-
-
-def _short(arg: Any) -> str:
-    text = repr(arg)
-    return text if len(text) <= 80 else text[:77] + "…"
 
 
 class Reward:

@@ -71,6 +71,15 @@ def check_name(name: Any, what: str = "a site") -> None:
     names.add(name)
 
 
+def short(value: Any, width: int) -> str:
+    """Show a value in a message, in at most ``width`` characters, whatever its own ``repr`` does."""
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+    return text if len(text) <= width else text[: width - 3] + "…"
+
+
 def shut(coro: Any) -> None:
     """Close a coroutine whose particle is gone; what its ``finally`` blocks still try cannot matter any more."""
     outer, Running.fiber = Running.fiber, None

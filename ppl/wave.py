@@ -55,12 +55,6 @@ class Wave:
             sys.set_asyncgen_hooks(*hooks)
             if collecting:
                 gc.enable()
-        for run in self.runs:
-            if run.given and not run.dead:
-                fail(
-                    run.root,
-                    ImpossibleChoice(f"the forced choices {sorted(run.given)} were not met in this step"),
-                )
 
     def _drive(self) -> None:
         for run in self.runs:
@@ -82,6 +76,10 @@ class Wave:
             if self.server.pending:
                 self.server.serve()
         self._look_ahead()
+        for run in self.runs:
+            if run.given and not run.dead:
+                unmet = f"the forced choices {sorted(run.given)} were not met in this step"
+                fail(run.root, ImpossibleChoice(unmet))
 
     def _look_ahead(self) -> None:
         """Run past the step end to the next effect, without serving it: so a program that returns is done now.
@@ -130,10 +128,9 @@ class Wave:
         except StopIteration as stop:
             if isinstance(stop.value, Effect):
                 run.dropped = f"fk.{stop.value.kind}({stop.value.name!r}, …)"
-            if run.dropped is not None:
-                self._dropped(fiber)
-            if fiber.parent is None and run.unawaited:
+            elif run.dropped is None and fiber.parent is None and run.unawaited:
                 run.dropped = "an effect or a program (in a container that was returned, say)"
+            if run.dropped is not None:
                 self._dropped(fiber)
             self._returned(fiber, stop.value)
             return None
@@ -278,13 +275,12 @@ class Wave:
             elif type(effect) is Gather:
                 effect.close()
         fiber.log, fiber.level, inner = snapshot
+        effect = self._next(fiber, value)
         if inner is None:
-            effect = self._next(fiber, value)
             if effect is None:
                 self._strays(fiber, "another effect", None)
             fiber.run.held.append((fiber, effect))
             return
-        effect = self._next(fiber, value)
         if isinstance(inner, OpenScan):
             if type(effect) is not Scan:
                 self._strays(fiber, "an open scan", effect)
@@ -299,7 +295,7 @@ class Wave:
         for i, (child, inside) in enumerate(zip(list(fiber.children), inner)):
             assert child is not None
             if isinstance(inside, Finished):
-                child.coro.close()
+                shut(child.coro)
                 fiber.children[i], fiber.results[i] = None, inside.value
             else:
                 self._replay(child, inside)
@@ -317,7 +313,7 @@ class Wave:
 
     def _dropped(self, fiber: Fiber) -> None:
         what, fiber.run.dropped = fiber.run.dropped, None
-        fail(fiber, UnawaitedEffect(f"{what} was created but never awaited: write `await {what}`"))
+        fail(fiber, UnawaitedEffect(f"{what} was created but never awaited: write `await` before it"))
 
 
 def _told(kind: str, name: str, request: Any) -> str:

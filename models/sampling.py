@@ -109,12 +109,15 @@ def draw(law: Any, uniforms: NDArray[np.float64]) -> tuple[NDArray[np.int64], ND
     Returns the tokens (n,) and their log-probabilities (n,): −1 and −inf for a row with no possible token.
     """
     weights, top = _weights(law)
-    blocks = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _BLOCK)).view(len(law), -1, _BLOCK)
-    by_block = blocks.sum(-1).double().cumsum(-1)
+    if missing := -weights.shape[1] % _BLOCK:  # padding by nothing would copy
+        weights = torch.nn.functional.pad(weights, (0, missing))
+    blocks = weights.view(len(law), -1, _BLOCK)
+    sums = blocks.sum(-1).double()
+    by_block = sums.cumsum(-1)
     total = by_block[:, -1:]
     target = torch.from_numpy(uniforms).to(law.device)[:, None] * total
     block = _invert(by_block, target)
-    before = (by_block.gather(1, block) - blocks.sum(-1).gather(1, block).double()).clamp(min=0)
+    before = (by_block.gather(1, block) - sums.gather(1, block)).clamp(min=0)
     rows = torch.arange(len(law), device=law.device)
     inside = blocks[rows, block[:, 0]].double().cumsum(-1)
     token = block * _BLOCK + _invert(inside, target - before)

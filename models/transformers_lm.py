@@ -15,6 +15,7 @@ from ..ppl.cost import charge
 from ..ppl.errors import ContextOverflow, Unsupported
 from ..ppl.score import Score
 from .forward import Forwarder, Tally
+from .packed import pack
 from .sampling import Sampling
 from .scoring import Likelihood, Mass, as_mask
 from .steps import Ending, Step
@@ -54,6 +55,8 @@ class TransformersLM:
         cache_bytes: most bytes of keys, values and logits to hold. What is dropped is computed again when
             needed.
         max_batch: most histories in one forward pass.
+        packed: whether float32 linear layers on a CPU use a second, faster copy of their weights; None: up to
+            2 GiB of them (see `pack`).
         name: tells texts of this model from those of others; its path by default.
 
     Raises `Unsupported` for a model with a recurrent state or an encoder.
@@ -80,11 +83,13 @@ class TransformersLM:
         sampling: Sampling | None = None,
         cache_bytes: int = 2 << 30,
         max_batch: int = 128,
+        packed: bool | None = None,
         name: str | None = None,
     ) -> None:
         config = model.config.get_text_config()
         _require_attention(model, config)
         self.model = model.eval()
+        pack(model, packed)
         self.tokenizer = tokenizer
         self.sampling = sampling or Sampling()
         self.vocab_size: int = config.vocab_size
@@ -107,6 +112,7 @@ class TransformersLM:
         dtype: Any = None,
         cache_bytes: int = 2 << 30,
         max_batch: int = 128,
+        packed: bool | None = None,
         **kwargs: Any,
     ) -> TransformersLM:
         """Load a model and its tokenizer: a local folder, a name on the hub, or ``"smollm2"`` (see `fetch`).
@@ -132,6 +138,7 @@ class TransformersLM:
             sampling=sampling,
             cache_bytes=cache_bytes,
             max_batch=max_batch,
+            packed=packed,
             name=name_or_path,
         )
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..ppl.model import Floats
 from ..ppl.sites import Site
-from .engine import Step
+from .engine import Step, freeze
 from .weights import logmeanexp
 
 _PLAIN = frozenset((float, int, str, bool, type(None)))
@@ -57,12 +57,19 @@ class Chain:
         complete: (n,) whether each particle ran to its end.
         log_evidence: set where it is not the mean weight.
         steps: its history.
+        answers: (n,) what each particle votes for, of engines that hold a vote.
+
+    All its arrays are read-only.
     """
 
     log_weights: Floats
     complete: NDArray[np.bool_]
     log_evidence: float | None
     steps: tuple[Step, ...]
+    answers: tuple[Any, ...] | None = None
+
+    def __post_init__(self) -> None:
+        freeze(self, "log_weights", "complete")
 
     @cached_property
     def evidence(self) -> float:
@@ -77,4 +84,14 @@ class Chain:
         for t in range(len(self.steps) - 1, -1, -1):
             out[t] = index
             index = self.steps[t].ancestors[index]
+        out.flags.writeable = False
+        return out
+
+    @cached_property
+    def log_potential(self) -> Floats:
+        """(n,): log G of each final particle's whole path, Σ_t log G_t."""
+        out = np.zeros(len(self.log_weights))
+        for step, line in zip(self.steps, self.lines):
+            out += step.log_potential[line]
+        out.flags.writeable = False
         return out

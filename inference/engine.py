@@ -57,6 +57,10 @@ class Step:
         log_twist: (n,) the guide's level.
         done: (n,) whether each particle had finished.
         choices: what each particle chose.
+        temperature: of the target at this step; 1 is the model's own.
+        scheme: how the ancestors were drawn ("multinomial", …); None where they were not.
+
+    All its arrays are read-only.
     """
 
     depth: int
@@ -70,6 +74,16 @@ class Step:
     log_twist: Floats
     done: NDArray[np.bool_]
     choices: Sequence[Any]
+    temperature: float = 1.0
+    scheme: str | None = None
+
+    def __post_init__(self) -> None:
+        freeze(self, "ancestors", "log_weights", "log_potential", "log_twist", "done")
+
+    @property
+    def unique_ancestors(self) -> int:
+        """How many particles of the step before have a child at this one, in 1…n."""
+        return len(np.unique(self.ancestors))
 
 
 @dataclass(frozen=True)
@@ -81,12 +95,14 @@ class Report:
         log_weights: (n,) unnormalised; their mean weight estimates Z where the engine gives evidence.
         step: what happened, or None where the population is only re-weighted.
         log_evidence: overrides the mean weight; NaN where the engine has none.
+        answers: (n,) what each particle votes for (None while it is unfinished), of engines that hold a vote.
     """
 
     state: Any
     log_weights: Floats
     step: Step | None
     log_evidence: float | None = None
+    answers: Sequence[Any] | None = None
 
 
 Run: TypeAlias = Generator[Start | Move | Report, Advance[Any], None]
@@ -123,6 +139,14 @@ def check_alive(log_weights: Floats, advance: Advance[Any], depth: int, policy: 
         f"all {len(log_weights)} particles have weight zero at step {depth} ({where}). Use more particles, "
         'soften the factor or guide it with fk.twist; or set all_dead="zero" to get log Z = -inf instead'
     )
+
+
+def freeze(record: Any, *names: str) -> None:
+    """Put a read-only view in place of each named array of a frozen dataclass; the array itself stays as it was."""
+    for name in names:
+        view = np.asarray(getattr(record, name)).view()
+        view.flags.writeable = False
+        object.__setattr__(record, name, view)
 
 
 def positive(name: str, value: int) -> None:

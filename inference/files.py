@@ -18,8 +18,10 @@ from ..ppl.sites import Site
 from .chain import Chain
 from .engine import Step
 
-_FORMAT = 1
+_FORMAT = 2
+"""Format 1 had no temperatures, schemes and answers."""
 _FACTS = ("guarantee", "engine", "model", "seed", "stopped")
+_SCALARS = ("depth", "ess", "entropy", "resampled", "temperature", "scheme")
 _ARRAYS = ("ancestors", "log_weights", "log_potential", "log_twist", "done")
 
 
@@ -97,14 +99,20 @@ def save(posterior: Any, path: str | os.PathLike[str]) -> None:
                 encoder.arrays[f"chain{c}/step{t}/{name}"] = getattr(step, name)
             steps.append(
                 {
-                    "scalars": [step.depth, step.ess, step.entropy, step.resampled],
+                    "scalars": [getattr(step, name) for name in _SCALARS],
                     "log_evidence": encoder.encode(step.log_evidence, "log_evidence"),
                     "choices": encoder.encode(list(step.choices), f"the choices of step {t}"),
                 }
             )
         encoder.arrays[f"chain{c}/log_weights"] = chain.log_weights
         encoder.arrays[f"chain{c}/complete"] = chain.complete
-        chains.append({"log_evidence": encoder.encode(chain.log_evidence, "log_evidence"), "steps": steps})
+        chains.append(
+            {
+                "log_evidence": encoder.encode(chain.log_evidence, "log_evidence"),
+                "answers": encoder.encode(chain.answers, f"the answers of chain {c}"),
+                "steps": steps,
+            }
+        )
     meta = {name: getattr(posterior, name) for name in _FACTS}
     head = {
         "format": _FORMAT,
@@ -159,13 +167,12 @@ def _read(archive: zipfile.ZipFile, head: dict[str, Any]) -> dict[str, Any]:
     for c, chain in enumerate(head["chains"]):
         steps = []
         for t, step in enumerate(chain["steps"]):
-            depth, ess, entropy, resampled = step["scalars"]
-            fields = {name: arrays[f"chain{c}/step{t}/{name}"] for name in _ARRAYS}
+            fields = dict(zip(_SCALARS, step["scalars"])) | {n: arrays[f"chain{c}/step{t}/{n}"] for n in _ARRAYS}
             log_evidence = _decode(step["log_evidence"], arrays)
-            choices = _decode(step["choices"], arrays)
-            steps.append(Step(depth, ess, entropy, log_evidence, resampled, choices=choices, **fields))
+            steps.append(Step(log_evidence=log_evidence, choices=_decode(step["choices"], arrays), **fields))
         log_weights, complete = arrays[f"chain{c}/log_weights"], arrays[f"chain{c}/complete"]
-        chains.append(Chain(log_weights, complete, _decode(chain["log_evidence"], arrays), tuple(steps)))
+        log_evidence, answers = (_decode(chain.get(name), arrays) for name in ("log_evidence", "answers"))
+        chains.append(Chain(log_weights, complete, log_evidence, tuple(steps), answers))
     return {
         "values": tuple(_decode(value, arrays) for value in head["values"]),
         "chains": tuple(chains),

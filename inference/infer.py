@@ -155,6 +155,7 @@ class Session:
                     complete=np.asarray(report.state.done, bool),
                     log_evidence=report.log_evidence,
                     steps=tuple(task.history),
+                    answers=None if report.answers is None else tuple(detach(a) for a in report.answers),
                 )
             )
         return Posterior(

@@ -73,7 +73,8 @@ class SMC:
         advance = yield Start(_keys.fold(lineage, 0))
         log_weights = advance.log_increment
         while True:
-            yield Report(advance.state, log_weights, describe(depth, advance, log_weights, ancestors, resampled))
+            scheme = self.resampling if resampled else None
+            yield Report(advance.state, log_weights, describe(depth, advance, log_weights, ancestors, scheme))
             check_alive(log_weights, advance, depth, self.all_dead)
             if advance.done.all():
                 return
@@ -97,19 +98,20 @@ class SMC:
         return ancestors, logmeanexp(guided) - log_twist[ancestors]
 
 
-def describe(depth: int, advance: Advance[Any], log_weights: Floats, ancestors: Index, resampled: bool) -> Step:
-    """Sum up a step for the history."""
+def describe(depth: int, advance: Advance[Any], log_weights: Floats, ancestors: Index, scheme: str | None) -> Step:
+    """Sum up a step for the history; ``scheme`` is how its ancestors were drawn, None where they were not."""
     guided = log_weights + advance.log_twist
     return Step(
         depth=depth,
         ess=ess(guided),
         entropy=entropy(guided),
         log_evidence=logmeanexp(log_weights),
-        resampled=resampled,
+        resampled=scheme is not None,
         ancestors=ancestors,
         log_weights=log_weights,
         log_potential=advance.log_potential,
         log_twist=advance.log_twist,
         done=advance.done,
         choices=advance.choices,
+        scheme=scheme,
     )

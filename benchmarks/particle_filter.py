@@ -1,0 +1,72 @@
+"""A bootstrap particle filter by feynkac, by hand in NumPy, by particles and by BlackJAX, in CPU time, in one run.
+
+    make peers
+    python benchmarks/particle_filter.py
+
+Task: x_t ~ N(0.9 x_{t−1}, 0.5²), y_t ~ N(x_t, 1), 500 steps, float64, systematic resampling at ESS < N/2. Each filter
+runs in a process of its own (the code is in ``peers/filter_*.py``) and they take turns on the same data. CPU seconds
+and ratios are medians over the turns; "first s" is what the first run took on the clock, with what was compiled. Z is
+known, from the Kalman filter: an estimate can be trusted where the mean of Ẑ/Z is 1 within its error. All keep log Ẑ;
+ours also keeps the whole history (weights and ancestors of each step), the others do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from peers.race import Worker, mean_error, race, table
+
+import feynkac as fk
+
+RHO, SIGMA_X, SIGMA_Y = 0.9, 0.5, 1.0
+FILTERS = {  # name: worker, environment
+    "NumPy by hand": ("filter_numpy.py", None),
+    "feynkac": ("filter_feynkac.py", None),
+    "particles": ("filter_particles.py", "particles"),
+    "BlackJAX": ("filter_blackjax.py", "blackjax"),
+}
+
+
+def observations(steps: int) -> np.ndarray:
+    """Draw data from the model, shape (steps,)."""
+    rng = np.random.default_rng(20)
+    noise, x = rng.standard_normal((steps, 2)), np.empty(steps)
+    x[0] = noise[0, 0] * SIGMA_X / np.sqrt(1 - RHO**2)
+    for t in range(1, steps):
+        x[t] = RHO * x[t - 1] + SIGMA_X * noise[t, 0]
+    return x + SIGMA_Y * noise[:, 1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--particles", type=int, nargs="+", default=[1_000, 10_000])
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--only", nargs="+", choices=list(FILTERS), default=list(FILTERS))
+    args = parser.parse_args()
+    y = observations(args.steps)
+    exact = fk.oracles.kalman(
+        y,
+        initial_mean=0.0,
+        initial_cov=SIGMA_X**2 / (1 - RHO**2),
+        transition=RHO,
+        transition_cov=SIGMA_X**2,
+        emission=1.0,
+        emission_cov=SIGMA_Y**2,
+    ).log_evidence
+    print(f"{args.steps} steps, median of {args.repeats} turns; log Z = {exact:.2f} exactly")
+    for n in args.particles:
+        settings = {"y": y.tolist(), "n": n, "rho": RHO, "sigma_x": SIGMA_X, "sigma_y": SIGMA_Y}
+        results = race({name: Worker(*FILTERS[name], settings) for name in args.only}, args.repeats)
+        rows = []
+        for name, made in results.items():
+            spent, log_z = np.array(made["cpu"]), np.array(made["log_z"])
+            cells = [f"{np.median(spent):.3f}", f"{np.median(spent / results[args.only[0]]['cpu']):.2f}"]
+            cells += [f"{made['first']:.1f}", f"{max(made['rss']):.2f}"]
+            rows.append([f"N={n:,} {name}", *cells, mean_error(log_z), mean_error(np.exp(log_z - exact))])
+        table(["", "CPU s", f"/ {args.only[0]}", "first s", "peak GiB", "log Z", "Ẑ/Z"], rows)
+
+
+if __name__ == "__main__":
+    main()

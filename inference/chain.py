@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,11 +41,17 @@ def detach(value: Any) -> Any:
     return value.detach() if hasattr(value, "detach") else value
 
 
-def detach_sites(choices: Any) -> Any:
-    """Detach what one particle chose in a step."""
-    if type(choices) is tuple and all(type(site) is Site and type(site[3]) in _PLAIN for site in choices):
-        return choices
-    return detach(choices)
+def detach_choices(step: Step) -> Step:
+    """Return a step with its choices detached; an array of them, as native models may give, stays as it is."""
+    if isinstance(step.choices, np.ndarray) and step.choices.dtype != object:
+        return step
+    return replace(step, choices=[_detach_sites(chosen) for chosen in step.choices])
+
+
+def _detach_sites(chosen: Any) -> Any:
+    if type(chosen) is tuple and all(type(site) is Site and type(site[3]) in _PLAIN for site in chosen):
+        return chosen
+    return detach(chosen)
 
 
 @dataclass(frozen=True)

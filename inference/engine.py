@@ -8,6 +8,7 @@ budget, and keep what they had.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -127,16 +128,15 @@ class Engine(Protocol):
         """Yield requests and reports; ``key`` has shape (1,)."""
 
 
-def check_alive(log_weights: Floats, advance: Advance[Any], depth: int, policy: str) -> None:
+def check_alive(step: Step, policy: str) -> None:
     """Raise `AllParticlesDead` where every weight is zero, unless the policy is "zero"."""
-    if policy == "zero" or not np.isneginf(log_weights).all():
+    if policy == "zero" or step.log_evidence > -math.inf:
         return
-    last = Counter(
-        getattr(made[-1], "address", "?") for made, done in zip(advance.choices, advance.done) if done and len(made)
-    )
+    made = [chosen for chosen, done in zip(step.choices, step.done) if done and isinstance(chosen, tuple) and chosen]
+    last = Counter(getattr(chosen[-1], "address", "?") for chosen in made)
     where = ", ".join(f"{count} at site {site!r}" for site, count in last.most_common(5)) or "earlier"
     raise AllParticlesDead(
-        f"all {len(log_weights)} particles have weight zero at step {depth} ({where}). Use more particles, "
+        f"all {len(step.done)} particles have weight zero at step {step.depth} ({where}). Use more particles, "
         'soften the factor or guide it with fk.twist; or set all_dead="zero" to get log Z = -inf instead'
     )
 

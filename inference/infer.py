@@ -12,7 +12,7 @@ from ..ppl import keys as _keys
 from ..ppl.cost import Budget, Ledger, recording
 from ..ppl.model import Advance, FeynmanKac
 from ..ppl.program import Particles, Program, launch, resume
-from .chain import Chain, detach, detach_sites
+from .chain import Chain, detach, detach_choices
 from .engine import Engine, Move, Report, Run, Start, Step
 from .posterior import Posterior
 from .progress import Progress
@@ -86,7 +86,7 @@ class Session:
             if isinstance(item, Report):
                 task.report = replace(item, step=None)
                 if item.step is not None:
-                    made.append(replace(item.step, choices=[detach_sites(chosen) for chosen in item.step.choices]))
+                    made.append(detach_choices(item.step))
             else:
                 task.request = item
         task.history += made

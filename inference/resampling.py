@@ -66,7 +66,11 @@ def systematic(probabilities: Floats, m: int, key: Keys) -> Index:
     >>> systematic(np.array([0.5, 0.25, 0.25]), 4, _keys.root(0)).tolist()
     [0, 0, 1, 2]
     """
-    return _invert(probabilities, (np.arange(m) + _uniforms(key, 1)) / m)
+    cdf = _check(probabilities).cumsum()
+    # As many points lie below each edge of the shares; no search is needed, as they are evenly spaced.
+    below = np.ceil(cdf * (m / cdf[-1]) - _uniforms(key, 1)).astype(np.intp)
+    below[cdf == cdf[-1]] = m
+    return np.repeat(np.arange(len(cdf)), np.diff(below, prepend=0))
 
 
 def residual(probabilities: Floats, m: int, key: Keys) -> Index:

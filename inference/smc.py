@@ -12,7 +12,7 @@ from ..ppl.keys import Keys
 from ..ppl.model import Advance, FeynmanKac, Floats, Index
 from .engine import Guarantee, Move, Report, Run, Start, Step, check_alive, positive
 from .resampling import SCHEMES, Scheme
-from .weights import entropy, ess, logmeanexp, normalize
+from .weights import logmeanexp, normalize, spread
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,19 @@ class SMC:
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
         n = self.particles
-        lineage = _keys.fold(key, _keys.tag("particle"), np.arange(n))
-        ancestors, resampled, depth = np.arange(n), False, 0
+        themselves = np.arange(n)
+        lineage = _keys.fold(key, _keys.tag("particle"), themselves)
+        ancestors, resampled, depth = themselves, False, 0
         advance = yield Start(_keys.fold(lineage, 0))
         log_weights = advance.log_increment
         while True:
-            scheme = self.resampling if resampled else None
-            yield Report(advance.state, log_weights, describe(depth, advance, log_weights, ancestors, scheme))
-            check_alive(log_weights, advance, depth, self.all_dead)
+            step = describe(depth, advance, log_weights, ancestors, self.resampling if resampled else None)
+            yield Report(advance.state, log_weights, step)
+            check_alive(step, self.all_dead)
             if advance.done.all():
                 return
             state = advance.state
-            ancestors, resampled = np.arange(n), self._degenerate(log_weights + advance.log_twist)
+            ancestors, resampled = themselves, 0.0 < step.ess <= self.ess_threshold * n * (1 + 1e-12)
             if resampled:
                 draw = _keys.fold(key, _keys.tag("resample"), depth)
                 ancestors, log_weights = self._resample(log_weights, advance.log_twist, draw)
@@ -89,9 +90,6 @@ class SMC:
             advance = yield Move(state, _keys.fold(lineage, depth))
             log_weights = log_weights + advance.log_increment
 
-    def _degenerate(self, guided: Floats) -> bool:
-        return 0.0 < ess(guided) <= self.ess_threshold * self.particles * (1 + 1e-12)
-
     def _resample(self, log_weights: Floats, log_twist: Floats, key: Keys) -> tuple[Index, Floats]:
         guided = log_weights + log_twist
         ancestors = SCHEMES[self.resampling](normalize(guided), self.particles, key)
@@ -100,12 +98,12 @@ class SMC:
 
 def describe(depth: int, advance: Advance[Any], log_weights: Floats, ancestors: Index, scheme: str | None) -> Step:
     """Sum up a step for the history; ``scheme`` is how its ancestors were drawn, None where they were not."""
-    guided = log_weights + advance.log_twist
+    guided = spread(log_weights + advance.log_twist)
     return Step(
         depth=depth,
-        ess=ess(guided),
-        entropy=entropy(guided),
-        log_evidence=logmeanexp(log_weights),
+        ess=guided.ess,
+        entropy=guided.entropy,
+        log_evidence=logmeanexp(log_weights) if advance.log_twist.any() else guided.log_mean,
         resampled=scheme is not None,
         ancestors=ancestors,
         log_weights=log_weights,

@@ -6,12 +6,48 @@ All take log-weights of shape (n,), where −inf is a weight of zero, and raise 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..ppl.errors import InvalidWeight
 from ..ppl.model import Floats
+
+_FLOOR = -1000.0
+
+
+class Spread(NamedTuple):
+    """How evenly n weights are spread.
+
+    Attributes:
+        ess: effective sample size, in [1, n]; 0 where every weight is zero.
+        entropy: of the normalised weights in nats, in [0, log n]; 0 where every weight is zero.
+        log_mean: log of the mean weight; −inf where every weight is zero, or there is none.
+    """
+
+    ess: float
+    entropy: float
+    log_mean: float
+
+
+def spread(log_weights: ArrayLike) -> Spread:
+    """Return effective sample size, entropy and log-mean of weights in one go.
+
+    >>> spread([5.0, 5.0, -math.inf])._replace(log_mean=0.0) == (2.0, math.log(2.0), 0.0)
+    True
+    """
+    logs, peak = _below(log_weights)
+    if peak == -math.inf:
+        return Spread(0.0, 0.0, peak)
+    weights = np.exp(logs)
+    total = float(weights.sum())
+    mean_log = float(weights @ logs) / total
+    return Spread(
+        total**2 / float(weights @ weights),
+        max(0.0, math.log(total) - mean_log),
+        peak + math.log(total / len(weights)),
+    )
 
 
 def normalize(log_weights: ArrayLike) -> Floats:
@@ -20,8 +56,12 @@ def normalize(log_weights: ArrayLike) -> Floats:
     >>> normalize([0.0, math.log(3.0), -math.inf]).tolist()
     [0.25, 0.75, 0.0]
     """
-    weights, _ = _scaled(log_weights)
-    return weights / (weights.sum() or 1.0)
+    logs, peak = _below(log_weights)
+    if peak == -math.inf:
+        return np.zeros(logs.shape)
+    weights: Floats = np.exp(logs)
+    weights /= weights.sum()
+    return weights
 
 
 def logmeanexp(log_weights: ArrayLike) -> float:
@@ -30,8 +70,7 @@ def logmeanexp(log_weights: ArrayLike) -> float:
     >>> logmeanexp([1000.0, -math.inf]) == 1000.0 - math.log(2.0)
     True
     """
-    weights, peak = _scaled(log_weights)
-    return peak + math.log(weights.mean()) if peak > -math.inf else -math.inf
+    return spread(log_weights).log_mean
 
 
 def ess(log_weights: ArrayLike) -> float:
@@ -42,27 +81,15 @@ def ess(log_weights: ArrayLike) -> float:
     >>> ess([0.0, 0.0, -math.inf])
     2.0
     """
-    weights, _ = _scaled(log_weights)
-    return float(weights.sum() ** 2 / ((weights**2).sum() or 1.0))
+    return spread(log_weights).ess
 
 
-def entropy(log_weights: ArrayLike) -> float:
-    """Return the entropy −Σ p log p of the normalised weights in nats, in [0, log n]; 0 where all are zero.
-
-    >>> entropy([5.0, 5.0]) == math.log(2.0)
-    True
-    """
-    p = normalize(log_weights)
-    p = p[p > 0]
-    return max(0.0, -float((p * np.log(p)).sum()))
-
-
-def _scaled(log_weights: ArrayLike) -> tuple[Floats, float]:
-    """Return weights (n,) scaled so that the largest is 1 (all 0 where all are zero), and its log."""
+def _below(log_weights: ArrayLike) -> tuple[Floats, float]:
+    """Return log-weights (n,) less the largest, with a finite floor below which exp is 0, and the largest."""
     logs = np.asarray(log_weights, dtype=np.float64)
     peak = float(logs.max(initial=-np.inf))
     if not peak < math.inf:
         raise InvalidWeight(f"a log-weight must be a number less than +inf, got {peak}")
     if peak == -math.inf:
-        return np.zeros(logs.shape), peak
-    return np.exp(logs - peak), peak
+        return logs, peak
+    return np.maximum(logs - peak, _FLOOR), peak

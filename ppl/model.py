@@ -67,6 +67,8 @@ class Advance(Generic[S]):
     @property
     def log_increment(self) -> Floats:
         """The importance increment log G + log p − log q, shape (n,); −inf for a dead particle."""
+        if self.log_prob is self.log_proposal:
+            return self.log_potential
         with np.errstate(invalid="ignore"):
             ratio = np.where(self.log_prob == self.log_proposal, 0.0, self.log_prob - self.log_proposal)
         return np.where(np.isneginf(self.log_potential), -np.inf, self.log_potential + ratio)

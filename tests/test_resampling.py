@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from feynkac.inference.resampling import SCHEMES, resample
-from feynkac.inference.weights import entropy, ess, logmeanexp, normalize
+from feynkac.inference.weights import ess, logmeanexp, normalize, spread
 from feynkac.ppl import keys
 from feynkac.ppl.errors import InvalidWeight
 
@@ -140,23 +140,23 @@ def test_weights():
     np.testing.assert_allclose(normalize(logs), w / w.sum(), rtol=1e-13)
     assert logmeanexp(logs) == pytest.approx(-1000 + math.log(w.sum() / 4), rel=1e-14)
     assert ess(logs) == pytest.approx(w.sum() ** 2 / (w**2).sum())
-    assert entropy(logs) == pytest.approx(stats.entropy(w))
+    assert spread(logs).entropy == pytest.approx(stats.entropy(w))
     assert ess(logs + 5000) == pytest.approx(ess(logs), rel=1e-12)
 
 
 @pytest.mark.parametrize("dead", [[-math.inf], [-math.inf] * 3, []])
 def test_all_weights_zero(dead):
-    assert ess(dead) == entropy(dead) == 0.0
+    assert ess(dead) == spread(dead).entropy == 0.0
     assert logmeanexp(dead) == -math.inf
     assert normalize(dead).tolist() == [0.0] * len(dead)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("function", [normalize, logmeanexp, ess, entropy])
+@pytest.mark.parametrize("function", [normalize, logmeanexp, ess, spread])
 def test_bad_weights_are_named(function, bad):
     with pytest.raises(InvalidWeight, match="log-weight"):
         function([0.0, bad])
 
 
 def test_one_weight():
-    assert (ess([-3.0]), entropy([-3.0]), logmeanexp([-3.0])) == (1.0, 0.0, -3.0)
+    assert spread([-3.0]) == (1.0, 0.0, -3.0)

@@ -1,63 +1,33 @@
-"""Token-level SMC on SmolLM2 against a raw loop over the same model, in CPU time, in one run.
+"""Token-level SMC on SmolLM2: feynkac, a raw loop, ``generate``, genlm-control and llamppl, in CPU time, in one run.
 
-    python -m feynkac.models.fetch smollm2
-    python benchmarks/token_smc.py
+    make fetch peers
+    python benchmarks/token_smc.py               # minutes for each turn of the two libraries
+    python benchmarks/token_smc.py --short       # 8 tokens, 8 particles, one turn
+    python benchmarks/token_smc.py --particles 32 128 --repeats 1     # memory
 
-The raw loop is what one would write by hand with transformers: forward, ``DynamicCache``, softmax,
-``torch.multinomial``, ``batch_select_indices`` at a resampling. Task: 64 tokens after a short prompt, log-weight −0.5
-for each letter "e", multinomial resampling at ESS < N/2. They take turns, for a fair ratio.
+Task: 64 tokens after a prompt of 14, log-weight −0.5 for each letter "e", multinomial resampling at ESS < N/2, float32,
+2 threads, end tokens taken for ordinary ones. Each runs in a process of its own (the code is in ``peers/text_*.py``),
+and they take turns. Loading and a short warm-up are left out. CPU seconds and ratios are medians over the turns; peak
+memory is that of the process. The estimates of log Z must agree within their errors. ``generate`` only samples: it is
+what N texts cost without SMC, and its log Ẑ, by importance sampling alone, is poor.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 
 import numpy as np
-import torch
-from transformers import DynamicCache
+from peers.race import Worker, mean_error, race, table
 
-import feynkac as fk
-from feynkac.models import TransformersLM
+from feynkac.models.fetch import resolve
 
-PROMPT = "The weather report for the coming week says that we should expect"
-PENALTY = 0.5
-
-
-@torch.inference_mode()
-def raw_loop(lm: TransformersLM, n: int, tokens: int, seed: int) -> float:
-    """Token-level SMC by hand; returns log Ẑ."""
-    model, tokenizer = lm.model, lm.tokenizer
-    torch.manual_seed(seed)
-    e_count = torch.tensor([tokenizer.decode([i]).count("e") for i in range(lm.vocab_size)], dtype=torch.float64)
-    ids = torch.tensor([tokenizer(PROMPT).input_ids]).repeat(n, 1)
-    cache, log_w, log_z = DynamicCache(), torch.zeros(n, dtype=torch.float64), 0.0
-    for _ in range(tokens):
-        out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        ids = torch.multinomial(torch.softmax(out.logits[:, -1], dim=-1), 1)
-        log_w = log_w - PENALTY * e_count[ids[:, 0]]
-        w = torch.softmax(log_w, 0)
-        if 1.0 / (w * w).sum() < n / 2:
-            log_z += float(torch.logsumexp(log_w, 0)) - np.log(n)
-            index = torch.multinomial(w, n, replacement=True)
-            cache.batch_select_indices(index)
-            ids, log_w = ids[index], torch.zeros(n, dtype=torch.float64)
-    return log_z + float(torch.logsumexp(log_w, 0)) - float(np.log(n))
-
-
-@fk.program
-async def few_es(lm: TransformersLM, tokens: int):
-    text = lm.prompt(PROMPT)
-    for _ in range(tokens):
-        seen = str(text)
-        text = await fk.sample("token", lm.next_token(text))
-        await fk.factor("no e", -PENALTY * str(text)[len(seen) :].count("e"))
-    return str(text)
-
-
-def ours(lm: TransformersLM, n: int, tokens: int, seed: int) -> float:
-    engine = fk.SMC(n, resampling="multinomial")
-    return fk.infer(few_es(lm, tokens), engine, seed=seed).log_evidence
+LOOPS = {  # name: worker, environment
+    "raw loop": ("text_raw.py", None),
+    "feynkac": ("text_feynkac.py", None),
+    "generate": ("text_generate.py", None),
+    "genlm-control": ("text_genlm.py", "genlm"),
+    "llamppl": ("text_llamppl.py", "llamppl"),
+}
 
 
 def main() -> None:
@@ -66,27 +36,23 @@ def main() -> None:
     parser.add_argument("--particles", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=list(LOOPS), default=list(LOOPS))
+    parser.add_argument("--short", action="store_true", help="8 tokens, 8 particles, one turn")
     args = parser.parse_args()
-    lm = TransformersLM.from_pretrained(args.model)
-    lm.eos = frozenset()  # no text ends early, in either loop: both do the same work
-    print(f"{args.tokens} tokens, CPU seconds: median of {args.repeats} turns")
+    if args.short:
+        args.particles, args.tokens, args.repeats = [8], 8, 1
+    print(f"{args.tokens} tokens, {args.threads} threads, median of {args.repeats} turns", flush=True)
     for n in args.particles:
-        spent: dict[str, list[float]] = {"raw loop": [], "feynkac": []}
-        log_z: dict[str, list[float]] = {"raw loop": [], "feynkac": []}
-        for seed in range(args.repeats):
-            for name, run in (("raw loop", raw_loop), ("feynkac", ours)):
-                start = time.process_time()
-                log_z[name].append(run(lm, n, args.tokens, seed))
-                spent[name].append(time.process_time() - start)
-        ratio = np.median(np.array(spent["feynkac"]) / np.array(spent["raw loop"]))
-        for name in spent:
-            cpu = float(np.median(spent[name]))
-            error = np.std(log_z[name]) / np.sqrt(args.repeats)
-            print(
-                f"  N={n:3d} {name:9s} {cpu:6.1f} s, {n * args.tokens / cpu:5.1f} tokens per CPU-second, "
-                f"log Z {np.mean(log_z[name]):.1f} ± {error:.1f}"
-            )
-        print(f"  N={n:3d} feynkac / raw loop: {ratio:.2f} of its CPU time")
+        settings = {"model": resolve(args.model), "n": n, "tokens": args.tokens, "warm_up": {"tokens": 4}}
+        workers = {name: Worker(*LOOPS[name], settings, args.threads) for name in args.only}
+        results, rows = race(workers, args.repeats), []
+        for name, made in results.items():
+            spent = np.array(made["cpu"])
+            ratio = np.median(spent / results[args.only[0]]["cpu"])
+            cells = [f"{np.median(spent):.1f}", f"{n * args.tokens / np.median(spent):.1f}", f"{ratio:.2f}"]
+            rows.append([f"N={n} {name}", *cells, f"{max(made['rss']):.2f}", mean_error(made["log_z"])])
+        table(["", "CPU s", "tokens / CPU s", f"/ {args.only[0]}", "peak GiB", "log Z"], rows)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,14 @@ HERE = Path(__file__).parent
 ENVIRONMENTS = HERE.parents[1] / ".venv-peers"
 
 
+def interpreter(environment: str) -> Path:
+    """Return the Python of one of the peers' environments; ends the program where it has not been made."""
+    python = ENVIRONMENTS / environment / "bin" / "python"
+    if not python.exists():
+        raise SystemExit(f"there is no environment {python.parents[1]}: make it with `make peers`")
+    return python
+
+
 class Worker:
     """One library in a process of its own.
 
@@ -27,16 +35,17 @@ class Worker:
     """
 
     def __init__(self, script: str, environment: str | None, settings: Mapping[str, Any], threads: int = 1) -> None:
-        python = Path(sys.executable)
-        if environment is not None:
-            python = ENVIRONMENTS / environment / "bin" / "python"
-            if not python.exists():
-                raise SystemExit(f"there is no environment {python.parents[1]}: make it with `make peers`")
-        limits = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+        python = Path(sys.executable) if environment is None else interpreter(environment)
+        settled = {
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "HF_HUB_OFFLINE": "1",
+            "TQDM_DISABLE": "1",
+        }
         self.name = script
         self._process = subprocess.Popen(
             [python, HERE / script, json.dumps(settings)],
-            env=os.environ | limits,
+            env=os.environ | settled,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

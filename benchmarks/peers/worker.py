@@ -28,10 +28,11 @@ def peak_gib() -> float:
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 
-def serve(prepare: Callable[..., Callable[[int], dict[str, Any]]]) -> None:
-    """Answer seeds, one a line, with ``{"cpu", "wall", "rss", **run(seed)}``.
+def serve(prepare: Callable[..., Callable[..., dict[str, Any]]]) -> None:
+    """Answer seeds, one a line, with ``{"cpu", "wall", "rss"} | run(seed)``.
 
-    ``prepare(**settings)`` returns ``run``. The first run is the warm-up, whose time is reported apart.
+    ``prepare(**settings)`` returns ``run``. The first run is the warm-up, whose time is reported apart; the setting
+    ``warm_up`` holds what it takes other than a seed, so that it may be shorter than the rest.
     """
     # Libraries print what they like: what was standard output is kept for the answers alone.
     answers = os.fdopen(os.dup(1), "w")
@@ -41,11 +42,14 @@ def serve(prepare: Callable[..., Callable[[int], dict[str, Any]]]) -> None:
         print(json.dumps(fields), file=answers, flush=True)
 
     start = time.perf_counter()
-    run = prepare(**json.loads(sys.argv[1]))
+    settings = json.loads(sys.argv[1])
+    warm_up = settings.pop("warm_up", {})
+    run = prepare(**settings)
     loaded = time.perf_counter()
-    run(10**6)
+    run(10**6, **warm_up)
     answer(load=loaded - start, first=time.perf_counter() - loaded)
     for line in sys.stdin:
         cpu, wall = cpu_seconds(), time.perf_counter()
         result = run(int(line))
-        answer(cpu=cpu_seconds() - cpu, wall=time.perf_counter() - wall, rss=peak_gib(), **result)
+        measured = {"cpu": cpu_seconds() - cpu, "wall": time.perf_counter() - wall, "rss": peak_gib()}
+        answer(**measured | result)

@@ -1,0 +1,90 @@
+"""An OpenAI-compatible vLLM server in processes of its own, and what they cost. It needs Linux, for ``/proc``."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Server:
+    """A server of one model, float32, on a free port of this machine.
+
+    Args:
+        python: the Python of an environment that has vLLM.
+        model: the folder of the model, which is also its name for clients.
+    """
+
+    def __init__(self, python: str, model: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(self.port)]
+        command += ["--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "512", "--enforce-eager"]
+        # vLLM chooses its own number of threads, and warns against a given one.
+        environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it is open as long as the server)
+        self._process = subprocess.Popen(
+            command,
+            env=environment | {"VLLM_CPU_KVCACHE_SPACE": "1"},
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        atexit.register(self.close)
+        self._wait(600.0)
+
+    def generated(self) -> int:
+        """Tokens generated so far."""
+        for line in self._get("metrics").splitlines():
+            if line.startswith("vllm:generation_tokens_total"):
+                return int(float(line.split()[-1]))
+        raise RuntimeError("the server's metrics do not say how many tokens it generated")
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds of all its processes so far."""
+        ticks = sum(sum(map(int, fields[11:15])) for _, fields in self._processes())
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def peak_gib(self) -> float:
+        """Sum of the largest resident sets of its processes, in GiB."""
+        peaks = (line for folder, _ in self._processes() for line in (folder / "status").read_text().splitlines())
+        return sum(int(line.split()[1]) for line in peaks if line.startswith("VmHWM")) / 2**20
+
+    def close(self) -> None:
+        """End the server."""
+        self._process.terminate()
+        self._process.wait()
+
+    def _processes(self) -> Iterator[tuple[Path, list[str]]]:
+        """Yield the folder in ``/proc`` and the fields of ``stat`` after the name, for each process of its session."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it has just ended
+                continue
+            if int(fields[3]) == self._process.pid:
+                yield folder, fields
+
+    def _get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=10) as reply:
+            text: str = reply.read().decode()
+            return text
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                self._get("health")
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(1.0)
+        self._log.seek(0)
+        raise RuntimeError(f"the server did not start: {self._log.read()[-3000:]}")

@@ -6,52 +6,62 @@ import math
 from html import escape
 from typing import Any
 
+from .html_charts import ess_chart, evidence_chart
+from .views import cut, number
+
+_SMALL = (340, 150)
 _STYLE = (
-    "<style>.fk{font:13px/1.45 system-ui,sans-serif;max-width:60em}.fk .fk-facts{opacity:.8;margin:.2em 0 .6em}"
+    "<style>.fk{font:13px/1.45 system-ui,sans-serif;max-width:60em}.fk .fk-facts{opacity:.85;margin:.2em 0 .6em}"
     ".fk table{border-collapse:collapse;width:100%}.fk td{text-align:left!important;padding:.25em .6em;"
-    "vertical-align:top;white-space:pre-wrap}.fk td:first-child{white-space:nowrap;width:9em}"
-    ".fk .fk-bar{display:inline-block;height:.7em;background:#4c78a8;border-radius:2px;margin-right:.5em}</style>"
+    "vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere}"
+    ".fk td:first-child{white-space:nowrap;width:9em}"
+    ".fk .fk-bar{display:inline-block;height:.7em;background:#2f86c4;border-radius:2px;margin-right:.5em}"
+    ".fk .fk-warn{border-left:3px solid #dd7a1c;padding:.1em .7em;margin:.3em 0}</style>"
 )
 
 
 def posterior_html(posterior: Any, top: int = 8) -> str:
-    """Return a table of the values of largest weight, under a line of facts and the ESS of each step."""
+    """Return the facts, the ESS and evidence of each step, and a table of the values of largest weight."""
+    charts = ""
+    if len(posterior.steps) > 1:
+        charts = f"<div>{ess_chart(posterior, _SMALL)} {evidence_chart(posterior, _SMALL)}</div>"
+    return (
+        f'<div class="fk">{_STYLE}<b>{escape(posterior.engine)}</b> on {escape(cut(posterior.model, 120))}'
+        f'<div class="fk-facts">{facts_html(posterior)}</div>{warnings_html(posterior)}{charts}'
+        f"{values_html(posterior, top)}</div>"
+    )
+
+
+def facts_html(posterior: Any) -> str:
+    """Return a line of facts."""
     se = "" if math.isnan(posterior.log_evidence_se) else f" ± {posterior.log_evidence_se:.2g}"
     facts = [
-        f"log evidence <b>{posterior.log_evidence:.4g}</b>{se} ({posterior.guarantee})",
-        f"ESS <b>{posterior.ess:.1f}</b> of {len(posterior)}",
-        f"{int(posterior.complete.sum())} complete",
+        f"log evidence <b>{number(posterior.log_evidence)}</b>{se} ({posterior.guarantee})",
+        f"ESS <b>{posterior.ess:.1f}</b> of {len(posterior):,}{posterior._tail()}",
+        f"{int(posterior.complete.sum()):,} complete",
         *(f"{amount} {unit}" for unit, amount in posterior._spent()),
     ]
     if posterior.stopped:
         facts.append(f"<b>stopped: {escape(posterior.stopped)}</b>")
+    return " · ".join(facts)
+
+
+def warnings_html(posterior: Any) -> str:
+    """Return a line for each reason not to trust the posterior."""
+    return "".join(f'<div class="fk-warn">{escape(warning)}</div>' for warning in posterior.warnings)
+
+
+def values_html(posterior: Any, top: int, width: int = 4000) -> str:
+    """Return a table of the distinct values of largest weight, each cut to a width."""
     rows = "".join(
-        f"<tr><td><span class=fk-bar style='width:{4 * weight:.2f}em'></span>{weight:.3f}</td>"
-        f"<td>{escape(str(value))}</td></tr>"
+        f'<tr><td><span class="fk-bar" style="width:{4 * weight:.2f}em"></span>{weight:.3f}</td>'
+        f"<td>{escape(_whole(value, width))}</td></tr>"
         for weight, value in posterior._top(top)
     )
-    return (
-        f"<div class=fk>{_STYLE}<b>{escape(posterior.engine)}</b> on {escape(posterior.model[:120])}"
-        f"<div class=fk-facts>{' · '.join(facts)}<br>ESS by step {_sparkline(posterior)}</div>"
-        f"<table>{rows}</table></div>"
-    )
+    return f"<table>{rows}</table>" if rows else "<p>Every particle has weight zero.</p>"
 
 
-def _sparkline(posterior: Any, width: int = 160, height: int = 24) -> str:
-    """Draw the first chain's ESS by step; a dot marks a resampling."""
-    steps = posterior.steps
-    if len(steps) < 2:
-        return "(one step)"
-    n = len(steps[0].log_weights)
-    xs = [2 + (width - 4) * i / (len(steps) - 1) for i in range(len(steps))]
-    ys = [height - 2 - (height - 4) * step.ess / n for step in steps]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys))
-    dots = "".join(
-        f"<circle cx='{x:.1f}' cy='{y:.1f}' r='2' fill='#e45756'/>"
-        for x, y, after in zip(xs, ys, steps[1:])
-        if after.resampled
-    )
-    return (
-        f"<svg width='{width}' height='{height}' style='vertical-align:middle'>"
-        f"<polyline points='{line}' fill='none' stroke='currentColor'/>{dots}</svg>"
-    )
+def _whole(value: Any, width: int) -> str:
+    """Show a value with its line ends, and a number in six digits."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= width else text[: width - 1] + "…"

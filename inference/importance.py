@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from ..ppl.keys import Keys
-from ..ppl.model import FeynmanKac
-from .engine import Guarantee, Run
+from ..ppl.model import FeynmanKac, Floats
+from .engine import Guarantee, Report, Run, Step
 from .smc import SMC
 
 
@@ -51,3 +54,28 @@ class ImportanceSampling:
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
         return self._as_smc().run(model, key)
+
+
+def reweighted(
+    model: FeynmanKac[Any],
+    key: Keys,
+    settings: ImportanceSampling,
+    weigh: Callable[[Any, Step, Floats], tuple[Floats, Sequence[Any] | None]],
+) -> Run:
+    """Run importance sampling, with other weights in its reports: how engines that choose among whole runs are made.
+
+    ``weigh`` takes the state, the step with its importance weights, and each run's Σ_t log G_t (n,); it returns
+    log-weights (n,) and the answers that the runs vote for, or None.
+    """
+    log_potential: Floats = np.zeros(settings.particles)
+    run = settings.run(model, key)
+    request = next(run, None)
+    while request is not None:
+        if not isinstance(request, Report):
+            request = run.send((yield request))  # the run goes on: it ends after a report
+            continue
+        assert request.step is not None
+        log_potential = log_potential + request.step.log_potential
+        log_weights, answers = weigh(request.state, request.step, log_potential)
+        yield Report(request.state, log_weights, request.step, request.step.log_evidence, answers)
+        request = next(run, None)

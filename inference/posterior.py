@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,16 @@ from .chain import Chain
 from .engine import Guarantee, Step
 from .files import load, save
 from .html import posterior_html
+from .khat import khat, verdict
+from .selection import best_of
+from .standard_error import Error, Estimate, evidence_error, mean_error
+from .trust import reservations
 from .weights import ess, logmeanexp, normalize
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,7 +62,7 @@ class Posterior:
     @cached_property
     def log_weights(self) -> Floats:
         """Unnormalised log-weights of all particles, shape (len(self),)."""
-        return np.concatenate([chain.log_weights for chain in self.chains])
+        return _fixed(np.concatenate([chain.log_weights for chain in self.chains]))
 
     @cached_property
     def probabilities(self) -> Floats:
@@ -61,12 +71,12 @@ class Posterior:
             raise ValueError(
                 "every particle has weight zero: the posterior has no probabilities (log_evidence is -inf)"
             )
-        return normalize(self.log_weights)
+        return _fixed(normalize(self.log_weights))
 
     @cached_property
     def complete(self) -> NDArray[np.bool_]:
         """Whether each particle ran to its end, shape (len(self),)."""
-        return np.concatenate([chain.complete for chain in self.chains])
+        return _fixed(np.concatenate([chain.complete for chain in self.chains]))
 
     @cached_property
     def log_evidence(self) -> float:
@@ -74,18 +84,47 @@ class Posterior:
         return logmeanexp(np.array([chain.evidence for chain in self.chains]))
 
     @cached_property
+    def _evidence_error(self) -> Error:
+        return evidence_error(self.chains)
+
+    @property
     def log_evidence_se(self) -> float:
-        """Standard error of log Ẑ from the spread of the chains (delta method); NaN for a single chain."""
-        estimates = np.array([chain.evidence for chain in self.chains])
-        if len(estimates) < 2 or np.isneginf(estimates).all():
-            return math.nan
-        ratios = np.exp(estimates - logmeanexp(estimates))
-        return float(ratios.std(ddof=1) / math.sqrt(len(ratios)))
+        """Standard error of log Ẑ (delta method); NaN where there is none, see ``log_evidence_se_reason``.
+
+        From the spread of the chains; for one chain from its genealogy, which needs multinomial resampling (or none)
+        and several founders (Lee and Whiteley 2018, doi:10.1093/biomet/asy028; see `standard_error`).
+        """
+        value: float = self._evidence_error.value
+        return value
+
+    @property
+    def log_evidence_se_reason(self) -> str:
+        """Why ``log_evidence_se`` is NaN; empty where it is a number."""
+        return self._evidence_error.reason
 
     @cached_property
     def ess(self) -> float:
         """Effective sample size of the final weights, in 0…len(self)."""
         return ess(self.log_weights)
+
+    @cached_property
+    def khat(self) -> float:
+        """Pareto k̂ of the final weights: below 0.5 good, below 0.7 usable, above it means cannot be trusted.
+
+        It speaks of the weights since the last resampling (`to_datatree` has it for each step). NaN where there is no
+        tail to fit; see `khat.khat`. Raises ImportError without arviz-stats (``pip install feynkac[plots]``).
+        """
+        return khat(self.log_weights)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence for each reason not to trust this posterior, and what to do; see `trust.reservations`."""
+        return reservations(self)
+
+    @cached_property
+    def log_potential(self) -> Floats:
+        """The reward of each particle: log G of its whole path, Σ_t log G_t, shape (len(self),)."""
+        return _fixed(np.concatenate([chain.log_potential for chain in self.chains]))
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -93,14 +132,26 @@ class Posterior:
         return self.chains[0].steps
 
     def best(self) -> Any:
-        """Return the value of the particle with the largest weight (a complete one, where there is any)."""
+        """Return the value of the particle with the largest weight (a complete one, where there is any).
+
+        Of an engine that holds a vote, it is the one with the largest weight among those of the winning answer.
+        """
         return self.values[self._best()]
 
     def _best(self) -> int:
         log_weights = np.where(self.complete, self.log_weights, -np.inf)
         if np.isneginf(log_weights).all():
             log_weights = self.log_weights
+        elif self._answers is not None:
+            winner = next(iter(self.vote()))
+            log_weights = np.where([answer == winner for answer in self._answers], log_weights, -np.inf)
         return int(log_weights.argmax())
+
+    @cached_property
+    def _answers(self) -> tuple[Any, ...] | None:
+        """What each particle votes for, of an engine that holds a vote."""
+        answers = [chain.answers for chain in self.chains if chain.answers is not None]
+        return tuple(answer for chain in answers for answer in chain) if answers else None
 
     def sample(self, n: int, *, seed: int) -> list[Any]:
         """Draw n values with replacement, in proportion to their weights."""
@@ -114,19 +165,69 @@ class Posterior:
 
         Raises ValueError where no complete particle has positive weight.
         """
+        weights, used, terms = self._terms(fn)
+        return _plain(np.tensordot(weights[used], terms, 1))
+
+    def _terms(self, fn: Callable[[Any], Any]) -> tuple[Floats, Index, Floats]:
+        """Return the weights of the complete particles (len(self),), which are positive, and their ``fn(value)``."""
         weights = np.where(self.complete, self.probabilities, 0.0)
         if not weights.sum() > 0:
             raise ValueError("no particle ran to its end, so there is nothing to average; raise the budget")
-        weights = weights / weights.sum()
-        total = sum(weight * np.asarray(fn(v), float) for v, weight in zip(self.values, weights) if weight > 0)
-        return float(total) if np.ndim(total) == 0 else total
+        used = np.flatnonzero(weights)
+        terms: Floats = np.stack([np.asarray(fn(self.values[i]), float) for i in used])
+        return weights / weights.sum(), used, terms
 
-    def vote(self, key: Callable[[Any], Hashable] = lambda value: value) -> dict[Any, float]:
-        """Return the total weight of each ``key(value)``, largest first: a weighted majority vote."""
+    def estimate(self, fn: Callable[[Any], Any]) -> Estimate:
+        """Return `expect` of ``fn(value)`` with its standard error: ``mean, se, reason = posterior.estimate(fn)``.
+
+        From several chains, or from the genealogy of one that was resampled by the multinomial scheme or not at all
+        (Lee and Whiteley 2018, doi:10.1093/biomet/asy028); else NaN, and the reason. Both rest on the delta method,
+        and say too little where few founders survive.
+
+        >>> import feynkac as fk
+        >>> @fk.program
+        ... async def coin():
+        ...     heads = await fk.sample("heads", fk.dist.Bernoulli(0.5))
+        ...     await fk.factor("G", 1.0 * heads)
+        ...     return heads
+        >>> mean, se, _ = fk.infer(coin(), fk.SMC(400), seed=0).estimate(float)
+        >>> abs(mean - 0.731) < 3 * se < 0.1
+        True
+        """
+        weights, used, terms = self._terms(fn)
+        mean = np.tensordot(weights[used], terms, 1)
+        residuals = np.zeros((len(self), *terms.shape[1:]))
+        residuals[used] = (terms - mean) * weights[used].reshape(-1, *[1] * (terms.ndim - 1))
+        se, reason = mean_error(self.chains, weights, residuals)
+        return Estimate(_plain(mean), _plain(se), reason)
+
+    def best_of(self, k: int, quality: Callable[[Any], float]) -> float:
+        """Return the expected ``quality(value)`` of best-of-k, ranked by reward, from this pool of runs.
+
+        Unbiased for every k up to the number of complete runs: one pool shows how best-of-k grows with k. A run with
+        a reward of zero has quality 0. Raises ValueError for runs that were resampled, since they are not
+        independent. See `selection.best_of`.
+        """
+        if any(step.resampled for chain in self.chains for step in chain.steps):
+            raise ValueError(
+                "best_of needs independent runs, and these were resampled: use BestOfN or ImportanceSampling"
+            )
+        runs = np.flatnonzero(self.complete)
+        scores = self.log_potential[runs]
+        found = [float(quality(self.values[i])) if score > -np.inf else 0.0 for i, score in zip(runs, scores)]
+        return best_of(scores, found, k)
+
+    def vote(self, key: Callable[[Any], Hashable] | None = None) -> dict[Any, float]:
+        """Return the total weight of each ``key(value)``, largest first: a weighted majority vote.
+
+        Without a key the values vote, or the answers of an engine that holds a vote (`SelfConsistency`). It is empty
+        where no particle ran to its end.
+        """
+        voters = self._answers if key is None and self._answers is not None else self.values
         totals: dict[Any, float] = {}
-        for value, weight, complete in zip(self.values, self.probabilities.tolist(), self.complete):
+        for voter, weight, complete in zip(voters, self.probabilities.tolist(), self.complete):
             if complete and weight > 0:
-                choice = key(value)
+                choice = voter if key is None else key(voter)
                 totals[choice] = totals.get(choice, 0.0) + weight
         return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
@@ -159,19 +260,37 @@ class Posterior:
 
     # -- showing ------------------------------------------------------------------------------------------------
 
+    def to_datatree(self, *, draws: int = 1000, seed: int | None = None, sites: bool = True) -> DataTree:
+        """Return the posterior as ArviZ knows it, an ``xarray.DataTree``; see `datatree.to_datatree`.
+
+        Raises ImportError without arviz-base (``pip install feynkac[plots]``).
+        """
+        from .datatree import to_datatree
+
+        return to_datatree(self, draws=draws, seed=self.seed if seed is None else seed, sites=sites)
+
     def summary(self, top: int = 5) -> str:
-        """Return a short text: evidence, ESS, cost, and the values of largest weight."""
+        """Return a short text: evidence, ESS, cost, warnings, and the values of largest weight.
+
+        k̂ is in it where arviz-stats is loaded already (to load it takes a second or two); ask for ``khat`` otherwise.
+        """
         se = "" if math.isnan(self.log_evidence_se) else f" ± {self.log_evidence_se:.2g}"
         lines = [
             f"{self.engine} on {_short(self.model, 70)}",
             f"log evidence {self.log_evidence:.4g}{se} ({self.guarantee}); "
-            f"ESS {self.ess:.1f} of {len(self)}; {int(self.complete.sum())} complete"
+            f"ESS {self.ess:.1f} of {len(self)}{self._tail()}; {int(self.complete.sum())} complete"
             + (f"; stopped: {self.stopped}" if self.stopped else ""),
             "cost: " + ", ".join(f"{amount} {unit}" for unit, amount in self._spent()),
+            *(f"note: {warning}" for warning in self.warnings),
         ]
         for weight, value in self._top(top):
             lines.append(f"  {weight:6.3f}  {_short(str(value), 90)}")
         return "\n".join(lines)
+
+    def _tail(self) -> str:
+        if self.guarantee == "heuristic" or "arviz_stats" not in sys.modules or math.isnan(self.khat):
+            return ""
+        return f", k-hat {self.khat:.2f} ({verdict(self.khat)})"
 
     def _spent(self) -> list[tuple[str, str]]:
         cost = self.cost
@@ -208,6 +327,17 @@ class Posterior:
     def load(path: Any) -> Posterior:
         """Read what `save` wrote. Raises ValueError for a file that is corrupt or not a posterior."""
         return Posterior(**load(path))
+
+
+def _fixed(array: NDArray[T]) -> NDArray[T]:
+    """Make a new array read-only."""
+    array.flags.writeable = False
+    return array
+
+
+def _plain(number: Any) -> Any:
+    """A float for an array without dimensions."""
+    return float(number) if np.ndim(number) == 0 else number
 
 
 def _short(text: str, width: int) -> str:

@@ -55,6 +55,16 @@ class Slab:
             pair = self.layers[index] = self._blank(keys), self._blank(values)
         return pair
 
+    def extend(self, cap: int) -> None:
+        """Make room for more columns, layer by layer."""
+        old, self.cap = self.cap, cap
+        for index, pair in self.layers.items():
+            longer = []
+            for tensor in pair:
+                longer.append(self._blank(tensor))
+                longer[-1][:, :, :old] = tensor
+            self.layers[index] = longer[0], longer[1]
+
     def _blank(self, like: Any) -> Any:
         tensor = like.new_empty((self.rows, like.shape[1], self.cap, like.shape[3]))
         # Masked columns still meet a weight of 0 in attention: they must be finite.

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
-from collections import OrderedDict
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-from weakref import ref
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..ppl.errors import Unsupported
-from .cache import SlabCache
-from .store import Job, Placement, Store, locate
-from .tree import Node
+from .kept import Kept, Wave, gather
+from .shared import Plan, plan
+from .store import Job
+from .tree import Node, Tree
 
 _POSITIONS = 8192
 """Most positions, padding included, in one pass of several rows."""
 _LOGITS = 2**26
 """Most logits in one pass of several rows that keeps them at all positions."""
+
+Sink = Callable[[Sequence[Job], Any], None]
 
 
 class Tally:
@@ -37,20 +39,95 @@ class Tally:
         return {"model_calls": self.calls, "tokens_in": self.tokens_in, "tokens_out": self.tokens_out}
 
 
-class Forwarder:
-    """Runs a causal model over the token tree."""
+@dataclass(frozen=True)
+class CacheInfo:
+    """What a model holds in memory between passes.
 
-    def __init__(self, model: Any, store: Store, max_batch: int, vocab_size: int) -> None:
-        accepted = inspect.signature(model.forward).parameters
-        self._takes_positions = "position_ids" in accepted
-        self._keeps_logits = "logits_to_keep" in accepted
+    Attributes:
+        bytes: bytes of keys and values, states, encoded prompts and logits.
+        peak_bytes: most bytes held at once so far; where parts have their own limits, the sum of their peaks.
+        limit: the most that may be held, ``cache_bytes``.
+        slabs: batches of keys and values held, or of states.
+        evictions: batches of these, or of logits, dropped so far (or never kept) because memory was short.
+        forwarded: token positions forwarded so far.
+        recomputed: those of them that had been forwarded before, and were dropped.
+    """
+
+    bytes: int
+    peak_bytes: int
+    limit: int
+    slabs: int
+    evictions: int
+    forwarded: int
+    recomputed: int
+
+
+class Forwarder(ABC):
+    """Runs a model over the token tree: each history once, what they share once, in passes of like shape.
+
+    Those who inherit from it say how a history goes on from what is kept of its beginning.
+
+    Attributes:
+        forwarded: token positions forwarded so far, padding not counted.
+        recomputed: those of them that had been forwarded before and were dropped as memory was short.
+    """
+
+    def __init__(self, model: Any, tree: Tree, kept: Kept, max_batch: int, vocab_size: int) -> None:
         self.model = model
-        self.store = store
+        self.tree = tree
+        self.kept = kept
         self.max_batch = max_batch
         self.vocab_size = vocab_size
         self.forwarded = 0
-        self._kept: OrderedDict[int, ref[_Wave]] = OrderedDict()
-        self._kept_limit = store.limit // 16
+        self.recomputed = 0
+        self._calls = 0
+        self._owed: dict[Node, int] = {}
+
+    @abstractmethod
+    def info(self) -> CacheInfo:
+        """Return what is held in memory."""
+
+    @abstractmethod
+    def locate(self, node: Node, first: int) -> Job:
+        """Find the longest kept beginning of a history, of at most ``first`` positions."""
+
+    @abstractmethod
+    def attempt(self, jobs: Sequence[Job], width: int, every: bool) -> Any:
+        """Forward jobs together: logits (n, k, V), the last position alone unless ``every``.
+
+        None where they do not fit into memory together. ``width`` is how many rows will soon be wanted.
+        """
+
+    @abstractmethod
+    def bare(self, job: Job, every: bool) -> Any:
+        """Forward one whole history and keep nothing; logits (1, k, V)."""
+
+    @abstractmethod
+    def keeps(self, length: int) -> bool:
+        """Return whether a history of some length can be kept while another is forwarded from it."""
+
+    def together(self, one: Job, other: Job) -> bool:
+        """Return whether two jobs can share a pass."""
+        return True
+
+    def order(self, job: Job) -> tuple[int, ...]:
+        """Sort key that brings jobs of like shape together."""
+        return (job.pending, job.node.length)
+
+    def invoke(self, **inputs: Any) -> Any:
+        """Call the model, and count it."""
+        self._calls += 1
+        return self.model(**inputs)
+
+    def owe(self, node: Node, positions: int) -> None:
+        """Charge a history of the wave for positions that were forwarded for its sake."""
+        self._owed[node] = self._owed.get(node, 0) + positions
+        self.forwarded += positions
+
+    def forget(self) -> None:
+        """Count from zero."""
+        self.forwarded = self.recomputed = self._calls = 0
+        self._owed.clear()
 
     def next_logits(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally) -> Any:
         """Return the next-token logits after each history, a float32 tensor (n, V).
@@ -70,57 +147,91 @@ class Forwarder:
             fresh = list(missing)
 
             def keep(jobs: Sequence[Job], logits: Any) -> None:
-                wave = _Wave(logits[:, -1])
+                last = logits[:, -1]
                 for row, job in enumerate(jobs):
-                    tally.tokens_in[owners[missing[job.node]]] += job.pending
-                    job.node.logits = wave, row
-                    found[job.node] = wave.logits, row
-                self._remember(wave)
+                    tally.tokens_in[owners[missing[job.node]]] += job.cost
+                    found[job.node] = last, row
+                self.remember(jobs, last)
 
             tally.calls += self.run(fresh, [node.length - 1 for node in fresh], keep, len(nodes))
-        return _gather([found[node] for node in nodes])
+        return gather([found[node] for node in nodes])
 
-    def all_logits(
-        self, nodes: Sequence[Node], first: Sequence[int], sink: Callable[[Sequence[Job], Any], None]
-    ) -> int:
+    def all_logits(self, nodes: Sequence[Node], first: Sequence[int], sink: Sink) -> int:
         """Forward histories; ``sink`` gets the logits at positions ``first[i]`` on. Returns the passes made.
 
         ``sink(jobs, logits)`` gets a tensor (n, k, V) whose last ``job.pending`` positions belong to job i;
-        these begin at ``first[i]`` or before.
+        these begin at ``first[i]`` or before. ``job.cost`` positions were forwarded for it.
         """
         return self.run(nodes, first, sink, 1, every=True)
 
-    def run(
-        self,
-        nodes: Sequence[Node],
-        first: Sequence[int],
-        sink: Callable[[Sequence[Job], Any], None],
-        width: int,
-        every: bool = False,
-    ) -> int:
+    def remember(self, jobs: Sequence[Job], last: Any) -> None:
+        """Keep the logits (n, V) after some histories."""
+        wave = Wave(last)
+        for row, job in enumerate(jobs):
+            job.node.logits = wave, row
+        self.kept.keep(wave)
+
+    def run(self, nodes: Sequence[Node], first: Sequence[int], sink: Sink, width: int, every: bool = False) -> int:
         """Forward distinct histories from position ``first[i]``, or before, on. Returns the passes made."""
-        jobs = [locate(node, start) for node, start in zip(nodes, first)]
+        before = self._calls
+        self._owed.clear()
         starts = dict(zip(nodes, first))
-        passes = 0
-        for group in self._groups(jobs, every):
-            # An earlier group may have moved or dropped what this one was to start from.
-            group = [locate(job.node, starts[job.node]) for job in group] if passes else group
+        jobs = [self.locate(node, start) for node, start in starts.items()]
+        shared = plan(self.tree, jobs, starts, self.keeps)
+        if shared.first or shared.trunks or shared.stems:
+            self._share(shared, starts, sink, every)
+            jobs = [self.locate(job.node, starts[job.node]) for job in jobs if job.node not in shared.first]
+        self._passes(jobs, starts, sink, width, every)
+        return self._calls - before
+
+    def _share(self, shared: Plan, starts: dict[Node, int], sink: Sink, every: bool) -> None:
+        """Forward what several jobs begin with, once, and charge it to one of them."""
+        for level in (shared.stems, shared.trunks):
+            users = {node: user for node, user in level if self.locate(node, node.length).pending}
+
+            def charge(jobs: Sequence[Job], logits: Any, users: dict[Node, Node] = users) -> None:
+                for job in jobs:
+                    self._owed[users[job.node]] = self._owed.get(users[job.node], 0) + job.cost
+
+            ends = {node: node.length - 1 for node in users}
+            self._passes([self.locate(node, end) for node, end in ends.items()], ends, charge, 1, False)
+        self._passes([self.locate(node, starts[node]) for node in shared.first], starts, sink, 1, every)
+
+    def _passes(self, jobs: Sequence[Job], starts: dict[Node, int], sink: Sink, width: int, every: bool) -> None:
+        queue = deque(self._groups(jobs, every))
+        moved = False
+        while queue:
+            group = queue.popleft()
+            if moved:  # an earlier group may have moved or dropped what this one was to start from
+                group, *rest = self._groups([self.locate(job.node, starts[job.node]) for job in group], every)
+                queue.extendleft(reversed(rest))
             spare = width if len(group) == len(jobs) else len(group)
-            sink(group, self._pass(group, min(spare, self.max_batch), every))
-            passes += 1
-        return passes
+            logits = self.attempt(group, min(spare, self.max_batch), every)
+            if logits is None and len(group) > 1:
+                half = len(group) // 2
+                queue.extendleft((group[half:], group[:half]))
+                continue
+            if logits is None:  # a history alone may fit where it and what it goes on from do not
+                group = [Job(group[0].node, 0, None, None)]
+                logits = self.attempt(group, 1, every)
+            if logits is None:
+                logits = self.bare(group[0], every)
+            self._count(group)
+            sink([replace(job, extra=self._owed.pop(job.node, 0)) for job in group], logits)
+            moved = True
 
     def _groups(self, jobs: Sequence[Job], every: bool) -> Iterator[list[Job]]:
         """Cut jobs into passes of similar shape, so that padding at most about doubles the work."""
         limit = min(_POSITIONS, _LOGITS // self.vocab_size) if every else _POSITIONS
         group: list[Job] = []
         pending = length = 0
-        for job in sorted(jobs, key=_shape):
+        for job in sorted(jobs, key=self.order):
             n = len(group) + 1
             wide = n * job.pending > max(2 * (pending + job.pending), 64)
             longest = max(job.node.length, max((other.node.length for other in group[-1:]), default=0))
             long = n * longest > 2 * (length + job.node.length) + 512
-            if group and (n > self.max_batch or n * job.pending > limit or wide or long):
+            full = n > self.max_batch or n * job.pending > limit
+            if group and (full or wide or long or not self.together(group[0], job)):
                 yield group
                 group, pending, length = [], 0, 0
             group.append(job)
@@ -129,50 +240,16 @@ class Forwarder:
         if group:
             yield group
 
-    def _pass(self, jobs: Sequence[Job], width: int, every: bool) -> Any:
-        queries = max(job.pending for job in jobs)
-        placement = self.store.place(jobs, max(width, len(jobs)))
-        try:
-            logits = self._forward(jobs, placement, queries, queries if every else 1)
-        except BaseException:
-            placement.slab.drop()  # half-written rows must not be read
-            raise
-        self.store.settle(jobs, placement)
-        self.forwarded += sum(job.pending for job in jobs)
-        return logits
-
-    def _forward(self, jobs: Sequence[Job], placement: Placement, queries: int, keep: int) -> Any:
-        rows, end = placement.rows, placement.end
-        top = min(row.index for row in rows)
-        window = slice(top, top + len(rows))
-        low = min(row.start for row in rows)
-        ids = np.zeros((len(jobs), queries), np.int64)
-        start = np.zeros((len(jobs), 1), np.int64)
-        base = np.zeros((len(jobs), 1), np.int64)
-        for job, row in zip(jobs, rows):
-            i = row.index - top
-            ids[i, queries - job.pending :] = job.node.tokens(job.base)
-            start[i], base[i] = row.start, job.base
-        positions = np.arange(end - queries, end) - start
-        written = positions >= base
-        inputs: dict[str, Any] = {"input_ids": self._tensor(ids)}
-        if self._takes_positions:
-            inputs["position_ids"] = self._tensor(positions.clip(min=0))
-        if (start > low).any():
-            inputs["attention_mask"] = self._tensor((np.arange(low, end) >= start).astype(np.int64))
-        if self._keeps_logits:
-            inputs["logits_to_keep"] = keep
-        valid = None if written.all() else self._tensor(written[:, None, :, None])
-        cache = SlabCache(placement.slab, window, low, end - queries, valid)
-        logits = self.model(**inputs, past_key_values=cache, use_cache=True).logits
-        if not placement.slab.layers:
-            raise Unsupported(f"{type(self.model).__name__} did not use its attention cache")
-        order = [row.index - top for row in rows]
-        logits = logits[:, -keep:].float()
-        return logits if order == sorted(order) else logits[torch.tensor(order, device=logits.device)]
-
-    def _tensor(self, array: NDArray[Any]) -> Any:
-        return torch.from_numpy(array).to(self.model.device)
+    def _count(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self.forwarded += job.pending
+            node: Node | None = job.node
+            while node is not None and node.length > job.base:
+                above = node.above
+                if node.forwarded:
+                    self.recomputed += node.length - max(0 if above is None else above.length, job.base)
+                node.forwarded = True
+                node = above
 
     def _recall(self, node: Node) -> tuple[Any, int] | None:
         if node.logits is None:
@@ -181,45 +258,9 @@ class Forwarder:
         if wave.logits is None:
             node.logits = None
             return None
-        self._kept.move_to_end(id(wave))
+        self.kept.touch(wave)
         return wave.logits, row
 
-    def _remember(self, wave: _Wave) -> None:
-        """Keep a wave while a node needs it, and the least recently used no longer than the limit allows."""
-        key, size = id(wave), wave.logits.nbytes
-
-        def gone(_: ref[_Wave]) -> None:
-            if self._kept.pop(key, None) is not None:
-                self.store.other_bytes -= size
-
-        self._kept[key] = ref(wave, gone)
-        self.store.other_bytes += size
-        while self.store.other_bytes > self._kept_limit:
-            oldest = self._kept.popitem(last=False)[1]()
-            if oldest is not None:
-                self.store.other_bytes -= oldest.logits.nbytes
-                oldest.logits = None
-
-
-class _Wave:
-    """The next-token logits of one pass (n, V), until they are dropped."""
-
-    def __init__(self, logits: Any) -> None:
-        self.logits = logits
-
-
-def _shape(job: Job) -> tuple[int, int, int, int]:
-    """Sort key: like shapes together, and the rows of a slab together and in order."""
-    row = job.row
-    return (job.pending, job.node.length, *((0, 0) if row is None else (id(row.slab), row.index)))
-
-
-def _gather(places: Sequence[tuple[Any, int]]) -> Any:
-    """Stack rows of waves, (n, V), with one copy at most."""
-    first = places[0][0]
-    if all(wave is first for wave, _ in places):
-        rows = [row for _, row in places]
-        if rows == list(range(len(first))):
-            return first
-        return first[torch.tensor(rows, device=first.device)]
-    return torch.stack([wave[row] for wave, row in places])
+    def tensor(self, array: NDArray[Any]) -> Any:
+        """Return an array as a tensor on the model's device."""
+        return torch.from_numpy(array).to(self.model.device)

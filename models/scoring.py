@@ -74,12 +74,16 @@ def forced(
 ) -> Floats:
     """Return the log-probability (n,) of the tokens of each history from position ``starts[i]`` to its end.
 
-    Long histories go through the model in chunks, shortest prefix first, each building on the last.
+    The first of them may be known from the logits kept at the history before it; the rest go through the model
+    in chunks, shortest prefix first, each building on the last.
     """
-    if all(node.length == start + 1 for node, start in zip(nodes, starts)):
-        return _forced_last(lm, nodes, laws, owners, tally)
     total = np.zeros(len(nodes))
-    at = [start - 1 for start in starts]
+    going = [i for i, node in enumerate(nodes) if node.length > starts[i]]
+    if going:
+        before = [nodes[i].ancestor(starts[i]) for i in going]
+        given = np.array([nodes[i].tokens(starts[i])[0] for i in going], np.int64)
+        total[going] = _following(lm, before, given, [laws[i] for i in going], [owners[i] for i in going], tally)
+    at = list(starts)
     while True:
         # Requests that need the same positions of the same history share them.
         wanted: dict[Node, list[int]] = defaultdict(list)
@@ -92,7 +96,7 @@ def forced(
         def add(jobs: Sequence[Job], logits: Any, wanted: dict[Node, list[int]] = wanted) -> None:
             for row, job in enumerate(jobs):
                 users = wanted[job.node]
-                tally.tokens_in[owners[users[0]]] += job.pending
+                tally.tokens_in[owners[users[0]]] += job.cost
                 for i in users:
                     count = job.node.length - at[i]
                     given = np.array(nodes[i].tokens(at[i] + 1)[:count], np.int64)
@@ -108,24 +112,23 @@ def forced(
                 at[i] = end.length
 
 
-def _forced_last(
+def _following(
     lm: Host,
     nodes: Sequence[Node],
+    given: NDArray[np.int64],
     laws: Sequence[tuple[Sampling, Mask | None]],
     owners: Sequence[int],
     tally: Tally,
 ) -> Floats:
-    """Return the log-probability (n,) of the last token of each history, from logits that may be kept."""
+    """Return the log-probability (n,) of a given token (n,) after each history."""
     result = np.zeros(len(nodes))
-    parents = [node.ancestor(node.length - 1) for node in nodes]
     with torch.inference_mode():
-        logits = lm.forwarder.next_logits(parents, np.array(owners, np.intp), tally)
+        logits = lm.forwarder.next_logits(nodes, np.array(owners, np.intp), tally)
         for law in set(laws):
             rows = [i for i, other in enumerate(laws) if other == law]
             part = logits[torch.tensor(rows, device=logits.device)]
             allowed = None if law[1] is None else law[1].on(logits.device).expand(len(rows), -1)
-            given = np.array([nodes[i].token for i in rows], np.int64)
-            result[rows] = log_prob_of(warp(part, law[0], allowed), given)
+            result[rows] = log_prob_of(warp(part, law[0], allowed), given[rows])
     return result
 
 

@@ -26,11 +26,18 @@ class Job:
     base: int
     holder: Node | None
     row: Row | None
+    extra: int = 0
+    """Positions forwarded for the sake of this history: those it shares with others, those of an encoder."""
 
     @property
     def pending(self) -> int:
         """Positions to be forwarded."""
         return self.node.length - self.base
+
+    @property
+    def cost(self) -> int:
+        """All positions forwarded for it."""
+        return self.pending + self.extra
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ def locate(node: Node, first: int) -> Job:
             if holder.row.slab.alive:
                 return Job(node, min(holder.length, first), holder, holder.row)
             holder.row = None  # its slab was dropped
-        holder = holder.parent
+        holder = holder.above
     return Job(node, 0, None, None)
 
 
@@ -58,21 +65,22 @@ def rehome(nodes: Sequence[Node]) -> None:
     """Let the ancestors of nodes use their descendants' rows, so that rows kept only for them go free."""
     seen: set[int] = set()
     for node in nodes:
-        row, above = node.row, node.parent
+        row, above = node.row, node.above
         while row is not None and above is not None and id(above) not in seen:
             seen.add(id(above))
             above.row = row
-            above = above.parent
+            above = above.above
 
 
 class Store:
-    """All slabs of one model, within ``limit`` bytes as far as the pass in hand allows."""
+    """All slabs of one model, in at most ``limit`` bytes."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.evictions = 0
-        self.other_bytes = 0
-        """Bytes that others hold under the same limit."""
+        self.peak = 0
+        self.position_bytes = 0
+        """Bytes that a position takes in one row."""
         self._slabs: WeakSet[Slab] = WeakSet()
         self._shapes: dict[int, tuple[Any, Any]] = {}
         self._clock = 0
@@ -87,14 +95,16 @@ class Store:
         """Bytes held in slabs."""
         return sum(slab.bytes for slab in self.slabs)
 
-    def place(self, jobs: Sequence[Job], width: int) -> Placement:
+    def place(self, jobs: Sequence[Job], width: int) -> Placement | None:
         """Give every job a row with its prefix in it: in place where possible, else in a new slab.
 
-        ``width`` is how many rows will be wanted soon (forks of these), to leave room for them.
+        ``width`` is how many rows will be wanted soon (forks of these), to leave room for them where there is
+        any. Returns None where the jobs do not fit into memory together.
         """
         self._clock += 1
-        placement = self._in_place(jobs) or self._in_new(jobs, width)
-        placement.slab.used = self._clock
+        placement = self._in_place(jobs) or self._in_new(jobs, width) or self._in_longer(jobs)
+        if placement is not None:
+            placement.slab.used = self._clock
         return placement
 
     def settle(self, jobs: Sequence[Job], placement: Placement) -> None:
@@ -102,6 +112,9 @@ class Store:
         if not self._shapes:
             layers = placement.slab.layers.items()
             self._shapes = {i: (keys[:0, :, :0], values[:0, :, :0]) for i, (keys, values) in layers}
+            self.position_bytes = sum(
+                like.shape[1] * like.shape[3] * like.element_size() for pair in self._shapes.values() for like in pair
+            )
         for job, row in zip(jobs, placement.rows):
             row.length = job.node.length
             node: Node | None = job.node
@@ -141,16 +154,39 @@ class Store:
             raise
         return Placement(slab, [rows[i] for i in range(len(jobs))], tip + lead.pending)
 
-    def _in_new(self, jobs: Sequence[Job], width: int) -> Placement:
+    def _in_longer(self, jobs: Sequence[Job]) -> Placement | None:
+        """Extend the slab that all jobs stand in, one layer at a time, so that no second one is needed."""
+        slab = None if jobs[0].row is None else jobs[0].row.slab
+        if slab is None or any(job.row is None or job.row.slab is not slab for job in jobs):
+            return None
+        row = jobs[0].row
+        assert row is not None
+        end = row.start + jobs[0].node.length
+        layer = max((sum(t.nbytes for t in pair) // slab.cap for pair in slab.layers.values()), default=0)
+        for cap in (end + max(_HEADROOM, end // 2), end + 8, end):
+            if end > slab.cap and self._free(slab.rows * self.position_bytes * (cap - slab.cap) + layer * cap, [slab]):
+                slab.extend(cap)
+                self.peak = max(self.peak, self.bytes + layer * cap)
+                return self._in_place(jobs)
+        return None
+
+    def _in_new(self, jobs: Sequence[Job], width: int) -> Placement | None:
         end = max(job.node.length for job in jobs)
-        slab = Slab(max(len(jobs), width), end + max(_HEADROOM, end // 2), end - min(job.node.length for job in jobs))
-        self._reserve(slab, [job.row.slab for job in jobs if job.row is not None])
+        in_use = [job.row.slab for job in jobs if job.row is not None]
+        few, cap = len(jobs), end + max(_HEADROOM, end // 2)
+        for rows, columns in ((max(few, width), cap), (few, cap), (few, end + 8), (few, end)):
+            if self._free(rows * columns * self.position_bytes, in_use):
+                break
+        else:
+            return None
+        slab = Slab(rows, columns, end - min(job.node.length for job in jobs))
         for index, (keys, values) in self._shapes.items():
             slab.layer(index, keys, values)
         self._slabs.add(slab)
-        rows = [Row(slab, i, end - job.node.length, job.base) for i, job in enumerate(jobs)]
+        self.peak = max(self.peak, self.bytes)
+        places = [Row(slab, i, end - job.node.length, job.base) for i, job in enumerate(jobs)]
         batches: dict[tuple[Slab, int, int, int], list[tuple[int, int]]] = defaultdict(list)
-        for job, row in zip(jobs, rows):
+        for job, row in zip(jobs, places):
             if job.row is not None:
                 batches[job.row.slab, job.row.start, row.start, job.base].append((job.row.index, row.index))
         for (source, read, write, base), pairs in batches.items():
@@ -160,21 +196,19 @@ class Store:
                         old[:, :, read : read + base], [i for i, _ in pairs],
                         new[:, :, write : write + base], [j for _, j in pairs],
                     )  # fmt: skip
-        return Placement(slab, rows, end)
+        return Placement(slab, places, end)
 
-    def _reserve(self, slab: Slab, in_use: list[Slab]) -> None:
-        """Drop the least recently used slabs until a new one fits, but none that it is copied from."""
-        wanted = sum(
-            slab.rows * slab.cap * like.shape[1] * like.shape[3] * like.element_size()
-            for pair in self._shapes.values()
-            for like in pair
-        )
+    def _free(self, wanted: int, in_use: Sequence[Slab]) -> bool:
+        """Drop the least recently used slabs, none in use, until ``wanted`` bytes fit. Returns whether they do."""
+        if sum(slab.bytes for slab in set(in_use)) + wanted > self.limit:
+            return False
         for old in sorted(self.slabs, key=lambda old: old.used):
-            if self.bytes + self.other_bytes + wanted <= self.limit:
+            if self.bytes + wanted <= self.limit:
                 break
             if old not in in_use:
                 old.drop()
                 self.evictions += 1
+        return True
 
 
 def _arrange(slab: Slab, claimed: dict[int, Row], forks: dict[int, Row | None], count: int, tip: int) -> dict[int, Row]:

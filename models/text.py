@@ -148,7 +148,16 @@ class Text:
     @property
     def tokens(self) -> tuple[int, ...]:
         """Token ids of the response, given and sampled alike."""
-        return self._tokens if self.node is None else self.node.tokens(len(self.prompt_tokens))
+        return self._tokens if self.node is None else self.node.tokens(self.offset)
+
+    @property
+    def offset(self) -> int:
+        """How many tokens of the model's history come before the response.
+
+        The prompt's; where an encoder reads the prompt, those that the decoder begins with.
+        """
+        source = self.node is not None and self.node.top.source
+        return self.node.top.length if self.node is not None and source else len(self.prompt_tokens)
 
     @property
     def finished(self) -> bool:

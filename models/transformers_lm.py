@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from ..ppl.cost import charge
 from ..ppl.errors import ContextOverflow, Unsupported
 from ..ppl.score import Score
-from .forward import Forwarder, Tally
+from .families import choose, contexts
+from .forward import CacheInfo, Tally
 from .packed import pack
 from .sampling import Sampling
 from .scoring import Likelihood, Mass, as_mask
 from .steps import Ending, Step
-from .store import Store
 from .text import Reading, Text
 from .tree import Node, Tree
 
@@ -28,41 +28,26 @@ _made = count()
 _CONTEXT = 8
 
 
-@dataclass(frozen=True)
-class CacheInfo:
-    """What a model holds in memory.
-
-    Attributes:
-        bytes: bytes of keys and values, and of kept logits.
-        slabs: batches of keys and values held.
-        evictions: slabs dropped so far because memory was short.
-        forwarded: token positions forwarded so far.
-    """
-
-    bytes: int
-    slabs: int
-    evictions: int
-    forwarded: int
-
-
 class TransformersLM:
-    """A causal language model with its tokenizer. Its steps are kernels for ``fk.sample``.
+    """A language model with its tokenizer. Its steps are kernels for ``fk.sample``.
 
     Args:
-        model: a causal model of transformers that attends over a key-value cache.
+        model: a model of transformers that says a next token: causal with attention, with a recurrent state
+            (Mamba, RWKV, xLSTM, hybrids), or an encoder–decoder (T5, BART), whose encoder reads the prompt.
         tokenizer: its tokenizer.
         sampling: the default law of the next token; every step may override it.
-        cache_bytes: most bytes of keys, values and logits to hold. What is dropped is computed again when
-            needed.
+        cache_bytes: most bytes of keys, values, states and logits to hold between passes. What does not fit
+            is computed again when needed; `cache_info` says how much that was.
         max_batch: most histories in one forward pass.
         packed: whether float32 linear layers on a CPU use a second, faster copy of their weights; None: up to
             2 GiB of them (see `pack`).
         name: tells texts of this model from those of others; its path by default.
 
-    Raises `Unsupported` for a model with a recurrent state or an encoder.
+    Raises `Unsupported` for a model whose cache cannot be forked exactly: recurrent and encoder–decoder models
+    are tried on a few tokens first.
 
-    Keys and values are shared: histories that many particles have in common are forwarded once, and forks
-    copy a row only when they part. A text that fills the model's context is finished, with ``finish_reason``
+    What histories have in common is forwarded once, prompts that begin alike included, and forks copy a row
+    only when they part. A text that fills the model's context is finished, with ``finish_reason``
     "context".
 
     >>> from feynkac.models.testing import tiny_lm
@@ -87,18 +72,16 @@ class TransformersLM:
         name: str | None = None,
     ) -> None:
         config = model.config.get_text_config()
-        _require_attention(model, config)
         self.model = model.eval()
         pack(model, packed)
         self.tokenizer = tokenizer
         self.sampling = sampling or Sampling()
         self.vocab_size: int = config.vocab_size
-        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self.prompt_context, self.context = contexts(config)
         self.eos: frozenset[int] = _end_tokens(model, tokenizer)
         self.identity: str = name or getattr(config, "_name_or_path", "") or f"{type(model).__name__}-{next(_made)}"
         self.tree = Tree()
-        self._store = Store(cache_bytes)
-        self.forwarder = Forwarder(model, self._store, max_batch, self.vocab_size)
+        self.forwarder, self._start = choose(model, config, self.tree, cache_bytes, max_batch)
         self._likelihood = Likelihood(self)
         self._mass = Mass(self)
 
@@ -117,19 +100,25 @@ class TransformersLM:
     ) -> TransformersLM:
         """Load a model and its tokenizer: a local folder, a name on the hub, or ``"smollm2"`` (see `fetch`).
 
-        ``device`` is a GPU where there is one; ``dtype`` is float32 on a CPU, else the model's own. Other
-        keywords go to ``AutoModelForCausalLM.from_pretrained``.
+        ``device`` is a GPU where there is one; ``dtype`` is float32 on a CPU, else the model's own (any other,
+        such as ``torch.bfloat16``, changes the law that is sampled, and its log-probabilities with it: these are
+        always computed in float32). Other keywords, such as ``device_map``, go to ``from_pretrained`` of
+        ``AutoModelForCausalLM`` or, for an encoder–decoder, of ``AutoModelForSeq2SeqLM``.
+
+        Raises ValueError for a device that is not there.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
         from .fetch import resolve
 
         path = resolve(name_or_path)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = _device(device)
         dtype = dtype or (torch.float32 if device == "cpu" else "auto")
         shared = {k: kwargs[k] for k in ("revision", "token", "trust_remote_code", "cache_dir") if k in kwargs}
         tokenizer = AutoTokenizer.from_pretrained(path, **shared)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
+        encodes = AutoConfig.from_pretrained(path, **shared).is_encoder_decoder
+        kind = AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM
+        model = kind.from_pretrained(path, dtype=dtype, **kwargs)
         if "device_map" not in kwargs:
             model = model.to(device)
         return cls(
@@ -157,8 +146,7 @@ class TransformersLM:
 
     def cache_info(self) -> CacheInfo:
         """Return what is held in memory."""
-        store = self._store
-        return CacheInfo(store.bytes + store.other_bytes, len(store.slabs), store.evictions, self.forwarded)
+        return self.forwarder.info()
 
     # Texts
 
@@ -179,11 +167,15 @@ class TransformersLM:
             if self.tokenizer.bos_token_id is None:
                 raise ValueError(f"{self!r} has no begin token, so a prompt must have at least one token")
             tokens = (self.tokenizer.bos_token_id,)
-        self._require_room(len(tokens), "the prompt", "shorten it, or use a model with a longer context")
-        reading = self._reading(tokens)
+        if self.prompt_context is not None and len(tokens) > self.prompt_context:
+            raise ContextOverflow(
+                f"the prompt has {len(tokens)} tokens, but the {'context' if self._start is None else 'encoder'} of "
+                f"{self!r} is {self.prompt_context}: shorten it, or use a model with a longer context"
+            )
+        node = self._root(tokens)
         return Text(
-            self.identity, string, tokens, reading=reading, node=self.tree.root(tokens), lm=self,
-            finish_reason="context" if len(tokens) == self.context else None,
+            self.identity, string, tokens, reading=self._reading(tokens, ()), node=node, lm=self,
+            finish_reason=self.finish_reason(node, last=-1),
         )  # fmt: skip
 
     def attach(self, text: Text) -> Text:
@@ -195,10 +187,10 @@ class TransformersLM:
             return text
         if text.identity != self.identity:
             raise ValueError(f"{text!r} belongs to {text.identity}, not to {self!r}: use lm.prompt(str(text))")
-        node = self.tree.extend(self.tree.root(text.prompt_tokens), text.tokens)
+        node = self.tree.extend(self._root(text.prompt_tokens), text.tokens)
         reading = text.reading
         if not reading.context and not reading.held:
-            reading = replace(self._reading(text.prompt_tokens + text.tokens), raw=reading.raw)
+            reading = replace(self._reading(text.prompt_tokens, text.tokens), raw=reading.raw)
         return replace(text, node=node, lm=self, reading=reading, _tokens=())
 
     def append(self, text: Text, string: str) -> Text:
@@ -209,7 +201,11 @@ class TransformersLM:
         if text.finish_reason == "eos" and node.parent is not None:
             node = node.parent
         tokens = self.encode(string)
-        self._require_room(node.length + len(tokens), "the text", "append less, or use a model with a longer context")
+        if self.context is not None and node.length + len(tokens) > self.context:
+            raise ContextOverflow(
+                f"the text has {node.length + len(tokens)} tokens, but the context of {self!r} is {self.context}: "
+                "append less, or use a model with a longer context"
+            )
         reading = text.reading.read(self.decode, tokens) if tokens else text.reading
         node = self.tree.extend(node, tokens)
         return replace(
@@ -290,9 +286,11 @@ class TransformersLM:
         """
         text = self.attach(text)
         if continuation is None:
-            return Score(((self._likelihood, (text, len(text.prompt_tokens))),), "log_weight")
-        start = len(text.prompt_tokens) + len(text.tokens)
-        return Score(((self._likelihood, (text.append(continuation), start)),), "log_weight")
+            return Score(((self._likelihood, (text, text.offset)),), "log_weight")
+        longer = text.append(continuation)
+        assert longer.node is not None
+        start = longer.node.length - len(self.encode(continuation))  # an end token may have been taken off
+        return Score(((self._likelihood, (longer, start)),), "log_weight")
 
     def log_mass(self, text: Text, mask: Any) -> Score:
         """Return the log of the mass that the default law gives to the tokens of ``mask`` (V,) next, a
@@ -319,8 +317,12 @@ class TransformersLM:
     def _law(self, overrides: dict[str, Any]) -> Sampling:
         return replace(self.sampling, **overrides) if overrides else self.sampling
 
-    def _reading(self, tokens: tuple[int, ...]) -> Reading:
-        context = tokens[-_CONTEXT:]
+    def _root(self, prompt: tuple[int, ...]) -> Node:
+        return self.tree.root(prompt) if self._start is None else self.tree.root(self._start, source=prompt)
+
+    def _reading(self, prompt: tuple[int, ...], response: tuple[int, ...]) -> Reading:
+        # With an encoder the response is a string of its own.
+        context = ((*prompt, *response) if self._start is None else response)[-_CONTEXT:]
         return Reading(context=context, before=self.decode(context))
 
     def _chat(self, messages: Sequence[Message]) -> str:
@@ -335,9 +337,16 @@ class TransformersLM:
         )
         return string
 
-    def _require_room(self, length: int, what: str, fix: str) -> None:
-        if self.context is not None and length > self.context:
-            raise ContextOverflow(f"{what} has {length} tokens, but the context of {self!r} is {self.context}: {fix}")
+
+def _device(name: str | None) -> str:
+    """Return a device by name, or the best there is."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind = name.split(":")[0]
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if kind in there and not there[kind]():
+        raise ValueError(f'device {name!r} is not on this machine, or this torch was built without it: use "cpu"')
+    return name
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -346,10 +355,3 @@ def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
         given = getattr(source, "eos_token_id", None)
         ids.update(given if isinstance(given, list | tuple) else () if given is None else (given,))
     return frozenset(ids)
-
-
-def _require_attention(model: Any, config: Any) -> None:
-    if getattr(model, "_is_stateful", False):
-        raise Unsupported(f"{type(model).__name__} keeps a recurrent state, not an attention cache that can be forked")
-    if getattr(config, "is_encoder_decoder", False):
-        raise Unsupported(f"{type(model).__name__} is an encoder-decoder; a causal language model is needed")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 if TYPE_CHECKING:
     from .cache import Row
@@ -22,25 +22,50 @@ class Node:
         parent: the history before the last token; None for a prompt.
         token: the last token; −1 for a prompt.
         prompt: the tokens of a prompt; empty for the others.
+        source: what an encoder reads, where the prompt is only how the decoder begins; else empty.
+        root: the prompt that the history begins with; None for a prompt itself.
+        stem: of a prompt, a shorter one that it shares its beginning with and that was forwarded for all.
         length: tokens in the whole history.
         digest: a rolling hash of all tokens.
         row: the row of the KV store that holds this history as a prefix, if any does.
         logits: the kept next-token logits as (wave, index), if any are.
+        state: the kept recurrent state (or, of a prompt, what its encoder gave) as (wave, index), if any is.
+        forwarded: whether the history's last token (or its prompt) has been through the model.
     """
 
-    __slots__ = ("__weakref__", "digest", "length", "logits", "parent", "prompt", "row", "token")
+    __slots__ = (
+        "__weakref__", "digest", "forwarded", "length", "logits", "parent", "prompt", "root", "row", "source",
+        "state", "stem", "token",
+    )  # fmt: skip
 
-    def __init__(self, parent: Node | None, token: int, prompt: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, parent: Node | None, token: int, prompt: tuple[int, ...] = (), source: tuple[int, ...] = ()
+    ) -> None:
         self.parent = parent
         self.token = token
         self.prompt = prompt
+        self.source = source
+        self.root: Node | None = None if parent is None else parent.top
+        self.stem: Node | None = None
         self.length: int = len(prompt) if parent is None else parent.length + 1
-        self.digest: int = hash(prompt) if parent is None else hash((parent.digest, token))
+        self.digest: int = hash(source or prompt) if parent is None else hash((parent.digest, token))
         self.row: Row | None = None
         self.logits: tuple[Any, int] | None = None
+        self.state: tuple[Any, int] | None = None
+        self.forwarded = False
 
     def __repr__(self) -> str:
         return f"<Node of {self.length} tokens>"
+
+    @property
+    def top(self) -> Node:
+        """The prompt that the history begins with, or is."""
+        return self if self.root is None else self.root
+
+    @property
+    def above(self) -> Node | None:
+        """The longest shorter history that the tree knows: the parent, or the stem of a prompt."""
+        return self.stem if self.parent is None else self.parent
 
     def tokens(self, start: int = 0) -> tuple[int, ...]:
         """Return the tokens of the history from position ``start`` on."""
@@ -69,15 +94,16 @@ class Tree:
     """
 
     def __init__(self) -> None:
-        self._roots: WeakValueDictionary[tuple[int, ...], Node] = WeakValueDictionary()
+        self._roots: WeakValueDictionary[tuple[tuple[int, ...], tuple[int, ...]], Node] = WeakValueDictionary()
+        self.stems: WeakSet[Node] = WeakSet()
         # The id of a parent cannot be reused while a child lives, since the child holds its parent.
         self._children: WeakValueDictionary[tuple[int, int], Node] = WeakValueDictionary()
 
-    def root(self, tokens: tuple[int, ...]) -> Node:
-        """Return the node of a prompt."""
-        node = self._roots.get(tokens)
+    def root(self, tokens: tuple[int, ...], source: tuple[int, ...] = ()) -> Node:
+        """Return the node of a prompt; ``source`` is what an encoder reads before it, if there is one."""
+        node = self._roots.get((tokens, source))
         if node is None:
-            node = self._roots[tokens] = Node(None, -1, tokens)
+            node = self._roots[tokens, source] = Node(None, -1, tokens, source)
         return node
 
     def child(self, parent: Node, token: int) -> Node:

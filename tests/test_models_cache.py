@@ -10,7 +10,6 @@ import transformers as hf
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl import keys
 from feynkac.ppl.cost import Ledger, recording
-from feynkac.ppl.errors import Unsupported
 
 SMALL = {
     "vocab_size": 300,
@@ -197,7 +196,7 @@ def test_memory_is_given_back_and_bounded():
         texts = draw([lm.tokens(text, 2) if t % 2 else lm.line(text, max_tokens=3) for text in texts], t)
         texts = [texts[i] for i in rng.integers(0, n, n)]
         longest = max(text.node.length for text in texts)
-        held = lm._store.bytes
+        held = lm.forwarder.store.bytes
         assert held <= n * (2 * longest + 64) * per_position
         assert lm.cache_info().slabs == 1
     text = texts[0]
@@ -254,14 +253,3 @@ def test_cost_is_what_the_model_saw():
     assert total.tokens_out == 6 * 8
     assert ledger.of(0).tokens_out == ledger.of(1).tokens_out == 24
     assert ledger.of(0).tokens_in + ledger.of(1).tokens_in == lm.forwarded
-
-
-def test_recurrent_and_encoder_decoder_models_are_refused():
-    mamba = hf.MambaForCausalLM(hf.MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1))
-    with pytest.raises(Unsupported, match="MambaForCausalLM"):
-        tiny_lm(model=mamba)
-    t5 = hf.T5ForConditionalGeneration(
-        hf.T5Config(vocab_size=300, d_model=16, num_layers=1, d_ff=16, num_heads=2, d_kv=8)
-    )
-    with pytest.raises(Unsupported, match="encoder-decoder"):
-        tiny_lm(model=t5)

@@ -2,6 +2,7 @@
 
 import gc
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,16 @@ def test_scores_of_continuations():
     for text, value in zip(texts, values):
         tokens = text.prompt_tokens + text.tokens
         assert value == pytest.approx(exact(lm, tokens + more, len(tokens)), abs=1e-4)
+
+
+def test_a_continuation_after_an_end_token_is_scored_whole_where_it_was_taken_off():
+    lm = tiny_lm()
+    text = lm.prompt("Once").append(" the")
+    ended = replace(text, node=lm.tree.child(text.node, min(lm.eos)), finish_reason="eos")
+    more = lm.encode(" river ran")
+    before = text.prompt_tokens + text.tokens
+    (value,) = evaluate([lm.score(ended, " river ran")])
+    assert value == pytest.approx(exact(lm, before + more, len(before)), abs=1e-4)
 
 
 def test_long_responses_are_scored_in_chunks(monkeypatch):

@@ -1,0 +1,208 @@
+"""Forward passes of encoder–decoder models: prompts are encoded once, responses decoded over kept keys and values."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Cache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from ..ppl.errors import Unsupported
+from .attention import AttentionForwarder
+from .forward import CacheInfo
+from .kept import Kept, Wave
+from .store import Job
+from .tree import Node, Tree
+
+Layers = list[tuple[Any, Any]]
+Place = tuple[Layers, int]
+
+
+class EncoderDecoderForwarder(AttentionForwarder):
+    """Runs a model that reads the prompt in an encoder and writes the response in a decoder.
+
+    A history is the decoder's: its root is ``start``, and what the encoder reads is the root's ``source``. The
+    keys and values that the decoder's cross-attention needs of a prompt are computed once and shared by all its
+    histories: of ``limit`` bytes a quarter is for them, a sixteenth for logits, the rest for the decoder's own.
+
+    Raises `Unsupported` for a model whose steps give other logits than a pass over the whole.
+    """
+
+    def __init__(
+        self, model: Any, tree: Tree, limit: int, max_batch: int, vocab_size: int, start: tuple[int, ...]
+    ) -> None:
+        self._start = start
+        self._encoded = Kept(limit // 4)
+        self._width = 0
+        self._ragged = False
+        """Whether histories of different lengths can share a pass, padded on the left."""
+        super().__init__(model, tree, limit - limit // 4, max_batch, vocab_size)
+
+    def info(self) -> CacheInfo:
+        """Return what is held in memory."""
+        info, encoded = super().info(), self._encoded
+        return replace(
+            info, bytes=info.bytes + encoded.bytes, peak_bytes=info.peak_bytes + encoded.peak,
+            limit=info.limit + encoded.limit, evictions=info.evictions + encoded.evictions,
+        )  # fmt: skip
+
+    def together(self, one: Job, other: Job) -> bool:
+        """Return whether two jobs can share a pass."""
+        return self._ragged or (one.node.length == other.node.length and one.pending == other.pending)
+
+    def attempt(self, jobs: Sequence[Job], width: int, every: bool) -> Any:
+        """Forward jobs together; logits (n, k, V), or None where they or their prompts do not fit into memory."""
+        users = {job.node.top: job.node for job in reversed(jobs)}
+        missing = [root for root in users if _place(root) is None]
+        for length in {len(root.source) for root in missing}:
+            if not self._encode([root for root in missing if len(root.source) == length], users):
+                return None
+        return super().attempt(jobs, width, every)
+
+    def bare(self, job: Job, every: bool) -> Any:
+        """Forward one whole history and its prompt, and keep nothing; logits (1, k, V)."""
+        source = job.node.top.source
+        self.owe(job.node, len(source))
+        ids = self.tensor(np.array([job.node.tokens()], np.int64))
+        given = self.tensor(np.array([source], np.int64))
+        logits = self.invoke(input_ids=given, decoder_input_ids=ids, use_cache=False).logits
+        return (logits if every else logits[:, -1:]).float()
+
+    def _encode(self, roots: list[Node], users: dict[Node, Node]) -> bool:
+        """Encode prompts of one length and keep what the decoder needs of them. Returns whether it fits."""
+        needed = {id(root.state[0]) for root in users if root.state is not None}
+        size = len(roots) * len(roots[0].source) * self._source_bytes
+        if not self._encoded.make_room(size, lambda wave: id(wave) in needed):
+            return False
+        sources = self.tensor(np.array([root.source for root in roots], np.int64))
+        start = self.tensor(np.array([root.prompt for root in roots], np.int64))
+        out = self.invoke(input_ids=sources, decoder_input_ids=start, use_cache=True)
+        cache = out.past_key_values
+        if not isinstance(cache, EncoderDecoderCache):
+            raise Unsupported(f"{type(self.model).__name__} does not return the keys and values of its prompt")
+        layers = [(layer.keys, layer.values) for layer in cache.cross_attention_cache.layers]
+        self._width = out.encoder_last_hidden_state.shape[-1]
+        wave = Wave(None, layers, sum(keys.nbytes + values.nbytes for keys, values in layers))
+        for row, root in enumerate(roots):
+            root.state = wave, row
+            self.owe(users[root], len(root.source) + len(root.prompt))
+            if root.forwarded:
+                self.recomputed += len(root.source)
+        self._encoded.keep(wave)
+        return _place(roots[0]) is not None
+
+    def _call(self, jobs: Sequence[Job], ids: Any, mask: Any, cache: Any, inputs: dict[str, Any]) -> Any:
+        places = [place for job in jobs if (place := _place(job.node.top)) is not None]
+        for root in {job.node.top for job in jobs}:
+            if root.state is not None:
+                self._encoded.touch(root.state[0])
+        lengths = np.array([len(job.node.top.source) for job in jobs])
+        longest = int(lengths.max())
+        padded = self.tensor((np.arange(longest) < lengths[:, None]).astype(np.int64))
+        # Only the shape of this is used: the keys and values made of it are in the cache.
+        hidden = torch.zeros((), dtype=self.model.dtype, device=self.model.device)
+        return self.invoke(
+            decoder_input_ids=ids,
+            decoder_attention_mask=mask,
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden.expand(len(jobs), longest, self._width)),
+            attention_mask=padded if (lengths < longest).any() else None,
+            past_key_values=EncoderDecoderCache(cache, _Crossed(places, longest)),
+            use_cache=True,
+            **inputs,
+        ).logits
+
+    def _measure(self) -> None:
+        """Try the model on a few tokens: learn what things take, and that its steps agree with a whole pass."""
+        random = np.random.default_rng(0)
+        tree = Tree()
+        sources = [tuple(random.integers(0, self.vocab_size, n).tolist()) for n in (5, 7)]
+        roots = [tree.root(self._start, source) for source in sources]
+        said = random.integers(0, self.vocab_size, (2, 6)).tolist()
+        self._source_bytes = 0
+        limits = self.store.limit, self._encoded.limit
+        self.store.limit = self._encoded.limit = sys.maxsize  # or histories that should meet in a pass might not
+        try:
+            ends = [tree.extend(root, words) for root, words in zip(roots, said)]
+            whole = [self.bare(Job(end, 0, None, None), True)[0] for end in ends]
+            self._encode(roots[:1], dict(zip(roots, roots)))
+            self._source_bytes = self._encoded.bytes // len(sources[0])
+            fits = all(self._agrees([tree.extend(roots[0], said[0][:k])], whole) for k in (0, 1, 4, 5))
+            self._ragged = True
+            self._ragged = self._agrees([tree.extend(roots[0], said[0][:2]), ends[1]], whole)
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            name = type(self.model).__name__
+            raise Unsupported(f"{name} does not take prompts and responses as others do: {error}") from error
+        self.store.limit, self._encoded.limit = limits
+        if not fits:
+            raise Unsupported(f"the steps of {type(self.model).__name__} give other logits than a pass over the whole")
+        self._encoded.peak = 0
+        self.forget()
+
+    def _agrees(self, nodes: list[Node], whole: list[Any]) -> bool:
+        """Whether histories, each of another prompt, get the logits of the whole."""
+        right = []
+
+        def check(jobs: Sequence[Job], logits: Any) -> None:
+            for job, row in zip(jobs, logits[:, -1]):
+                truth = whole[job.node.top.source != nodes[0].top.source][job.node.length - 1]
+                allowed = min(0.1, 300 * torch.finfo(self.model.dtype).eps)
+                spread = (truth - truth.mean()).abs().max()
+                right.append(bool((row - truth).abs().max() <= allowed * spread))
+
+        self.run(nodes, [node.length - 1 for node in nodes], check, 1)
+        return all(right)
+
+
+class _Crossed(Cache):  # type: ignore[misc]
+    """The cross-attention keys and values of a batch, each row those of its prompt."""
+
+    def __init__(self, places: Sequence[Place], longest: int) -> None:
+        layers = len(places[0][0])
+        super().__init__(layers=[_CrossedLayer(places, longest, index) for index in range(layers)])
+        self._longest = longest
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the tokens of the longest prompt."""
+        return self._longest
+
+
+class _CrossedLayer:
+    """One layer's part, put together when it is asked for, so that one layer at a time takes memory."""
+
+    def __init__(self, places: Sequence[Place], longest: int, index: int) -> None:
+        self._places = places
+        self._longest = longest
+        self._index = index
+
+    @property
+    def keys(self) -> Any:
+        """Keys (n, heads, longest, dim)."""
+        return self._batch(0)
+
+    @property
+    def values(self) -> Any:
+        """Values (n, heads, longest, dim)."""
+        return self._batch(1)
+
+    def _batch(self, part: int) -> Any:
+        n = len(self._places)
+        rows = [(layers[self._index][part], row) for layers, row in self._places]
+        lead, row = rows[0]
+        if all(tensor is lead and other == row for tensor, other in rows):
+            return lead[row : row + 1].expand(n, *lead.shape[1:])
+        batch = lead.new_zeros((n, lead.shape[1], self._longest, lead.shape[3]))
+        for i, (tensor, row) in enumerate(rows):
+            batch[i, :, : tensor.shape[2]] = tensor[row]
+        return batch
+
+
+def _place(root: Node) -> Place | None:
+    if root.state is None:
+        return None
+    wave, row = root.state
+    return None if wave.state is None else (wave.state, row)

@@ -1,0 +1,96 @@
+"""Results of forward passes that are kept within a number of bytes: logits, recurrent states, encoded prompts."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import ref
+
+import torch
+
+
+class Wave:
+    """What one pass left: the next-token logits (n, V), and the states after it, until they are dropped.
+
+    Attributes:
+        logits: a tensor (n, V), or None.
+        state: the states of the n histories, or None.
+        bytes: bytes held.
+        lasting: whether it goes last when memory is short, as a long prompt would have to be computed again.
+    """
+
+    __slots__ = ("__weakref__", "bytes", "lasting", "logits", "state")
+
+    def __init__(self, logits: Any, state: Any = None, state_bytes: int = 0, lasting: bool = False) -> None:
+        if logits is not None and logits.untyped_storage().nbytes() > logits.nbytes:
+            logits = logits.clone()  # a view would hold the logits at all other positions too
+        self.logits = logits
+        self.state = state
+        self.bytes: int = state_bytes + (0 if logits is None else logits.nbytes)
+        self.lasting = lasting
+
+
+class Kept:
+    """The waves that some node needs, in at most ``limit`` bytes: the least recently used go first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self.peak = 0
+        self.evictions = 0
+        self._waves: OrderedDict[int, ref[Wave]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._waves)
+
+    def keep(self, wave: Wave) -> bool:
+        """Hold a wave while a node needs it. Returns whether there is room; if not, it is dropped at once."""
+        if not self.make_room(wave.bytes):
+            self.drop(wave)
+            return False
+        key, size = id(wave), wave.bytes
+
+        def gone(_: ref[Wave]) -> None:
+            if self._waves.pop(key, None) is not None:
+                self.bytes -= size
+
+        self._waves[key] = ref(wave, gone)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+        return True
+
+    def touch(self, wave: Wave) -> None:
+        """Note that a wave was used."""
+        self._waves.move_to_end(id(wave))
+
+    def make_room(self, wanted: int, but: Callable[[Wave], bool] = lambda wave: False) -> bool:
+        """Drop waves until ``wanted`` bytes are free, none that ``but`` names. Returns whether they are."""
+        if self.bytes + wanted <= self.limit:
+            return True
+        held = [wave for kept in list(self._waves.values()) if (wave := kept()) is not None and not but(wave)]
+        if self.bytes + wanted - sum(wave.bytes for wave in held) > self.limit:
+            return False
+        for wave in sorted(held, key=lambda wave: wave.lasting):
+            if self.bytes + wanted <= self.limit:
+                break
+            self.drop(wave)
+        return True
+
+    def drop(self, wave: Wave) -> None:
+        """Forget a wave; what it held is computed again when it is needed."""
+        if self._waves.pop(id(wave), None) is not None:
+            self.bytes -= wave.bytes
+        self.evictions += 1
+        wave.logits = wave.state = None
+
+
+def gather(places: Sequence[tuple[Any, int]]) -> Any:
+    """Stack rows of tensors, (n, V), with one copy at most."""
+    first = places[0][0]
+    if all(tensor is first for tensor, _ in places):
+        rows = [row for _, row in places]
+        if rows == list(range(len(first))):
+            return first
+        return first[torch.tensor(rows, device=first.device)]
+    return torch.stack([tensor[row] for tensor, row in places])

@@ -91,7 +91,11 @@ def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) ->
 
     def group(data: dict[str, NDArray[Any]], lead: list[str]) -> Any:
         return arviz_base.dict_to_dataset(
-            data, sample_dims=lead, dims={name: dims[name] for name in data if name in dims}, attrs=library
+            data,
+            sample_dims=lead,
+            dims={name: dims[name] for name in data if name in dims},
+            attrs=library,
+            check_conventions=False,  # it takes more chains than particles for a mistake
         )
 
     shape = (len(posterior.chains), -1)

@@ -52,12 +52,14 @@ def plan(tree: Tree, jobs: Sequence[Job], starts: Mapping[Node, int], keeps: Cal
 
 def _common(nodes: Sequence[Node]) -> Node:
     """Return the longest history that all of some histories of one prompt begin with."""
-    ends = set(nodes)
-    while len(ends) > 1:
-        longest = max(ends, key=lambda node: node.length)
-        ends.remove(longest)
-        ends.add(longest.ancestor(longest.length - 1))
-    return ends.pop()
+    shared = nodes[0]
+    for node in nodes:
+        while shared is not node:
+            if shared.length < node.length:
+                node = node.ancestor(node.length - 1)
+            else:
+                shared = shared.ancestor(shared.length - 1)
+    return shared
 
 
 def _stems(tree: Tree, roots: Sequence[Node], fresh: Mapping[Node, Sequence[Job]]) -> list[tuple[Node, Node]]:

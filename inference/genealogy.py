@@ -92,10 +92,11 @@ def _from_the_end(
     parents: list[Index], drawn: list[Index], alive: NDArray[np.bool_], mass: Floats
 ) -> tuple[list[NDArray[np.bool_]], list[Floats]]:
     """Hand down life and mass from the final particles to their ancestors."""
-    lives, masses = [alive], [mass]
+    lives: list[NDArray[np.bool_]] = [alive]
+    masses: list[Floats] = [mass]
     for parent, before in zip(parents[:0:-1], drawn[-2::-1]):
         lives.append(np.bincount(parent, lives[-1], len(before)) > 0)
-        masses.append(np.bincount(parent, masses[-1], len(before)))
+        masses.append(np.bincount(parent, masses[-1], len(before)).astype(float))
     return lives[::-1], masses[::-1]
 
 

@@ -24,7 +24,7 @@ def ess_chart(posterior: Any, size: tuple[int, int] = SIZE) -> str:
     for chain in posterior.chains:
         share = [step.ess / len(step.log_weights) for step in chain.steps]
         chart.line(*_thinned(share), opacity=1.0 if len(posterior.chains) == 1 else 0.65)
-        for t in np.flatnonzero(views.resampled_after(chain.steps)) if longest <= _MARKS else ():
+        for t in np.flatnonzero(views.resampled_after(chain.steps)).tolist() if longest <= _MARKS else ():
             step = chain.steps[t]
             told = f"step {t}: ESS {step.ess:.1f} of {len(step.log_weights)}, then resampled"
             chart.dot(t, share[t], told, ORANGE)

@@ -122,7 +122,7 @@ def _texts(ax: Any, run: Chain, tree: list[Level], say: Callable[[Any], str]) ->
     width, height = ax.figure.get_size_inches() * (ax.get_position().width, ax.get_position().height)
     room = int(width / len(run.steps) * 17)  # characters of 7 points in a step
     line = 0.1 / height
-    made = []
+    made: list[tuple[float, float, str]] = []
     for level in tree if room >= 3 else []:
         alive = np.flatnonzero(level.alive)
         alive = alive[np.argsort(level.height[alive])]

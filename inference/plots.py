@@ -115,7 +115,7 @@ def weights(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> An
 def rewards(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> Any:
     """Draw the log-potentials log G by step: median, middle 50% and 80%, and up to 64 particles as points.
 
-    Only particles that made the step count, and steps that only set a twist are left out. The particles that a step
+    Only particles that met a factor or an observation in a step count there. The particles that a step
     killed (log G = −∞) are counted at the foot; marks at the head are resamplings. Far outliers are counted, not
     shown.
     """
@@ -125,28 +125,26 @@ def rewards(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> An
     seen = views.rewards(posterior.chains)
     q = seen.quantiles
     if len(seen.step) == 1:
-        for low, high, width in ((0, 4, 6), (1, 3, 12)):
-            ax.plot([0, 0] + seen.step[0], [q[low, 0], q[high, 0]], color=BLUE, alpha=0.3, linewidth=width)
-    for low, high in ((0, 4), (1, 3)):
-        ax.fill_between(seen.step, q[low], q[high], color=BLUE, alpha=0.22, linewidth=0)
+        for first, last, width in ((0, 4, 6), (1, 3, 12)):
+            ax.plot(seen.step[[0, 0]], [q[first, 0], q[last, 0]], color=BLUE, alpha=0.3, linewidth=width)
+    for first, last in ((0, 4), (1, 3)):
+        ax.fill_between(seen.step, q[first], q[last], color=BLUE, alpha=0.28, linewidth=0)
     ax.plot(seen.step, q[2], color=BLUE, linewidth=1.8, marker="_" if len(seen.step) == 1 else None, markersize=14)
-    for t, points in zip(seen.step, seen.points):
-        few = np.sort(points)[np.linspace(0, len(points) - 1, min(len(points), 64)).astype(int)]
-        shift = 0.5 * (np.arange(len(few)) * 0.618 % 1) - 0.25  # so that equal ones stand side by side
-        ax.plot(t + shift, few, ".", color=INK, alpha=0.6, markersize=4, markeredgewidth=0)
+    ax.plot(*_scattered(seen), ".", color=INK, alpha=0.6, markersize=4, markeredgewidth=0)
     steps_axis(ax, _longest(posterior))
     label(ax, "Rewards", "step", "log G, nats")
     low, high, lower = _reach(seen)
     ax.set_ylim(low, high)
     across = ax.get_xaxis_transform()
-    (marks,) = np.nonzero(seen.resampled)
-    ax.plot(seen.step[marks] + 0.5, np.full(len(marks), 0.98), "|", color=ORANGE, markersize=7, transform=across)
+    marks = seen.step[seen.resampled]
+    ax.plot(marks + 0.5, np.full(len(marks), 0.98), "|", color=ORANGE, markersize=7, transform=across)
+    crowded = len(seen.step) > 40
     for t, dead in zip(seen.step, seen.dead):
-        if dead:
+        if dead and not crowded:
             write(ax, t, 0.0, f"{dead}", xytext=(0, 2), xycoords=across, ha="center", color=ORANGE, fontsize=7)
-    notes = [f"{int(seen.dead.sum()):,} killed, by step at the foot"] if seen.dead.any() else []
-    notes += [f"{lower:,} below the axis"] if lower else []
-    _note(ax, "; ".join([*notes, "| resampled"] if len(marks) else notes), ORANGE)
+    killed = f"{int(seen.dead.sum()):,} killed" + ("" if crowded else ", by step at the foot")
+    notes = [(seen.dead.any(), killed), (lower, f"{lower:,} below the axis"), (len(marks), "| resampled")]
+    _note(ax, "; ".join(text for holds, text in notes if holds), ORANGE)
     if not len(seen.step):
         _note(ax, "no factor")
     return ax.figure
@@ -158,7 +156,7 @@ def overview(posterior: Posterior, *, figsize: Size = None) -> Any:
 
     figure = picture(figsize or (9.5, 7.0))
     layout = [["tree", "tree"], ["ess", "evidence"], ["rewards", "weights"]]
-    panels = figure.subplot_mosaic(layout, height_ratios=(1.5, 1, 1))
+    panels: Any = figure.subplot_mosaic(layout, height_ratios=(1.5, 1, 1))
     genealogy(posterior, ax=panels["tree"])
     for name, draw in (("ess", ess), ("evidence", evidence), ("rewards", rewards), ("weights", weights)):
         draw(posterior, ax=panels[name])
@@ -187,6 +185,15 @@ def _curve(ax: Any, mass: Any, color: str = BLUE, **options: Any) -> None:
     """Draw a mass curve, with as many points as can be seen."""
     index = np.unique(np.geomspace(1, len(mass), 400).astype(int)) - 1
     ax.plot(index + 1, mass[index], color=color, marker="o" if len(mass) == 1 else None, **options)
+
+
+def _scattered(seen: views.Rewards) -> tuple[Any, Any]:
+    """Return up to 64 particles of each step as points, equal ones side by side."""
+    xs, ys = [np.empty(0)], [np.empty(0)]
+    for t, points in zip(seen.step, seen.points):
+        ys.append(np.sort(points)[np.linspace(0, len(points) - 1, min(len(points), 64)).astype(int)])
+        xs.append(t + 0.5 * (np.arange(len(ys[-1])) * 0.618 % 1) - 0.25)
+    return np.concatenate(xs), np.concatenate(ys)
 
 
 def _reach(seen: views.Rewards) -> tuple[float, float, int]:

@@ -150,7 +150,7 @@ def drawing(width: float, height: float, inside: str, name: str) -> str:
 def ticks(low: float, high: float, count: int) -> list[float]:
     """Return round numbers within a range, about ``count`` of them.
 
-    >>> ticks(0.0, 1.0, 4), ticks(-7.3, -1.0, 3)
+    >>> ticks(0.0, 1.0, 4), ticks(-7.0, -1.0, 3)
     ([0.0, 0.25, 0.5, 0.75, 1.0], [-6.0, -4.0, -2.0])
     """
     span = high - low

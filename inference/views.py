@@ -19,14 +19,14 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 class Rewards(NamedTuple):
-    """The log-potentials of the steps that weigh, all chains together.
+    """The log-potentials of the k steps that weigh, all chains together.
 
     Attributes:
         step: (k,) their numbers.
         quantiles: (5, k) at `QUANTILES` of the finite ones; NaN where there is none.
         points: k arrays of the finite ones.
         dead: (k,) how many were −inf.
-        made: (k,) how many particles made the step; those done before do not.
+        made: (k,) how many particles met a factor or an observation.
         resampled: (k,) whether a chain was resampled after the step.
     """
 
@@ -83,13 +83,13 @@ def moved(steps: Sequence[Step], t: int) -> NDArray[np.bool_]:
 
 
 def rewards(chains: Sequence[Chain]) -> Rewards:
-    """Gather the log-potentials of each step, leaving out steps that only set a twist."""
+    """Gather the log-potentials of each step from the particles that met a factor or an observation there."""
     longest = max(len(chain.steps) for chain in chains)
     at: dict[int, Floats] = {}
     marks = np.zeros(longest, bool)
     for t in range(longest):
-        here = [chain for chain in chains if t < len(chain.steps) and _weighs(chain.steps[t])]
-        logs = [chain.steps[t].log_potential[moved(chain.steps, t)] for chain in here]
+        here = [chain.steps for chain in chains if t < len(chain.steps)]
+        logs = [steps[t].log_potential[_weighed(steps, t)] for steps in here]
         if sum(map(len, logs)):
             at[t] = np.concatenate(logs)
     for chain in chains:
@@ -107,12 +107,17 @@ def rewards(chains: Sequence[Chain]) -> Rewards:
     )
 
 
-def _weighs(step: Step) -> bool:
-    """Whether any particle met a factor or an observation in a step (models other than programs do not tell)."""
-    if np.any(step.log_potential != 0.0):
-        return True
-    kinds = {s.kind for chosen in step.choices if isinstance(chosen, tuple) for s in chosen if isinstance(s, Site)}
-    return not kinds or bool(kinds & {"factor", "observe"})
+def _weighed(steps: Sequence[Step], t: int) -> NDArray[np.bool_]:
+    """Return which particles met a factor or an observation in step t, shape (n,).
+
+    Those whose log G is not 0 did; of the others the sites tell, and models other than programs have none.
+    """
+    step, met = steps[t], moved(steps, t)
+    for i in np.flatnonzero(met & (step.log_potential == 0.0)):
+        sites = step.choices[i]
+        if isinstance(sites, tuple) and all(isinstance(site, Site) for site in sites):
+            met[i] = any(site.kind in ("factor", "observe") for site in sites)
+    return met
 
 
 # -- texts ------------------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from __future__ import annotations
 import math
 import numbers
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal, Protocol, overload
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, overload
 
 from .cost import charge, rows
 from .errors import AmbiguousScore, InvalidWeight
@@ -23,6 +24,7 @@ from .sites import short
 
 _ROUNDING = 1e-6  # of a float32 softmax, say
 Kind = Literal["probability", "real", "log_weight"]
+V = TypeVar("V")
 
 
 class Scorer(Protocol):
@@ -37,33 +39,57 @@ class Scorer(Protocol):
         """What its numbers are."""
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> Memory[float]:
         """Results already known, by input."""
 
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> Sequence[float]:
         """Return one number for each tuple of arguments."""
 
 
-class Memory:
+class Memory(Generic[V]):
     """A bounded map from a reward's arguments to its result, least recently used out first."""
+
+    epoch: ClassVar[Hashable] = None
+    """What is remembered in one epoch is unknown in another; see `afresh`."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._known: OrderedDict[Hashable, float] = OrderedDict()
+        self._known: OrderedDict[Hashable, V] = OrderedDict()
 
-    def get(self, key: Hashable) -> float | None:
+    def get(self, key: Hashable) -> V | None:
         """Return the known result, or None."""
+        key = (Memory.epoch, key)
         value = self._known.get(key)
         if value is not None:
             self._known.move_to_end(key)
         return value
 
-    def put(self, key: Hashable, value: float) -> None:
+    def put(self, key: Hashable, value: V) -> None:
         """Remember a result, and nothing of what the arguments hold in a model's memory."""
         if self.size > 0:
-            self._known[_detached(key)] = value
+            self._known[Memory.epoch, _detached(key)] = value
             if len(self._known) > self.size:
                 self._known.popitem(last=False)
+
+
+@contextmanager
+def afresh() -> Iterator[None]:
+    """Within the block no reward knows what was scored outside it, so that runs in it do not save each other's calls.
+
+    >>> @reward()
+    ... def length(text):
+    ...     return len(text)
+    >>> length.memory.put("abc", 3.0)
+    >>> with afresh():
+    ...     length.memory.get("abc")
+    >>> length.memory.get("abc")
+    3.0
+    """
+    outer, Memory.epoch = Memory.epoch, object()
+    try:
+        yield
+    finally:
+        Memory.epoch = outer
 
 
 def _detached(key: Any) -> Hashable:
@@ -223,6 +249,11 @@ def evaluate(scores: Sequence[Score]) -> list[float]:
     return [score.value(leaves) for score, leaves in zip(scores, results)]
 
 
+def remember(scorer: Scorer, args: tuple[Any, ...], number: float) -> None:
+    """Let a reward know a result that it did not find by being scored. Raises `ScoreError` as `evaluate` does."""
+    scorer.memory.put(_key(args, 0, 0), _checked(scorer, number, args, [(0, 0)]))
+
+
 class _Unhashable(tuple[int, int]):
     """Stands for arguments that cannot be compared: scored afresh each time."""
 
@@ -278,7 +309,7 @@ class Reward:
         self.kind: Kind = kind
         self.batched = batched
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
-        self.memory = Memory(cache)
+        self.memory = Memory[float](cache)
         self.__doc__ = getattr(fn, "__doc__", None) or type(self).__doc__
 
     def __call__(self, *args: Any) -> Score:

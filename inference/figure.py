@@ -20,7 +20,7 @@ SMALL, NORMAL = 8.0, 9.0
 """Sizes of type, in points."""
 
 
-class Picture(Figure):  # type: ignore[misc]
+class Picture(Figure):
     """A figure that shows itself in a notebook, whether or not pyplot is in use."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:

@@ -22,7 +22,7 @@ _STYLE = (
 
 def posterior_html(posterior: Any, top: int = 8) -> str:
     """Return the facts, the ESS and evidence of each step, and a table of the values of largest weight."""
-    charts = ""
+    charts = '<div class="fk-facts">(one step)</div>'
     if len(posterior.steps) > 1:
         charts = f"<div>{ess_chart(posterior, _SMALL)} {evidence_chart(posterior, _SMALL)}</div>"
     return (
@@ -58,7 +58,7 @@ def values_html(posterior: Any, top: int, width: int = 4000) -> str:
         f"<td>{escape(_whole(value, width))}</td></tr>"
         for weight, value in posterior._top(top)
     )
-    return f"<table>{rows}</table>" if rows else "<p>Every particle has weight zero.</p>"
+    return f"<table>{rows}</table>"
 
 
 def _whole(value: Any, width: int) -> str:

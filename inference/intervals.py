@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from functools import cache
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +18,8 @@ import numpy as np
 from ..ppl.model import Floats
 
 LEVEL = 0.95
+_Z = 1.959963984540054
+"""P(|Z| < z) = 0.95 for a standard normal Z."""
 
 
 class Interval(NamedTuple):
@@ -50,7 +51,7 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable], binary:
     if n > k > 1 and 0.0 < mean < 1.0:
         spread = float(means.var(ddof=1)) / k
         trials = float(n) if spread == 0 else float(np.clip(mean * (1 - mean) / spread, k, n))
-        effective = trials * (_z() / t_quantile(k - 1)) ** 2
+        effective = trials * (_Z / t_quantile(k - 1)) ** 2
     return _wilson(mean, effective)
 
 
@@ -79,7 +80,7 @@ def t_quantile(df: int) -> float:
     (12.706, 2.776, 2.042)
     """
     if df > 500:
-        return _z()
+        return _Z
     low, high = 0.0, 20.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -115,11 +116,7 @@ def _student(means: Floats) -> Interval:
 
 
 def _wilson(p: float, n: float) -> Interval:
-    z = _z()
+    z = _Z
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Interval(p, max(middle - half, 0.0), min(middle + half, 1.0))
-
-
-def _z() -> float:
-    return NormalDist().inv_cdf((1 + LEVEL) / 2)

@@ -113,7 +113,7 @@ def _weighed(steps: Sequence[Step], t: int) -> NDArray[np.bool_]:
     Those whose log G is not 0 did; of the others the sites tell, and models other than programs have none.
     """
     step, met = steps[t], moved(steps, t)
-    for i in np.flatnonzero(met & (step.log_potential == 0.0)):
+    for i in np.flatnonzero(met & (step.log_potential == 0.0)).tolist():
         sites = step.choices[i]
         if isinstance(sites, tuple) and all(isinstance(site, Site) for site in sites):
             met[i] = any(site.kind in ("factor", "observe") for site in sites)

@@ -28,6 +28,8 @@ class Server:
             self.port = probe.getsockname()[1]
         command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(self.port)]
         command += ["--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "512", "--enforce-eager"]
+        # Prefixes are shared by whole blocks, and these texts are shorter than a block of its default, 128 tokens.
+        command += ["--block-size", "32"]
         # vLLM chooses its own number of threads, and warns against a given one.
         environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it is open as long as the server)

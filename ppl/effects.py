@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from .errors import AmbiguousScore, FeynkacError, OutsideProgram
 from .model import Kernel
 from .score import Score
 from .sites import MISSING, Running, check_name, names, shut
+
+F = TypeVar("F", bound=Callable[..., Sequence[Any]])
 
 
 class Effect:
@@ -307,7 +309,7 @@ def deterministic(name: str, value: Any) -> Any:
     return value
 
 
-def batched(fn: Callable[[list[Any]], Sequence[Any]]) -> Callable[[list[Any]], Sequence[Any]]:
+def batched(fn: F) -> F:
     """Mark a function as taking the list of all particles' arguments, for `call`.
 
     Each item is the one argument, or the tuple of arguments where there are several.

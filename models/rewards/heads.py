@@ -1,0 +1,98 @@
+"""Models of transformers that read whole inputs: loading them, and running them over padded batches."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from ...ppl.cost import charge
+from ...ppl.errors import FeynkacError
+from ..fetch import hint, resolve
+from .encoding import Encoder, Encoding, Truncate, chunks, pad
+
+R = TypeVar("R")
+
+
+class Reader:
+    """Runs a model over inputs: like lengths together, padded on the right, in bounded batches.
+
+    Args:
+        model: takes ``input_ids`` and ``attention_mask``.
+        tokenizer: its tokenizer.
+        name: of the reward, for messages.
+        max_batch: most inputs in a pass.
+        max_length: most tokens of an input; by default what tokenizer and model say.
+        truncate: which end of a longer input is cut off; None makes it an error.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, name: str, max_batch: int, max_length: int | None, truncate: Truncate
+    ) -> None:
+        self.model = model.eval()
+        self.max_batch = max_batch
+        accepted = inspect.signature(model.forward).parameters
+        context = getattr(model.config, "max_position_embeddings", None)
+        self.encoder = Encoder(tokenizer, name, list(accepted), max_length, truncate, context)
+        self._fixed = {"use_cache": False} if "use_cache" in accepted else {}
+        self._pad = _pad_token(model, tokenizer)
+
+    def run(self, encodings: Sequence[Encoding], read: Callable[[Any, Sequence[int]], Sequence[R]]) -> list[R]:
+        """Return a result for each encoding: ``read(output, rows)`` gives those of a pass over ``rows``."""
+        lengths = [len(encoding["input_ids"]) for encoding in encodings]
+        results: list[R | None] = [None] * len(encodings)
+        passes = 0
+        with torch.inference_mode():
+            for chunk in chunks(lengths, self.max_batch):
+                for i, result in zip(chunk, read(self._forward([encodings[i] for i in chunk]), chunk)):
+                    results[i] = result
+                passes += 1
+        charge(model_calls=passes, tokens_in=lengths)
+        return results  # type: ignore[return-value]
+
+    def _forward(self, encodings: Sequence[Encoding]) -> Any:
+        batch = pad(encodings, self._pad)
+        device = self.model.device
+        return self.model(**{key: torch.from_numpy(array).to(device) for key, array in batch.items()}, **self._fixed)
+
+
+def load(auto: Any, name_or_path: str, *, device: str | None, dtype: Any, unused: str = "", **kwargs: Any) -> Any:
+    """Load a model with one of the Auto classes of transformers, and its tokenizer.
+
+    Raises FeynkacError where nothing can be loaded, or weights are missing from the checkpoint, which transformers
+    would fill with random numbers; but not for those whose name begins with ``unused``.
+    """
+    from transformers import AutoTokenizer
+
+    path = resolve(name_or_path)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or (torch.float32 if device == "cpu" else "auto")
+    shared = {k: kwargs[k] for k in ("revision", "token", "trust_remote_code", "cache_dir") if k in kwargs}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **shared)
+        model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **kwargs)
+    except OSError as error:
+        raise FeynkacError(f"{name_or_path!r} cannot be loaded: {hint(name_or_path)}\n{error}") from error
+    missing = sorted(key for key in report["missing_keys"] if not (unused and key.startswith(unused)))
+    if missing:
+        raise FeynkacError(
+            f"{name_or_path!r} has no weights for {', '.join(missing[:4])}, so that a {type(model).__name__} made "
+            "of it would be random there: it is a model of another kind"
+        )
+    return (model if "device_map" in kwargs else model.to(device)), tokenizer
+
+
+def _pad_token(model: Any, tokenizer: Any) -> int:
+    """Return the padding token, and tell it to a model that needs it to find the last token of an input."""
+    known = model.config.pad_token_id
+    if known is None:
+        known = tokenizer.pad_token_id
+        model.config.pad_token_id = known
+    if known is None:
+        raise ValueError(
+            f"neither {type(model).__name__} nor its tokenizer has a padding token: set one, for example with "
+            "tokenizer.pad_token = tokenizer.eos_token"
+        )
+    return int(known)

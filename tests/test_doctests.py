@@ -11,10 +11,10 @@ import feynkac
 
 ROOT = Path(feynkac.__file__).parent
 MODULES = ["feynkac"] + [
-    f"feynkac.{package}.{module.name}"
+    module.name
     for package in ("ppl", "inference", "models")
-    for module in pkgutil.iter_modules([str(ROOT / package)])
-    if module.name != "__main__"
+    for module in pkgutil.walk_packages([str(ROOT / package)], f"feynkac.{package}.")
+    if not module.name.endswith(".__main__")
 ]
 
 

@@ -1,4 +1,4 @@
-"""Scores of texts: teacher-forced log-probabilities, masses of masks, judges."""
+"""Scores of texts: teacher-forced log-probabilities and masses of masks."""
 
 import gc
 import math
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from feynkac.models import Judge, Sampling
+from feynkac.models import Sampling
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl import keys
 from feynkac.ppl.cost import Ledger, recording
@@ -122,36 +122,6 @@ def test_mass_and_draw_share_their_logits():
     step = lm.next_token(text, mask=mask)
     step.sample_batch([step], keys.root(0))
     assert lm.forwarded == before
-
-
-def test_judge_is_the_probability_of_yes():
-    lm = tiny_lm()
-    judge = Judge(lm, "Is it so? {text} {more}", yes=["Y", " y", "Yes!"], no=["N"])
-    texts = some_texts(lm, 3)
-    values = evaluate([judge(text, more="Well?") for text in texts])
-    for text, value in zip(texts, values):
-        prompt = lm.prompt([{"role": "user", "content": f"Is it so? {text} Well?"}])
-        p = np.exp(lm.next_log_probs(prompt))
-        yes = p[lm.encode("Y")[0]] + (p[lm.encode(" y")[0]] if len(lm.encode(" y")) == 1 else 0)
-        assert value == pytest.approx(yes / (yes + p[lm.encode("N")[0]]), abs=1e-5)
-
-
-def test_judges_take_functions_and_remember():
-    lm = tiny_lm()
-    judge = Judge(lm, lambda text: [{"role": "user", "content": f"So? {text}"}], yes=["Y"], no=["N"])
-    plain = Judge(lm, "So? {text}", yes=["Y"], no=["N"])
-    (one,) = evaluate([judge("x")])
-    before = lm.forwarded
-    assert evaluate([judge("x"), plain("y").log()])[0] == one
-    assert lm.forwarded == before + len(lm.prompt([{"role": "user", "content": "So? y"}]).prompt_tokens)
-    assert evaluate([plain("x")]) == [pytest.approx(one)]
-    gc.collect()
-    assert lm.cache_info().bytes == 0
-
-
-def test_judges_need_answers_that_differ():
-    with pytest.raises(ValueError, match="begin with the same token"):
-        Judge(tiny_lm(), "{text}", yes=["xa"], no=["xb"])
 
 
 def test_random_states_of_torch_are_left_alone():

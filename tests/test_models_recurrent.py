@@ -9,6 +9,7 @@ import transformers as hf
 
 import feynkac as fk
 from feynkac.models.recurrent import RecurrentForwarder
+from feynkac.models.states import States, select
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl import keys
 from feynkac.ppl.cost import Ledger, recording
@@ -92,6 +93,9 @@ def seen_positions(lm):
 def test_log_probs_are_those_of_a_fresh_pass(name):
     lm = lm_of(name)
     assert isinstance(lm.forwarder, RecurrentForwarder)
+    # What the models can do, as of transformers 5.23: mixing lengths, and several tokens after a state.
+    assert lm.forwarder._ragged == (name in PURE)
+    assert lm.forwarder._chunks == (name not in ("mamba", "falcon_mamba", "jamba"))
     prompts = ["Once upon a time there was", "The sea", "Who said: the sea"]
     texts = [lm.prompt(prompts[i % 3]) for i in range(5)]
     rng = np.random.default_rng(0)
@@ -115,6 +119,18 @@ def test_log_probs_are_those_of_a_fresh_pass(name):
             assert x.tokens[: len(parent.tokens)] == parent.tokens
             begin = len(parent.prompt_tokens) + len(parent.tokens)
             assert x.log_prob - parent.log_prob == pytest.approx(fresh_log_prob(lm, x, begin), abs=1e-4)
+
+
+def test_selected_states_come_in_the_order_asked_for():
+    counts = torch.zeros(1)
+    one, two = (States([t, counts], [t, counts], [True, False]) for t in (torch.arange(3.0), torch.arange(3.0) + 10))
+    rows, shared = select([(one, 2), (two, 0), (one, 0), (two, 0)])
+    assert rows.tolist() == [2, 10, 0, 10]
+    shared += 1
+    assert counts.tolist() == [0]  # a copy: what is kept does not change
+    longer = States([torch.zeros(3, 2), counts], [torch.zeros(3, 2), counts], [True, False])
+    with pytest.raises(ValueError, match="different shapes"):
+        select([(one, 0), (longer, 0)])
 
 
 @pytest.mark.parametrize("name", ["mamba", "rwkv", "qwen3_next"])

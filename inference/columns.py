@@ -67,7 +67,8 @@ def column(leaves: Sequence[Any]) -> NDArray[Any]:
     out = np.full((len(leaves), *shape), np.nan if dtype.kind in "fc" else 0, dtype)
     for i, array in enumerate(arrays):
         if array is not None:
-            out[i, *map(slice, array.shape)] = array
+            place: Any = (i, *map(slice, array.shape))
+            out[place] = array
     return out
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,15 +38,14 @@ def khat(log_weights: ArrayLike) -> float:
     """
     if importlib.util.find_spec("arviz_stats") is None:
         raise ImportError("k-hat needs arviz-stats: pip install feynkac[plots]")
-    from arviz_stats.base import array_stats
-
+    stats: Any = importlib.import_module("arviz_stats.base")
     logs = np.asarray(log_weights, np.float64)
     logs = logs[logs > -np.inf]
     if not _has_tail(logs):
         return math.nan
     # psislw expects log-likelihoods, whose negatives are the log-weights.
     with np.errstate(all="ignore"):
-        _, k = array_stats.psislw(logs.min() - logs)
+        _, k = stats.array_stats.psislw(logs.min() - logs)
     return float(k)
 
 

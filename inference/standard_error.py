@@ -63,7 +63,7 @@ def evidence_error(chains: Sequence[Chain]) -> Error:
         weights = chains[0].steps[-1].log_weights
         if not abs(evidence[0] - logmeanexp(weights)) < _ROUNDING * max(1.0, abs(evidence[0])):
             return Error(math.nan, "the engine's evidence is not the mean weight of its last step")
-        shares = np.bincount(groups, normalize(weights))
+        shares = np.bincount(groups, normalize(weights)).astype(np.float64)
         reason = reason or _dominated(shares, "first draw")
     if reason:
         return Error(math.nan, reason)
@@ -84,7 +84,7 @@ def mean_error(chains: Sequence[Chain], weights: Floats, residuals: Floats) -> E
     groups, factor, reason = _groups(chains)
     if len(chains) == 1 and not _same_shape(chains[0].log_weights, chains[0].steps[-1].log_weights):
         reason = "the engine's weights select, and are not those of its last step: use chains=4"
-    shares = np.bincount(groups, weights)
+    shares: Floats = np.bincount(groups, weights).astype(np.float64)
     reason = reason or _dominated(shares, "first draw" if len(chains) == 1 else "chain")
     if reason:
         return Error(np.full(residuals.shape[1:], math.nan), reason)

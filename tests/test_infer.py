@@ -75,7 +75,11 @@ def alike(a, b):
 # -- batches and cost -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", [fk.SMC(5, chains=2), fk.ImportanceSampling(10), fk.BestOfN(5, chains=2)], ids=repr)
+@pytest.mark.parametrize(
+    "engine",
+    [fk.SMC(5, chains=2), fk.ImportanceSampling(10), fk.BestOfN(5, chains=2), fk.SelfConsistency(5, chains=2)],
+    ids=repr,
+)
 def test_many_models_and_chains_share_one_call_a_wave(engine):
     lm, judge = Meter(), Judge()
     posteriors = fk.infer([writes(lm, judge, n) for n in (6, 3, 1)], engine, seed=0)
@@ -234,7 +238,9 @@ def test_errors_keep_the_posterior_of_the_steps_before():
 # -- steps ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", [fk.SMC(6, chains=2, ess_threshold=0.9), fk.BestOfN(6)], ids=repr)
+@pytest.mark.parametrize(
+    "engine", [fk.SMC(6, chains=2, ess_threshold=0.9), fk.BestOfN(6), fk.SelfConsistency(6)], ids=repr
+)
 def test_stepping_leaving_and_resuming_gives_the_posterior_of_infer(engine):
     model = setup()[2]
     run = fk.steps(model, engine, seed=5)

@@ -16,7 +16,7 @@ reward models, and one set of inference engines runs over them all.
     posterior = fk.infer(haiku(lm, judge, "rivers"), fk.SMC(32), seed=0)
 """
 
-from . import models
+from . import diffusion, models
 from .inference import plots
 from .inference.best_of_n import BestOfN
 from .inference.compare import compare
@@ -68,6 +68,7 @@ __all__ = [
     "combine",
     "compare",
     "deterministic",
+    "diffusion",
     "dist",
     "enumerate_program",
     "errors",

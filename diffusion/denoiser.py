@@ -1,0 +1,109 @@
+"""Denoisers: what a network predicts at a level of noise, as an estimate of the data."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import torch
+
+Prediction = Literal["epsilon", "sample", "v", "flow"]
+"""What a network predicts: the noise ε, the data x, v = α·ε − σ·x, or the velocity ε − x."""
+
+
+class Denoiser(Protocol):
+    """A network that predicts from a noisy batch. ``evaluations`` is how often one call runs it per particle."""
+
+    prediction: Prediction
+    evaluations: int
+
+    def __call__(self, x: Any, time: Any, condition: Any) -> Any:
+        """Return the prediction (n, …) for noisy ``x`` (n, …) at times (n,), under a batch of n conditions or None.
+
+        Each particle may be at a level of its own.
+        """
+
+
+class Network:
+    """Any function of ``(x, time)`` or ``(x, time, condition)`` as a denoiser.
+
+    Args:
+        fn: takes a batch (n, …), its times (n,) and, where there are conditions, these.
+        prediction: what it returns.
+
+    >>> denoiser = Network(lambda x, time: torch.zeros_like(x), "epsilon")
+    >>> denoiser(torch.ones(2, 3), torch.ones(2), None).shape
+    torch.Size([2, 3])
+    """
+
+    evaluations = 1
+
+    def __init__(self, fn: Any, prediction: Prediction) -> None:
+        self._fn = fn
+        self.prediction: Prediction = prediction
+
+    def __call__(self, x: Any, time: Any, condition: Any) -> Any:
+        """Return the prediction; outputs with a ``sample`` (as diffusers' networks give) are unwrapped."""
+        out = self._fn(x, time) if condition is None else self._fn(x, time, condition)
+        return getattr(out, "sample", out)
+
+
+class Guided:
+    """Classifier-free guidance: γ·prediction(condition) + (1 − γ)·prediction(no condition), in one call of 2n rows.
+
+    Ho and Salimans (2022), arXiv:2207.12598. This is what pipelines do. The law that it samples is not
+    p(x)^(1−γ)·p(x|c)^γ; `guide` in `feynkac.diffusion.correctors` corrects for that.
+    """
+
+    evaluations = 2
+
+    def __init__(self, denoiser: Denoiser, gamma: float, unconditional: Any) -> None:
+        self._denoiser = denoiser
+        self.gamma = gamma
+        self.unconditional = unconditional
+        self.prediction: Prediction = denoiser.prediction
+
+    def __call__(self, x: Any, time: Any, condition: Any) -> Any:
+        """Return the guided prediction."""
+        empty = repeat(self.unconditional, len(x))
+        both = self._denoiser(torch.cat([x, x]), torch.cat([time, time]), join([condition, empty]))
+        conditional, free = both.chunk(2)
+        return free + self.gamma * (conditional - free)
+
+
+def estimate(prediction: Prediction, out: Any, x: Any, alpha: Any, sigma: Any) -> Any:
+    """Return the estimate of the data, E[x_data | x], from a network's output; all batches of one shape."""
+    if prediction == "sample":
+        return out
+    if prediction == "epsilon":
+        return (x - sigma * out) / alpha
+    if prediction == "v":
+        return (alpha * x - sigma * out) / (alpha**2 + sigma**2)
+    return (x - sigma * out) / (alpha + sigma)
+
+
+def select(batch: Any, index: Any) -> Any:
+    """Return rows of a batch: a tensor, None, or a dict, list or tuple of batches."""
+    if batch is None:
+        return None
+    if isinstance(batch, torch.Tensor):
+        return batch[torch.as_tensor(index, device=batch.device)]
+    if isinstance(batch, dict):
+        return {name: select(part, index) for name, part in batch.items()}
+    return type(batch)(select(part, index) for part in batch)
+
+
+def join(batches: Any) -> Any:
+    """Return batches of one structure joined along their rows."""
+    first = batches[0]
+    if first is None:
+        return None
+    if isinstance(first, torch.Tensor):
+        return torch.cat(list(batches))
+    if isinstance(first, dict):
+        return {name: join([batch[name] for batch in batches]) for name in first}
+    return type(first)(join(parts) for parts in zip(*batches))
+
+
+def repeat(row: Any, n: int) -> Any:
+    """Return a batch of n equal rows from a batch of one."""
+    return select(row, torch.zeros(n, dtype=torch.long))

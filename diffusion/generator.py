@@ -1,0 +1,323 @@
+"""Generators: Feynman–Kac models over noisy data, from pure noise to an image, a clip, or any tensor.
+
+What all of them share is here: keys become noise, particles at different levels share a batch, finished ones are
+left alone, and the parts of a weight are kept apart. A generator says how a batch begins and how it moves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..ppl import keys as _keys
+from ..ppl.cost import charge, rows
+from ..ppl.keys import Keys
+from ..ppl.model import Advance, Index
+from .denoiser import Denoiser, estimate, repeat
+from .latents import Latents
+from .schedule import Schedule
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Where a batch of n particles has gone, with the parts of its weight; each (n,) but ``x`` and ``fields``."""
+
+    x: Any
+    log_prob: Floats
+    log_proposal: Floats
+    log_potential: Floats
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+class Generator:
+    """A diffusion model as a Feynman–Kac model: the base of all that generate by denoising.
+
+    Args:
+        denoiser: what predicts the data.
+        schedule: its levels, T steps.
+        shape: of one particle, such as (1, 28, 28).
+        condition: a batch of one condition for all particles, or of as many as there are particles; or None.
+        decode: from finished data (n, …) to what `values` returns, such as a latent decoder.
+        dtype: of the particles.
+        device: where they are.
+
+    The choices recorded at each step are the particles themselves, so ``given`` forces noise at the start, and
+    noisy data after it; one that cannot come about has log-probability −inf.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        shape: Sequence[int],
+        *,
+        condition: Any = None,
+        decode: Any = None,
+        dtype: Any = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        self.denoiser = denoiser
+        self.schedule = schedule
+        self.shape = tuple(shape)
+        self.condition = condition
+        self.decode = decode
+        self.dtype = dtype
+        self.device = device
+
+    # What a generator is asked by its base
+
+    @property
+    def scale(self) -> float:
+        """Standard deviation of the noise that a generation begins with."""
+        return float(np.hypot(self.schedule.sigma[0], self.schedule.alpha[0]))
+
+    def begin(self, latents: Latents) -> tuple[Floats, Latents]:
+        """Return log G_0 (n,) of particles of pure noise, and the particles with their fields."""
+        return np.zeros(len(latents)), self.look(latents)
+
+    def move(self, latents: Latents, noise: Any, given: Any) -> Moved:
+        """Move unfinished particles one level on; ``given`` holds forced particles and their rows, or is None."""
+        raise NotImplementedError
+
+    def look(self, latents: Latents) -> Latents:
+        """Return particles with what is computed where they are: here, the estimate of the data."""
+        return replace_fields(latents, estimate=self.denoise(latents))
+
+    # The network
+
+    def levels(self, step: NDArray[np.int64]) -> tuple[Any, Any]:
+        """Return α and σ at levels (n,), as tensors that broadcast against a batch."""
+        width = (-1,) + (1,) * len(self.shape)
+        alpha, sigma = self.schedule.alpha[step], self.schedule.sigma[step]
+        return self.tensor(alpha).reshape(width), self.tensor(sigma).reshape(width)
+
+    def denoise(self, latents: Latents) -> Any:
+        """Return the estimate of the data for each particle, from one call of the network for all unfinished ones."""
+        going = np.flatnonzero(~latents.done)
+        if not len(going):
+            return latents.x
+        part = latents if len(going) == len(latents) else latents.select(going)
+        alpha, sigma = self.levels(part.step)
+        out = self.denoiser(part.x, self.tensor(self.schedule.time[part.step]), part.condition)
+        with rows(going.tolist()):
+            charge(model_calls=1, nfe=np.full(len(going), self.denoiser.evaluations))
+        found = estimate(self.denoiser.prediction, out, part.x, alpha, sigma)
+        if part is latents:
+            return found
+        whole = latents.x.clone()
+        whole[torch.as_tensor(going, device=whole.device)] = found
+        return whole
+
+    def tensor(self, array: Any) -> Any:
+        """Return an array as a tensor of the particles' type and place."""
+        return torch.as_tensor(np.asarray(array), dtype=self.dtype, device=self.device)
+
+    # The contract
+
+    def start(self, keys: Keys, given: Sequence[Any] | None = None) -> Advance[Latents]:
+        """Draw pure noise for each key."""
+        n = len(keys)
+        x = self._noise(keys) * self.scale
+        forced, at = self._given(given, n)
+        if len(at):
+            x[at] = forced
+        log_prob = log_normal(x, 0.0, self.scale)
+        latents = Latents(x, np.zeros(n, np.int64), len(self.schedule), self._conditions(n))
+        with torch.no_grad():
+            log_potential, latents = self.begin(latents)
+        return self._advance(latents, log_prob, log_prob, log_potential)
+
+    def advance(self, state: Latents, keys: Keys, given: Sequence[Any] | None = None) -> Advance[Latents]:
+        """Move each particle that has not finished one level on."""
+        n = len(state)
+        log_prob, log_proposal, log_potential = np.zeros(n), np.zeros(n), np.zeros(n)
+        going = np.flatnonzero(~state.done)
+        if len(going):
+            part = state if len(going) == n else state.select(going)
+            noise = self._noise(keys[going])
+            forced = None if given is None else self._given([given[i] for i in going.tolist()], len(going))
+            with torch.no_grad():
+                moved = self.move(part, noise, forced)
+            log_prob[going], log_proposal[going] = moved.log_prob, moved.log_proposal
+            log_potential[going] = moved.log_potential
+            there = Latents(moved.x, part.step + 1, part.steps, part.condition, moved.fields)
+            state = there if len(going) == n else state.put(going, there)
+        return self._advance(state, log_prob, log_proposal, log_potential)
+
+    def select(self, state: Latents, index: Index) -> Latents:
+        """Keep, duplicate or reorder particles, with all that belongs to them."""
+        return state.select(index)
+
+    def concat(self, states: Sequence[Latents]) -> Latents:
+        """Join batches of particles."""
+        return Latents.concat(states)
+
+    def values(self, state: Latents) -> list[Any]:
+        """Return the data of each particle, an array; for one that has not finished, the estimate of it."""
+        data = state.fields.get("estimate", state.x)
+        if len(state) and state.done.any():
+            data = data.clone()
+            at = torch.as_tensor(np.flatnonzero(state.done), device=data.device)
+            data[at] = state.x[at]
+        if self.decode is not None and len(state):
+            with torch.no_grad():
+                data = self.decode(data)
+        return list(data.detach().cpu().numpy())
+
+    def _advance(
+        self, latents: Latents, log_prob: Floats, log_proposal: Floats, log_potential: Floats
+    ) -> Advance[Latents]:
+        n = len(latents)
+        choices: Any = latents.x.detach().cpu().numpy()
+        return Advance(
+            latents, choices, log_prob, log_proposal, log_potential, np.zeros(n), latents.done, np.ones(n, bool)
+        )
+
+    def _noise(self, keys: Keys) -> Any:
+        """Return standard normal noise, one key per particle."""
+        size = math.prod(self.shape)
+        return self.tensor(_keys.normal(keys, size)).reshape(len(keys), *self.shape)
+
+    def _given(self, given: Sequence[Any] | None, n: int) -> tuple[Any, Any]:
+        """Return forced particles as a tensor, and their rows."""
+        rows = [] if given is None else [i for i in range(n) if given[i] is not None]
+        forced = [np.asarray(given[i]) for i in rows]  # type: ignore[index]
+        for i, one in zip(rows, forced):
+            if one.shape != self.shape:
+                raise ValueError(f"particle {i} was given an array of shape {one.shape}, not {self.shape}")
+        return (self.tensor(np.stack(forced)) if rows else None), torch.as_tensor(rows, device=self.device)
+
+    def _conditions(self, n: int) -> Any:
+        if self.condition is None:
+            return None
+        held = len(next(leaves(self.condition)))
+        if held == n:
+            return self.condition
+        if held != 1:
+            raise ValueError(f"the condition is a batch of {held}, but there are {n} particles: give 1 or {n}")
+        return repeat(self.condition, n)
+
+
+def transition(x: Any, data: Any, level: Any, following: Any, eta: float) -> tuple[Any, Any]:
+    """Return mean and standard deviation of the step from one level to the next, given the estimate of the data.
+
+    One formula for all schedules: x' = α'·x̂ + √(σ'² − τ²)·ε̂ + τ·z with ε̂ = (x − α·x̂)/σ and
+    τ² = η²·σ'²·(1 − (ασ'/(α'σ))²). It is DDIM (Song et al. 2021, arXiv:2010.02502); η = 1 is DDPM's posterior, η = 0
+    deterministic. ``level`` and ``following`` are pairs (α, σ) that broadcast against x.
+    """
+    (alpha, sigma), (alpha2, sigma2) = level, following
+    noise = (x - alpha * data) / sigma
+    variance = eta**2 * sigma2**2 * (1.0 - (alpha * sigma2 / (alpha2 * sigma)) ** 2)
+    mean = alpha2 * data + (sigma2**2 - variance).clamp(min=0.0).sqrt() * noise
+    return mean, variance.clamp(min=0.0).sqrt()
+
+
+def log_normal(x: Any, mean: Any, std: Any) -> Floats:
+    """Return the log-density (n,) of particles under independent normals; where std is 0, log 1 if x is the mean.
+
+    Summed in float64. ``std`` is a number, or a tensor with one entry per particle.
+    """
+    n, size = len(x), x[0].numel() if len(x) else 1
+    width = torch.as_tensor(std, dtype=torch.float64, device=x.device).reshape(-1, 1)
+    off = (x.double() - mean).reshape(n, -1)
+    safe = width.clamp(min=1e-300)
+    density = -0.5 * (off / safe).square().sum(1) - size * (safe.log()[:, 0] + 0.5 * math.log(2.0 * math.pi))
+    met = off.abs().amax(1) <= 1e-4 * (1.0 + x.double().abs().reshape(n, -1).amax(1))
+    certain = torch.where(met, 0.0, -math.inf)
+    result: Floats = torch.where(width[:, 0] > 0, density, certain).detach().cpu().numpy()
+    return result
+
+
+def replace_fields(latents: Latents, **fields: Any) -> Latents:
+    """Return particles with some of their fields replaced."""
+    return Latents(latents.x, latents.step, latents.steps, latents.condition, {**latents.fields, **fields})
+
+
+def leaves(batch: Any) -> Any:
+    """Yield the tensors of a batch."""
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif batch is not None:
+        for part in batch.values() if isinstance(batch, dict) else batch:
+            yield from leaves(part)
+
+
+class Diffusion(Generator):
+    """Generation by DDPM, DDIM or a stochastic flow, in T steps, with an optional reward that steers it.
+
+    Feynman–Kac mapping: M_0 is pure noise, M_t the step of `transition` with its exact density (none for a
+    deterministic one), and G_t what ``steering`` makes of the reward; without one, G = 1. The last step reaches the
+    data without noise.
+
+    Args:
+        eta: 1 is DDPM (or its counterpart for flows), 0 deterministic; for resampling to help it must be positive.
+        steering: what weighs and guides particles; see `feynkac.diffusion.steering`.
+
+    The others are those of `Generator`. Raises ValueError for an eta outside [0, 1].
+
+    >>> import feynkac as fk
+    >>> from feynkac.diffusion import Diffusion, Mixture, Schedule
+    >>> data = Mixture(weights=[0.3, 0.7], means=[[-2.0], [1.0]], variances=[0.1, 0.1])
+    >>> model = Diffusion(data.denoiser(Schedule.vp(60)), Schedule.vp(60), (1,), dtype=torch.float64)
+    >>> posterior = fk.infer(model, fk.ImportanceSampling(2000), seed=0)
+    >>> abs(posterior.expect(lambda x: x[0] > 0) - 0.7) < 0.05
+    True
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        shape: Sequence[int],
+        *,
+        eta: float = 1.0,
+        steering: Any = None,
+        condition: Any = None,
+        decode: Any = None,
+        dtype: Any = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(denoiser, schedule, shape, condition=condition, decode=decode, dtype=dtype, device=device)
+        if not 0.0 <= eta <= 1.0:
+            raise ValueError(f"eta must be between 0 (deterministic) and 1 (DDPM), not {eta}")
+        self.eta = eta
+        self.steering = steering
+
+    def __repr__(self) -> str:
+        steered = f", {self.steering!r}" if self.steering is not None else ""
+        return f"Diffusion({len(self.schedule)} steps, shape {self.shape}, eta={self.eta:g}{steered})"
+
+    def begin(self, latents: Latents) -> tuple[Floats, Latents]:
+        """Return log G_0 (n,) and the particles with estimate and rewards."""
+        if self.steering is None:
+            return super().begin(latents)
+        return self.steering.begin(self, latents)  # type: ignore[no-any-return]
+
+    def move(self, latents: Latents, noise: Any, given: Any) -> Moved:
+        """Move unfinished particles one level on."""
+        level, following = self.levels(latents.step), self.levels(latents.step + 1)
+        data = latents.fields["estimate"]
+        mean, std = transition(latents.x, data, level, following, self.eta)
+        guided = mean
+        if self.steering is not None and "gradient" in latents.fields:
+            shifted = self.steering.shift(latents, data, level)
+            guided, _ = transition(latents.x, shifted, level, following, self.eta)
+            guided = torch.where(std > 0, guided, mean)  # a step without noise cannot be proposed otherwise
+        x = guided + std * noise
+        if given is not None and len(given[1]):
+            x[given[1]] = given[0]
+        log_proposal = log_normal(x, guided, std.reshape(len(x)))
+        log_prob = log_proposal if guided is mean else log_normal(x, mean, std.reshape(len(x)))
+        there = Latents(x, latents.step + 1, latents.steps, latents.condition)
+        if self.steering is None:
+            return Moved(x, log_prob, log_proposal, np.zeros(len(x)), self.look(there).fields)
+        log_potential, there = self.steering.weigh(self, latents, there)
+        return Moved(x, log_prob, log_proposal, log_potential, there.fields)

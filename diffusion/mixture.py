@@ -1,0 +1,131 @@
+"""Gaussian mixtures: generators whose score is known exactly, at every level of every schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from ..ppl.model import Floats
+from .denoiser import Prediction
+from .schedule import Schedule
+
+
+class Mixture:
+    """A mixture of isotropic normals in d dimensions, the data of a closed-form diffusion.
+
+    Noised to level (α, σ) it is again a mixture, with means α·m_k and variances α²·v_k + σ², so the denoiser
+    E[x | x_t] and the score are exact.
+
+    Args:
+        weights: (k,), normalised here.
+        means: (k, d).
+        variances: (k,), of each coordinate.
+
+    Raises ValueError for shapes that do not fit, or a variance that is not positive.
+
+    >>> mixture = Mixture([1, 3], [[0.0], [4.0]], [1.0, 1.0])
+    >>> mixture.mean.tolist(), mixture.tilt([1.0]).weights.round(3).tolist()
+    ([3.0], [0.006, 0.994])
+    """
+
+    def __init__(self, weights: ArrayLike, means: ArrayLike, variances: ArrayLike) -> None:
+        self.weights = np.asarray(weights, float) / np.sum(weights)
+        self.means = np.atleast_2d(np.asarray(means, float))
+        self.variances = np.asarray(variances, float)
+        k = len(self.weights)
+        if self.means.shape[0] != k or self.variances.shape != (k,):
+            raise ValueError(
+                f"{k} weights need means (k, d) and variances (k,), not {self.means.shape} and {self.variances.shape}"
+            )
+        if not (self.variances > 0).all() or not (self.weights >= 0).all():
+            raise ValueError("variances must be positive, and weights not negative")
+
+    @property
+    def mean(self) -> Floats:
+        """Mean of the mixture, (d,)."""
+        mean: Floats = self.weights @ self.means
+        return mean
+
+    @property
+    def covariance(self) -> Floats:
+        """Covariance of the mixture, (d, d)."""
+        off = self.means - self.mean
+        inner = np.einsum("k,ki,kj->ij", self.weights, off, off)
+        cov: Floats = inner + float(self.weights @ self.variances) * np.eye(self.means.shape[1])
+        return cov
+
+    def log_prob(self, x: Any, alpha: Any = 1.0, sigma: Any = 0.0) -> Any:
+        """Return the log-density (n,) of the mixture noised to a level, at x (n, d), a tensor."""
+        return torch.logsumexp(self._terms(x, alpha, sigma)[0], -1)
+
+    def score(self, x: Any, alpha: Any = 1.0, sigma: Any = 0.0) -> Any:
+        """Return ∇ log p (n, d) of the mixture noised to a level."""
+        terms, off, variance = self._terms(x, alpha, sigma)
+        return -(torch.softmax(terms, -1)[..., None] * off / variance[..., None]).sum(-2)
+
+    def responsibilities(self, x: Any) -> Any:
+        """Return the posterior probability of each component (n, k) at data x (n, d)."""
+        return torch.softmax(self._terms(torch.as_tensor(x), 1.0, 0.0)[0], -1)
+
+    def _terms(self, x: Any, alpha: Any, sigma: Any) -> tuple[Any, Any, Any]:
+        """Return log w_k N(x; αm_k, α²v_k + σ²) as (n, k), x − αm_k as (n, k, d), the variances (n or 1, k)."""
+        like = {"dtype": x.dtype, "device": x.device}
+        alpha, sigma = (torch.as_tensor(level, **like).reshape(-1, 1) for level in (alpha, sigma))
+        variance = alpha**2 * torch.as_tensor(self.variances, **like) + sigma**2
+        off = x[:, None, :] - alpha[..., None] * torch.as_tensor(self.means, **like)
+        d = x.shape[-1]
+        log_weights = torch.as_tensor(np.log(np.maximum(self.weights, 1e-300)), **like)
+        terms = log_weights - 0.5 * off.square().sum(-1) / variance - 0.5 * d * (2 * math.pi * variance).log()
+        return terms, off, variance
+
+    def denoiser(self, schedule: Schedule) -> _Exact:
+        """Return the exact denoiser E[x | x_t] at the levels of a schedule."""
+        return _Exact(self, schedule)
+
+    def sample(self, n: int, *, seed: int) -> Floats:
+        """Draw n points, (n, d)."""
+        rng = np.random.default_rng(seed)
+        k = rng.choice(len(self.weights), n, p=self.weights)
+        noise = rng.standard_normal((n, self.means.shape[1]))
+        drawn: Floats = self.means[k] + np.sqrt(self.variances[k])[:, None] * noise
+        return drawn
+
+    def tilt(self, slope: Sequence[float]) -> Mixture:
+        """Return the mixture ∝ p(x)·exp(slope·x): means move by v_k·slope."""
+        a = np.asarray(slope, float)
+        log_weights = np.log(self.weights) + self.means @ a + 0.5 * self.variances * (a @ a)
+        means = self.means + self.variances[:, None] * a
+        return Mixture(np.exp(log_weights - log_weights.max()), means, self.variances)
+
+
+class _Exact:
+    """The denoiser of a mixture: the level is found from the time it is told."""
+
+    prediction: Prediction = "sample"
+    evaluations = 1
+
+    def __init__(self, mixture: Mixture, schedule: Schedule) -> None:
+        self.mixture = mixture
+        order = np.argsort(schedule.time)
+        self._time, self._alpha, self._sigma = (
+            level[order] for level in (schedule.time, schedule.alpha, schedule.sigma)
+        )
+
+    def __call__(self, x: Any, time: Any, condition: Any) -> Any:
+        """Return E[data | x]: Tweedie's formula."""
+        at = np.searchsorted(self._time, time.detach().cpu().double().numpy() - 1e-9 * (1 + self._time.max()))
+        alpha, sigma = (
+            torch.as_tensor(level[at], dtype=x.dtype, device=x.device)[:, None] for level in (self._alpha, self._sigma)
+        )
+        flat = x.reshape(len(x), -1)
+        terms, off, variance = self.mixture._terms(flat, alpha, sigma)
+        # Component by component, so that it holds for α = 0 too.
+        means = torch.as_tensor(self.mixture.means, dtype=x.dtype, device=x.device)
+        pull = (alpha * torch.as_tensor(self.mixture.variances, dtype=x.dtype, device=x.device) / variance)[..., None]
+        data = (torch.softmax(terms, -1)[..., None] * (means + pull * off)).sum(-2)
+        return data.reshape(x.shape)

@@ -43,9 +43,10 @@ def detach(value: Any) -> Any:
 
 def detach_choices(step: Step) -> Step:
     """Return a step with its choices detached; an array of them, as native models may give, stays as it is."""
-    if isinstance(step.choices, np.ndarray) and step.choices.dtype != object:
+    choices: Any = step.choices
+    if isinstance(choices, np.ndarray) and choices.dtype != object:
         return step
-    return replace(step, choices=[_detach_sites(chosen) for chosen in step.choices])
+    return replace(step, choices=[_detach_sites(chosen) for chosen in choices])
 
 
 def _detach_sites(chosen: Any) -> Any:

@@ -17,7 +17,7 @@ _MOST_BYTES = 2 << 30
 """Most bytes of weights that are packed unless asked for: packing holds a second copy of them."""
 
 
-class PackedLinear(nn.Linear):
+class PackedLinear(nn.Linear):  # type: ignore[misc]
     """A linear layer that multiplies by a packed copy of its weight; made by `pack`.
 
     It does so for float32 on a CPU where no gradient is asked for, and packs again when the weight was changed in
@@ -50,7 +50,7 @@ def pack(model: nn.Module, wanted: bool | None = None) -> int:
     (128, 'PackedLinear')
     """
     layers = [m for m in model.modules() if type(m) in (nn.Linear, PackedLinear) and _packable(m.weight)]
-    size = sum(layer.weight.nbytes for layer in layers)
+    size: int = sum(layer.weight.nbytes for layer in layers)
     if wanted is False or (wanted is None and size > _MOST_BYTES):
         return 0
     if wanted and not layers:

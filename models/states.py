@@ -67,7 +67,8 @@ class States:
     @property
     def row_bytes(self) -> float:
         """Bytes held for one history; what all share is counted in each."""
-        return sum(t.nbytes / len(t) if by_row else t.nbytes for t, by_row in zip(self.tensors, self.by_row))
+        sizes = (t.nbytes / len(t) if by_row else t.nbytes for t, by_row in zip(self.tensors, self.by_row))
+        return float(sum(sizes))
 
 
 def select(places: Sequence[tuple[States, int]]) -> Any:

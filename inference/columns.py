@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_PLAIN = frozenset((float, int, bool, str))
 _NOTHING = object()
 """What a particle has not got. (None is the value of an unfinished one, and counts as nothing too.)"""
 
@@ -33,8 +34,10 @@ def columns(values: Sequence[Any], name: str = "value", reserved: Iterable[str] 
     """
     parts: dict[tuple[str, ...], list[Any]] = {}
     for i, value in enumerate(values):
-        for path, leaf in _leaves(value, ()):
-            parts.setdefault(path, [_NOTHING] * len(values))[i] = leaf
+        for path, leaf in [((), value)] if type(value) in _PLAIN else _leaves(value, ()):
+            if path not in parts:
+                parts[path] = [_NOTHING] * len(values)
+            parts[path][i] = leaf
     out: dict[str, NDArray[Any]] = {}
     for path, leaves in parts.items():
         if any(leaf is not _NOTHING and leaf is not None for leaf in leaves):
@@ -52,6 +55,11 @@ def free(name: str, taken: set[str]) -> str:
 
 def column(leaves: Sequence[Any]) -> NDArray[Any]:
     """Return one array (n, …) for n numbers, arrays of numbers, or anything else, by ``str``; None is missing."""
+    kinds = {type(leaf) for leaf in leaves}
+    if len(kinds) == 1 and kinds <= _PLAIN:  # the common case, for speed
+        plain = np.array(leaves)
+        if plain.dtype != object:
+            return plain
     there = [leaf is not _NOTHING and leaf is not None for leaf in leaves]
     arrays = [_numeric(leaf) if present else None for leaf, present in zip(leaves, there)]
     if any(array is None and present for array, present in zip(arrays, there)):

@@ -58,8 +58,16 @@ def pareto(rows: Sequence[Row], x: str, ax: Any, figsize: tuple[float, float] | 
         ax.plot([cost], [quality], "o", color=colour, markersize=6)
         # A name goes to the left where another engine stands close by on the right.
         left = any((places[i], i) < (place, j) and place - places[i] < near for j, place in enumerate(places))
-        write(ax, cost, quality, row.engine, xytext=(-6 if left else 6, 5), ha="right" if left else "left", color=INK)
-    ax.margins(x=0.25, y=0.12)
+        write(
+            ax,
+            cost,
+            quality,
+            row.engine,
+            xytext=(-6 if left else 6, 5 if i in best else -11),
+            ha="right" if left else "left",
+            color=INK,
+        )
+    ax.margins(x=0.45, y=0.12)  # room for the names
     label(ax, "Quality against cost", f"{COSTS[x]} of a run over all problems", "quality, 95% interval")
     ax.set_title("orange: the Pareto front", loc="right", fontsize=8, color=ORANGE)
     return ax.figure

@@ -71,7 +71,7 @@ def evidence(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> A
     ax = axes(ax, figsize, (5.6, 2.4))
     if len(posterior.chains) > 1:
         for chain in posterior.chains:
-            _line(ax, _finite([step.log_evidence for step in chain.steps]), alpha=0.4, linewidth=1.0)
+            _line(ax, _finite([step.log_evidence for step in chain.steps]), alpha=0.6, linewidth=1.0)
     pooled = _finite(views.pooled_evidence(posterior.chains))
     _line(ax, pooled, color=ORANGE if len(posterior.chains) > 1 else BLUE, linewidth=2.0)
     steps_axis(ax, len(pooled))
@@ -91,7 +91,7 @@ def weights(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> An
     ax = axes(ax, figsize, (5.6, 2.4))
     chains = [chain.log_weights for chain in posterior.chains]
     for logs in chains if len(chains) > 1 else []:
-        _curve(ax, views.mass_curve(logs), alpha=0.4, linewidth=1.0)
+        _curve(ax, views.mass_curve(logs), alpha=0.6, linewidth=1.0)
     whole = views.mass_curve(posterior.log_weights)
     _curve(ax, whole, color=ORANGE if len(chains) > 1 else BLUE, linewidth=2.0)
     n, few = len(whole), views.holding(whole)

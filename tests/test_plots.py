@@ -55,6 +55,7 @@ def kinds():
     yield "one particle", fk.infer(once(), fk.SMC(1), seed=0)
     yield "best of n", fk.infer(spelled(), fk.BestOfN(12), seed=0)
     yield "interrupted", fk.infer(spelled(), fk.SMC(12), seed=0, callbacks=stop)
+    yield "unsorted ancestors", fk.infer(spelled(), fk.SMC(30, resampling="multinomial"), seed=0)
     yield "all dead", fk.infer(spelled(30, 0.49), fk.SMC(4, ess_threshold=0.0, all_dead="zero"), seed=0)
     yield "many", fk.infer(spelled(40, 0.05), fk.SMC(200), seed=0)
 

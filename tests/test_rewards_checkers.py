@@ -285,6 +285,14 @@ def test_code_is_taken_out_of_fences(text, code):
     assert extract_code(text) == code
 
 
+def test_a_run_that_starts_after_an_interrupt_ends_at_once():
+    from feynkac.models.rewards.programs import _Running
+
+    running = _Running({"timeout": 30})
+    running.stop()
+    assert running.run(("while True: pass", "")).seconds < 10
+
+
 def test_an_interrupt_leaves_nothing_running():
     reward = CodeTests(["while True: pass"], timeout=30, workers=2)
     own = set(_children(os.getpid()))

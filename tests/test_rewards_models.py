@@ -407,6 +407,21 @@ def test_numbers_and_details_come_from_one_computation():
         assert (cost.reward_calls, cost.model_calls, cost.tokens_in) == (2, 1, spy.tokens)
 
 
+def test_details_are_paid_by_the_problem_that_asks():
+    prm = ValueHeadPRM(token_head(1), tiny_tokenizer())
+
+    @fk.program
+    async def model(steps, other):
+        await fk.call("other", len, other) if other else await fk.call("steps", prm.details, QUESTION, steps)
+
+    models = [model([], "x"), model(ANSWERS[0], ""), model([], "y"), model(ANSWERS[1], "")]
+    costs = [posterior.cost for posterior in fk.infer(models, fk.SMC(3), seed=0)]
+    encode = lambda s: len(tiny_tokenizer()(s).input_ids)  # noqa: E731
+    tokens = [encode(f"{QUESTION}\n") + sum(encode(f"{step}\n") for step in steps) for steps in ANSWERS[:2]]
+    assert [cost.tokens_in for cost in costs] == [0, tokens[0], 0, tokens[1]]
+    assert [cost.reward_calls for cost in costs] == [0, 1, 0, 1]
+
+
 def test_a_linear_head_from_a_file_on_a_language_model(tmp_path):
     from safetensors.torch import save_file
 

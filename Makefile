@@ -8,7 +8,7 @@ VENV := .venv
 export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN := $(VENV)/bin
-EXTRAS := text,jax,plots,progress,dev
+EXTRAS := text,diffusion,jax,onnx,plots,progress,dev
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict --editable
 
 # A strict editable install links each file of the library, so it is made again whenever the list of files changes:
@@ -17,7 +17,7 @@ FILES := $(sort py.typed $(wildcard *.py $(addsuffix *.py,$(dir $(wildcard */__i
 INSTALLED := $(VENV)/.installed
 LINKED := $(VENV)/.linked-$(firstword $(shell echo $(FILES) | cksum))
 
-.PHONY: help venv demo test test-slow lint format fetch bench build clean
+.PHONY: help venv demo test test-slow lint format fetch fetch-all peers bench build clean
 
 help:
 	@echo "make venv       set up $(VENV)"
@@ -26,7 +26,7 @@ help:
 	@echo "make test-slow  run the long tests and those on a real model"
 	@echo "make lint       check style, types and who imports whom"
 	@echo "make format     apply the style"
-	@echo "make fetch      fetch SmolLM2 into the user's cache"
+	@echo "make fetch      fetch SmolLM2 into the user's cache (make fetch-all: the small reward models too)"
 	@echo "make bench      run every benchmark"
 	@echo "make build      build the sdist and the wheel into dist/"
 	@echo "make clean      remove what was built, but not $(VENV)"
@@ -51,7 +51,7 @@ demo: fetch
 test: venv
 	$(BIN)/python -m pytest -m "not slow and not real" $(ARGS)
 
-test-slow: fetch
+test-slow: fetch-all
 	$(BIN)/python -m pytest -m "slow or real" $(ARGS)
 
 lint: venv
@@ -66,6 +66,9 @@ format: venv
 
 fetch: venv
 	$(BIN)/python -m feynkac.models.fetch smollm2
+
+fetch-all: venv
+	$(BIN)/python -m feynkac.models.fetch smollm2 minilm grammar
 
 bench: fetch
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done

@@ -38,10 +38,14 @@ class LinearGaussian:
         self.y, self.rho, self.sigma_x, self.sigma_y = y, rho, sigma_x, sigma_y
 
     def start(self, keys, given=None):
-        return self._weigh(fk.keys.normal(keys) * (self.sigma_x / math.sqrt(1 - self.rho**2)), 0)
+        return self._weigh(self._noise(keys) * (self.sigma_x / math.sqrt(1 - self.rho**2)), 0)
 
     def advance(self, state, keys, given=None):
-        return self._weigh(self.rho * state.x + self.sigma_x * fk.keys.normal(keys), state.t + 1)
+        return self._weigh(self.rho * state.x + self.sigma_x * self._noise(keys), state.t + 1)
+
+    def _noise(self, keys):
+        """One generator for the batch, as the peers have; ``fk.keys.normal`` would give each particle its own."""
+        return fk.keys.generator(keys).standard_normal(len(keys))
 
     def _weigh(self, x, t):
         """The transition is its own proposal, so log p and log q cancel and are not worked out."""

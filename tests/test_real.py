@@ -19,9 +19,11 @@ def lm():
 
 
 def full_log_probs(lm, tokens):
-    """Log-probs of each token given those before it, by one fresh forward pass."""
-    with torch.inference_mode():
-        logits = lm.model(torch.tensor([tokens])).logits[0].double()
+    """Log-probs of each token given those before it, by one fresh forward pass.
+
+    With gradients, so that the linear layers take torch's own path and not that of packed weights.
+    """
+    logits = lm.model(torch.tensor([tokens])).logits[0].detach().double()
     return torch.log_softmax(logits, -1)
 
 

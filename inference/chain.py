@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..ppl.model import Floats
 from ..ppl.sites import Site
 from .engine import Step, freeze
+from .search_tree import SearchTree
 from .weights import logmeanexp
 
 _PLAIN = frozenset((float, int, str, bool, type(None)))
@@ -41,12 +42,11 @@ def detach(value: Any) -> Any:
     return value.detach() if hasattr(value, "detach") else value
 
 
-def detach_choices(step: Step) -> Step:
-    """Return a step with its choices detached; an array of them, as native models may give, stays as it is."""
-    choices: Any = step.choices
+def detach_choices(choices: Any) -> Any:
+    """Return the choices of a step detached; an array of them, as native models may give, stays as it is."""
     if isinstance(choices, np.ndarray) and choices.dtype != object:
-        return step
-    return replace(step, choices=[_detach_sites(chosen) for chosen in choices])
+        return choices
+    return [_detach_sites(chosen) for chosen in choices]
 
 
 def _detach_sites(chosen: Any) -> Any:
@@ -65,6 +65,7 @@ class Chain:
         log_evidence: set where it is not the mean weight.
         steps: its history.
         answers: (n,) what each particle votes for, of engines that hold a vote.
+        tree: of engines that grow one; the steps are then its own.
 
     All its arrays are read-only.
     """
@@ -74,6 +75,7 @@ class Chain:
     log_evidence: float | None
     steps: tuple[Step, ...]
     answers: tuple[Any, ...] | None = None
+    tree: SearchTree | None = None
 
     def __post_init__(self) -> None:
         freeze(self, "log_weights", "complete")

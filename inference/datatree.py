@@ -35,7 +35,8 @@ def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) ->
         posterior_text: what is text (strings, `Text`, other objects by ``str``) of the same draws. It is a group of
             its own, since ``az.summary`` and its kin take numbers alone.
         particles: (chain, draw): the particles as they are, unfinished ones too, numbers and texts alike, with their
-            unnormalised ``log_weight`` and whether they are ``complete``.
+            unnormalised ``log_weight`` and whether they are ``complete``. A chain with fewer is filled up with NaN,
+            of weight zero.
         smc: (chain, step): ``ess``, ``entropy``, ``log_normalizer_increment`` (they sum to the chain's
             ``log_normalizer``, but for engines that have no evidence), ``resampled`` before the step,
             ``n_unique_ancestors``, ``temperature``, ``khat`` of the (twisted) weights after the step, and ``ancestor``
@@ -98,10 +99,10 @@ def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) ->
             check_conventions=False,  # it takes more chains than particles for a mistake
         )
 
-    shape = (len(posterior.chains), -1)
-    raw = {name: array.reshape(*shape, *array.shape[1:]) for name, array in found.items()}
-    raw["log_weight"] = posterior.log_weights.reshape(shape)
-    raw["complete"] = posterior.complete.reshape(shape)
+    sizes = [len(chain.log_weights) for chain in posterior.chains]
+    raw = {name: _by_chain(array, sizes) for name, array in found.items()}
+    raw["log_weight"] = _by_chain(posterior.log_weights, sizes, -np.inf)
+    raw["complete"] = _by_chain(posterior.complete, sizes)
     coords = {"chain": [0], "draw": np.arange(draws), "particle": ("draw", index)}
     groups = {
         name: group({key: array[None] for key, array in data.items()}, ["chain", "draw"]).assign_coords(coords)
@@ -168,7 +169,8 @@ def _visited(chains: Sequence[Chain]) -> dict[str, dict[tuple[int, int], Any]]:
 
 def _history(chains: Sequence[Chain]) -> dict[str, NDArray[Any]]:
     """Return what happened by chain and step, (chains,), (chains, steps) or (chains, steps, particles)."""
-    c, t, n = len(chains), max(len(chain.steps) for chain in chains), len(chains[0].log_weights)
+    c, t = len(chains), max(len(chain.steps) for chain in chains)
+    n = max(len(step.ancestors) for chain in chains for step in chain.steps)
     numbers = ("ess", "entropy", "log_normalizer_increment", "temperature", "khat")
     out: dict[str, NDArray[Any]] = {name: np.full((c, t), np.nan) for name in numbers}
     out["resampled"] = np.zeros((c, t), bool)
@@ -182,7 +184,7 @@ def _history(chains: Sequence[Chain]) -> dict[str, NDArray[Any]]:
                 out[name][row, s] = getattr(step, name)
             out["khat"][row, s] = khat(step.log_weights + step.log_twist)
             out["n_unique_ancestors"][row, s] = step.unique_ancestors
-            out["ancestor"][row, s] = step.ancestors
+            out["ancestor"][row, s, : len(step.ancestors)] = step.ancestors
     return out
 
 
@@ -191,6 +193,22 @@ def _increments(log_evidence: Sequence[float]) -> Floats:
     levels = np.array([0.0, *log_evidence])
     dead = np.isneginf(levels[:-1])
     return np.where(dead, 0.0, levels[1:] - np.where(dead, 0.0, levels[:-1]))
+
+
+def _by_chain(array: NDArray[Any], sizes: Sequence[int], fill: float = np.nan) -> NDArray[Any]:
+    """Cut (particles, …) into (chain, draw, …); where chains differ in size, a shorter one is filled up.
+
+    With NaN (integers become floats then), "" among texts, False among bools.
+    """
+    n = max(sizes)
+    if min(sizes) < n:
+        kind = array.dtype.kind
+        dtype = np.result_type(array, np.float64) if kind in "iu" else array.dtype
+        out = np.full((len(sizes), n, *array.shape[1:]), {"U": "", "b": False}.get(kind, fill), dtype)
+        for row, part in zip(out, np.split(array, np.cumsum(sizes)[:-1])):
+            row[: len(part)] = part
+        return out
+    return array.reshape(len(sizes), n, *array.shape[1:])
 
 
 def _number(array: NDArray[Any]) -> NDArray[Any]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from ..ppl.errors import AllParticlesDead
 from ..ppl.keys import Keys
 from ..ppl.model import Advance, FeynmanKac, Floats, Index
+
+if TYPE_CHECKING:
+    from .search_tree import SearchTree
 
 Guarantee = Literal["unbiased", "consistent", "discretised", "heuristic"]
 """What an engine promises of its evidence and weighted particles, at any finite number of particles."""
@@ -45,6 +48,9 @@ class Move:
 @dataclass(frozen=True)
 class Step:
     """What happened at one step of one chain of n particles.
+
+    An engine that grows a tree shows a step for each wave of rollouts, of which the particles are the leaves that the
+    wave added; what it leaves in the history is the tree, read by depth (see `SearchTree.steps`).
 
     Attributes:
         depth: number of the step, from 0.
@@ -97,6 +103,7 @@ class Report:
         step: what happened, or None where the population is only re-weighted.
         log_evidence: overrides the mean weight; NaN where the engine has none.
         answers: (n,) what each particle votes for (None while it is unfinished), of engines that hold a vote.
+        tree: of engines that grow one; it is their history.
     """
 
     state: Any
@@ -104,9 +111,25 @@ class Report:
     step: Step | None
     log_evidence: float | None = None
     answers: Sequence[Any] | None = None
+    tree: SearchTree | None = None
 
 
-Run: TypeAlias = Generator[Start | Move | Report, Advance[Any], None]
+@dataclass(frozen=True)
+class Growing:
+    """A report that is made when somebody asks: of populations that grow, where each would cost as much as the last.
+
+    Attributes:
+        report: makes it, as of now, however far the engine has gone on.
+        step: what happened.
+        particles: how many there are.
+    """
+
+    report: Callable[[], Report]
+    step: Step | None
+    particles: int
+
+
+Run: TypeAlias = Generator[Start | Move | Report | Growing, Advance[Any], None]
 
 
 class Engine(Protocol):
@@ -130,15 +153,20 @@ class Engine(Protocol):
 
 def check_alive(step: Step, policy: str) -> None:
     """Raise `AllParticlesDead` where every weight is zero, unless the policy is "zero"."""
-    if policy == "zero" or step.log_evidence > -math.inf:
+    if policy == "zero" or step.log_evidence != -math.inf:
         return
-    made = [chosen for chosen, done in zip(step.choices, step.done) if done and isinstance(chosen, tuple) and chosen]
-    last = Counter(getattr(chosen[-1], "address", "?") for chosen in made)
-    where = ", ".join(f"{count} at site {site!r}" for site, count in last.most_common(5)) or "earlier"
+    ends = [chosen for chosen, done in zip(step.choices, step.done) if done]
     raise AllParticlesDead(
-        f"all {len(step.done)} particles have weight zero at step {step.depth} ({where}). Use more particles, "
+        f"all {len(step.done)} particles have weight zero at step {step.depth} ({where(ends)}). Use more particles, "
         'soften the factor or guide it with fk.twist; or set all_dead="zero" to get log Z = -inf instead'
     )
+
+
+def where(choices: Sequence[Any]) -> str:
+    """Say at which sites particles died, from their last choices."""
+    made = [chosen for chosen in choices if isinstance(chosen, tuple) and chosen]
+    last = Counter(getattr(chosen[-1], "address", "?") for chosen in made)
+    return ", ".join(f"{count} at site {site!r}" for site, count in last.most_common(5)) or "earlier"
 
 
 def freeze(record: Any, *names: str) -> None:

@@ -17,9 +17,11 @@ from ..ppl.cost import Cost
 from ..ppl.sites import Site
 from .chain import Chain
 from .engine import Step
+from .search_tree import ARRAYS as _TREE
+from .search_tree import SearchTree
 
-_FORMAT = 2
-"""Format 1 had no temperatures, schemes and answers."""
+_FORMAT = 3
+"""Format 1 had no temperatures, schemes and answers; format 2 no trees."""
 _FACTS = ("guarantee", "engine", "model", "seed", "stopped")
 _SCALARS = ("depth", "ess", "entropy", "resampled", "temperature", "scheme")
 _ARRAYS = ("ancestors", "log_weights", "log_potential", "log_twist", "done")
@@ -61,6 +63,11 @@ class _Encoder:
         )
 
 
+def _rows(choices: Any) -> Any:
+    """Return choices as they are written: an array stays one, for the arrays of a list are a file each."""
+    return choices if isinstance(choices, np.ndarray) and choices.dtype != object else list(choices)
+
+
 def _decode(data: Any, arrays: Any) -> Any:
     if isinstance(data, list):
         return [_decode(item, arrays) for item in data]
@@ -94,16 +101,18 @@ def save(posterior: Any, path: str | os.PathLike[str]) -> None:
     chains = []
     for c, chain in enumerate(posterior.chains):
         steps = []
-        for t, step in enumerate(chain.steps):
+        for t, step in enumerate(chain.steps if chain.tree is None else ()):  # a tree tells its steps
             for name in _ARRAYS:
                 encoder.arrays[f"chain{c}/step{t}/{name}"] = getattr(step, name)
             steps.append(
                 {
                     "scalars": [getattr(step, name) for name in _SCALARS],
                     "log_evidence": encoder.encode(step.log_evidence, "log_evidence"),
-                    "choices": encoder.encode(list(step.choices), f"the choices of step {t}"),
+                    "choices": encoder.encode(_rows(step.choices), f"the choices of step {t}"),
                 }
             )
+        for name in _TREE if chain.tree is not None else ():
+            encoder.arrays[f"chain{c}/tree/{name}"] = getattr(chain.tree, name)
         encoder.arrays[f"chain{c}/log_weights"] = chain.log_weights
         encoder.arrays[f"chain{c}/complete"] = chain.complete
         chains.append(
@@ -111,6 +120,7 @@ def save(posterior: Any, path: str | os.PathLike[str]) -> None:
                 "log_evidence": encoder.encode(chain.log_evidence, "log_evidence"),
                 "answers": encoder.encode(chain.answers, f"the answers of chain {c}"),
                 "steps": steps,
+                "tree": chain.tree and encoder.encode(_rows(chain.tree.choices), f"the choices of chain {c}"),
             }
         )
     meta = {name: getattr(posterior, name) for name in _FACTS}
@@ -172,7 +182,12 @@ def _read(archive: zipfile.ZipFile, head: dict[str, Any]) -> dict[str, Any]:
             steps.append(Step(log_evidence=log_evidence, choices=_decode(step["choices"], arrays), **fields))
         log_weights, complete = arrays[f"chain{c}/log_weights"], arrays[f"chain{c}/complete"]
         log_evidence, answers = (_decode(chain.get(name), arrays) for name in ("log_evidence", "answers"))
-        chains.append(Chain(log_weights, complete, log_evidence, tuple(steps), answers))
+        tree = None
+        if chain.get("tree") is not None:
+            choices = _decode(chain["tree"], arrays)
+            tree = SearchTree(**{name: arrays[f"chain{c}/tree/{name}"] for name in _TREE}, choices=choices)
+        made = tuple(steps) if tree is None else tree.steps
+        chains.append(Chain(log_weights, complete, log_evidence, made, answers, tree))
     return {
         "values": tuple(_decode(value, arrays) for value in head["values"]),
         "chains": tuple(chains),

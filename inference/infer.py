@@ -13,7 +13,7 @@ from ..ppl.cost import Budget, Ledger, recording
 from ..ppl.model import Advance, FeynmanKac
 from ..ppl.program import Particles, Program, launch, resume
 from .chain import Chain, detach, detach_choices
-from .engine import Engine, Move, Report, Run, Start, Step
+from .engine import Engine, Growing, Move, Report, Run, Start, Step
 from .posterior import Posterior
 from .progress import Progress
 
@@ -29,7 +29,7 @@ class _Task:
     model: FeynmanKac[Any]
     engine: Run
     request: Start | Move | None = None
-    report: Report | None = None
+    report: Report | Growing | None = None
     history: list[Step] = field(default_factory=list)
 
 
@@ -83,13 +83,15 @@ class Session:
             except StopIteration:
                 break
             answer = None
-            if isinstance(item, Report):
+            if isinstance(item, Report | Growing):
                 task.report = replace(item, step=None)
                 if item.step is not None:
-                    made.append(detach_choices(item.step))
+                    made.append(replace(item.step, choices=detach_choices(item.step.choices)))
             else:
                 task.request = item
         task.history += made
+        if isinstance(task.report, Growing):  # a tree is its own history
+            del task.history[:-1]
         return made
 
     def _serve(self, tasks: Sequence[_Task]) -> list[Advance[Any]]:
@@ -120,7 +122,8 @@ class Session:
     def standing(self) -> tuple[int, int, str]:
         """Return how many particles have finished, of how many, and a line that says more."""
         last = [task.history[-1] for task in self._tasks if task.history]
-        done, total = sum(int(step.done.sum()) for step in last), self.engine.particles * len(self._tasks)
+        grown = [task.report.particles for task in self._tasks if isinstance(task.report, Growing)]
+        done, total = sum(grown or [int(step.done.sum()) for step in last]), self.engine.particles * len(self._tasks)
         share = float(np.mean([step.ess / len(step.done) for step in last])) if last else 0.0
         tokens = self.ledger.total().tokens_out
         text = f"{done} of {total} particles finished, step {max((s.depth for s in last), default=0)}, ESS {share:.0%}"
@@ -146,16 +149,18 @@ class Session:
     def _posterior(self, owner: int, tasks: list[_Task]) -> Posterior:
         chains, values = [], []
         for task in tasks:
-            report = task.report
-            assert report is not None
+            assert task.report is not None
+            report = task.report.report() if isinstance(task.report, Growing) else task.report
+            tree = report.tree
             values += [detach(value) for value in task.model.values(report.state)]
             chains.append(
                 Chain(
                     log_weights=np.asarray(report.log_weights, float),
-                    complete=np.asarray(report.state.done, bool),
+                    complete=np.asarray(report.state.done if tree is None else tree.done[tree.particles], bool),
                     log_evidence=report.log_evidence,
-                    steps=tuple(task.history),
+                    steps=tuple(task.history) if tree is None else tree.steps,
                     answers=None if report.answers is None else tuple(detach(a) for a in report.answers),
+                    tree=tree,
                 )
             )
         return Posterior(

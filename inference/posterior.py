@@ -80,8 +80,12 @@ class Posterior:
 
     @cached_property
     def log_evidence(self) -> float:
-        """log Ẑ, the log of the mean of the chains' evidence estimates. Biased down by about Var(log Ẑ)/2."""
-        return logmeanexp(np.array([chain.evidence for chain in self.chains]))
+        """log Ẑ, the log of the mean of the chains' evidence estimates. Biased down by about Var(log Ẑ)/2.
+
+        NaN where the engine gives none.
+        """
+        evidence = np.array([chain.evidence for chain in self.chains])
+        return math.nan if np.isnan(evidence).any() else logmeanexp(evidence)
 
     @cached_property
     def _evidence_error(self) -> Error:

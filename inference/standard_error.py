@@ -103,7 +103,9 @@ def _groups(chains: Sequence[Chain]) -> tuple[Index, float, str]:
         return np.zeros(1, np.intp), math.nan, "one particle has no spread: use more, or chains=4"
     schemes = {step.scheme for step in steps if step.resampled}
     reason = ""
-    if schemes - {"multinomial"}:
+    if "tree" in schemes:
+        reason = "one tree says nothing of its error: use chains=4"
+    elif schemes - {"multinomial"}:
         names = ", ".join(sorted(str(scheme) for scheme in schemes))
         reason = (
             f'one run says nothing of its error under {names} resampling: use chains=4, or resampling="multinomial"'

@@ -27,7 +27,8 @@ help:
 	@echo "make lint       check style, types and who imports whom"
 	@echo "make format     apply the style"
 	@echo "make fetch      fetch SmolLM2 into the user's cache (make fetch-all: the small reward models too)"
-	@echo "make bench      run every benchmark"
+	@echo "make peers      set up the libraries that the benchmarks compare with"
+	@echo "make bench      run every benchmark (hours)"
 	@echo "make build      build the sdist and the wheel into dist/"
 	@echo "make clean      remove what was built, but not $(VENV)"
 
@@ -70,7 +71,18 @@ fetch: venv
 fetch-all: venv
 	$(BIN)/python -m feynkac.models.fetch smollm2 minilm grammar
 
-bench: fetch
+# The libraries that we measure ourselves against need versions of their own, so each has an environment of its own.
+PEERS := $(patsubst benchmarks/peers/%.txt,.venv-peers/%/.installed,$(wildcard benchmarks/peers/*.txt))
+
+peers: $(PEERS)
+
+.venv-peers/%/.installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv .venv-peers/$*
+	.venv-peers/$*/bin/python -m pip install --quiet --requirement $<
+	.venv-peers/$*/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+bench: fetch peers
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 build: venv

@@ -27,8 +27,12 @@ from .inference.posterior import Posterior
 from .inference.report import report
 from .inference.self_consistency import SelfConsistency
 from .inference.smc import SMC
+from .inference.tree_of_frames import TreeOfFrames
+from .inference.tree_sampling import TreeSampling
+from .inference.tree_search import TreeSearch
 from .models import rewards
 from .ppl import dist, errors, handlers, keys, oracles
+from .ppl.blocks import Blocks
 from .ppl.combine import combine
 from .ppl.cost import Budget, Cost
 from .ppl.effects import batched, call, deterministic, factor, gather, observe, sample, scan, twist
@@ -46,6 +50,7 @@ __all__ = [
     "SMC",
     "Advance",
     "BestOfN",
+    "Blocks",
     "Budget",
     "Comparison",
     "Cost",
@@ -63,6 +68,9 @@ __all__ = [
     "Session",
     "Simulation",
     "Site",
+    "TreeOfFrames",
+    "TreeSampling",
+    "TreeSearch",
     "batched",
     "call",
     "combine",

@@ -79,6 +79,11 @@ class Generator:
         """Standard deviation of the noise that a generation begins with."""
         return float(np.hypot(self.schedule.sigma[0], self.schedule.alpha[0]))
 
+    @property
+    def steps(self) -> int:
+        """How many steps a generation takes after its start."""
+        return len(self.schedule)
+
     def begin(self, latents: Latents) -> tuple[Floats, Latents]:
         """Return log G_0 (n,) of particles of pure noise, and the particles with their fields."""
         return np.zeros(len(latents)), self.look(latents)
@@ -130,7 +135,7 @@ class Generator:
         if len(at):
             x[at] = forced
         log_prob = log_normal(x, 0.0, self.scale)
-        latents = Latents(x, np.zeros(n, np.int64), len(self.schedule), self._conditions(n))
+        latents = Latents(x, np.zeros(n, np.int64), self.steps, self._conditions(n))
         with torch.no_grad():
             log_potential, latents = self.begin(latents)
         return self._advance(latents, log_prob, log_prob, log_potential)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module):  # type: ignore[misc]
     """A network from images (n, 1, 28, 28) in [−1, 1] to the logits (n, 10) of their classes, by way of features."""
 
     body: nn.Module

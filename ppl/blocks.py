@@ -92,7 +92,8 @@ class Blocks:
     def _go_on(
         self, last: Advance[Any], keys: Keys, given: Sequence[Any] | None, depth: NDArray[np.int64]
     ) -> Advance[Blocked]:
-        total, choices = last, [(chosen,) for chosen in last.choices]
+        total = last
+        choices: list[tuple[Any, ...]] = [(chosen,) for chosen in last.choices]
         for j in range(1, self.size):
             if last.done.all():
                 break

@@ -23,6 +23,7 @@ CLIP = 8
 """Frames of a whole clip."""
 BLUR = 0.2
 """Greatest standard deviation of the noise on past frames, which teaches the network to bear its own errors."""
+STEPS = {"frames": 3200, "clip": 1900}
 
 FRAMES_CONFIG = {
     **CONFIG,
@@ -84,7 +85,8 @@ def main(kind: str, digits: Digits, settings: Settings, into: Path | None = None
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=["frames", "clip"])
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--into", type=Path)
     arguments = parser.parse_args()
-    print(main(arguments.kind, load()[0], Settings(arguments.steps, rate=2e-3), arguments.into))
+    steps = arguments.steps or STEPS[arguments.kind]
+    print(main(arguments.kind, load()[0], Settings(steps, rate=2e-3, cooldown=700), arguments.into))

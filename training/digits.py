@@ -71,7 +71,7 @@ def main(digits: Digits, settings: Settings, into: Path | None = None) -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--into", type=Path)
     arguments = parser.parse_args()
-    print(main(load()[0], Settings(arguments.steps, rate=2e-3), arguments.into))
+    print(main(load()[0], Settings(arguments.steps, rate=2e-3, cooldown=900), arguments.into))

@@ -22,15 +22,23 @@ Loss = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how fast; ``average`` is the decay of the running average of the weights."""
+    """How long and how fast: the rate rises over the first steps and falls to 0 over the last ``cooldown`` of them.
+
+    ``average`` is the decay of the running average of the weights.
+    """
 
     steps: int
     batch: int = 64
     rate: float = 1e-3
     warmup: int = 100
+    cooldown: int = 0
     average: float = 0.998
     seed: int = 0
     save_every: int = 100
+
+    def rate_at(self, step: int) -> float:
+        left = (self.steps - step) / self.cooldown if self.cooldown else 1.0
+        return self.rate * min(1.0, (step + 1) / self.warmup, left)
 
 
 def train(name: str, network: Any, loss: Loss, settings: Settings) -> tuple[Any, dict[str, Any]]:
@@ -54,7 +62,7 @@ def train(name: str, network: Any, loss: Loss, settings: Settings) -> tuple[Any,
     network.train()
     while step < settings.steps:
         for group in optimiser.param_groups:
-            group["lr"] = settings.rate * min(1.0, (step + 1) / settings.warmup)
+            group["lr"] = settings.rate_at(step)
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         optimiser.zero_grad()
         value = loss(network, generator)

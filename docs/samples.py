@@ -1,0 +1,43 @@
+"""Draw the pictures of what the shipped generators make, into docs/.
+
+python docs/samples.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import feynkac as fk
+from feynkac.diffusion import zoo
+
+HERE = Path(__file__).resolve().parent
+
+
+def sheet(pictures: np.ndarray, path: Path, gap: int = 2, zoom: int = 2) -> None:
+    """Write pictures (rows, columns, h, w) in [−1, 1] as one PNG."""
+    rows, columns, h, w = pictures.shape
+    page = np.ones((rows * (h + gap) - gap, columns * (w + gap) - gap))
+    for i in range(rows):
+        for j in range(columns):
+            page[i * (h + gap) : i * (h + gap) + h, j * (w + gap) : j * (w + gap) + w] = pictures[i, j]
+    plt.imsave(path, page.repeat(zoom, 0).repeat(zoom, 1), cmap="gray", vmin=-1, vmax=1)
+
+
+def draw(model: fk.FeynmanKac, n: int, seed: int) -> np.ndarray:
+    """Return n samples of a model."""
+    return np.stack(fk.infer(model, fk.ImportanceSampling(n), seed=seed).values)
+
+
+def main() -> None:
+    """Draw them all."""
+    classes = [label for _ in range(5) for label in range(10)]
+    sheet(draw(zoo.digits(50, classes), 50, seed=0).reshape(5, 10, 28, 28), HERE / "digits.png")
+    sheet(draw(zoo.bouncing(16, 10), 4, seed=0), HERE / "bouncing.png")
+    sheet(draw(zoo.bouncing_clip(50), 4, seed=0), HERE / "bouncing_clip.png")
+
+
+if __name__ == "__main__":
+    main()

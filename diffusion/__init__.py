@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from .denoiser import Guided, Network
     from .frames import Frames
     from .generator import Diffusion
+    from .kernels import begin, denoise
     from .mixture import Mixture
     from .motion import Motion, centroids
+    from .networks import DiffusersNetwork
+    from .pipelines import from_pipeline
     from .schedule import Schedule
     from .steering import Steering
     from .zoo import NO_DIGIT, bouncing, bouncing_clip, bouncing_motion, digit_classifier, digit_judge, digits
@@ -24,6 +27,7 @@ _HOME = {
     "NO_DIGIT": "zoo",
     "Classifier": "convnets",
     "Corrected": "correctors",
+    "DiffusersNetwork": "networks",
     "Diffusion": "generator",
     "Frames": "frames",
     "Guided": "denoiser",
@@ -33,13 +37,16 @@ _HOME = {
     "Schedule": "schedule",
     "Steering": "steering",
     "anneal": "correctors",
+    "begin": "kernels",
     "bouncing": "zoo",
     "bouncing_clip": "zoo",
     "bouncing_motion": "zoo",
     "centroids": "motion",
+    "denoise": "kernels",
     "digit_classifier": "zoo",
     "digit_judge": "zoo",
     "digits": "zoo",
+    "from_pipeline": "pipelines",
     "guide": "correctors",
     "product": "correctors",
     "tilt": "correctors",
@@ -49,6 +56,7 @@ __all__ = [
     "NO_DIGIT",
     "Classifier",
     "Corrected",
+    "DiffusersNetwork",
     "Diffusion",
     "Frames",
     "Guided",
@@ -58,13 +66,16 @@ __all__ = [
     "Schedule",
     "Steering",
     "anneal",
+    "begin",
     "bouncing",
     "bouncing_clip",
     "bouncing_motion",
     "centroids",
+    "denoise",
     "digit_classifier",
     "digit_judge",
     "digits",
+    "from_pipeline",
     "guide",
     "product",
     "tilt",

@@ -22,6 +22,7 @@ class Schedule:
         alpha: scale of the data, growing.
         sigma: scale of the noise, falling; 0 at the end, where the data is reached.
         time: what the network is told of the level, in its own units.
+        initial: standard deviation of the noise that a generation begins with; None: that of `Generator.scale`.
 
     Raises ValueError where the ratio α/σ does not grow from level to level.
 
@@ -33,6 +34,7 @@ class Schedule:
     alpha: Floats
     sigma: Floats
     time: Floats
+    initial: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("alpha", "sigma", "time"):
@@ -73,6 +75,23 @@ class Schedule:
         index = np.round(np.arange(len(kept), 0, -len(kept) / steps))[:steps].astype(int) - 1
         squared = np.append(kept[index], 1.0)
         return cls(np.sqrt(squared), np.sqrt(1.0 - squared), np.append(index, 0))
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any, steps: int, **settings: Any) -> Schedule:
+        """Return the levels of a diffusers scheduler over ``steps`` steps.
+
+        ``settings`` go to its ``set_timesteps``, such as ``sigmas``, or ``mu`` for dynamic shifting. A network whose
+        scheduler scales its input (Euler, EDM) must be wrapped in `DiffusersNetwork`, which does so.
+
+        Raises ValueError, naming the scheduler, for one that cannot be read; see `feynkac.diffusion.schedulers`.
+
+        >>> from diffusers import FlowMatchEulerDiscreteScheduler
+        >>> Schedule.from_scheduler(FlowMatchEulerDiscreteScheduler(), 4, sigmas=[1.0, 0.75, 0.5, 0.25]).sigma.tolist()
+        [1.0, 0.75, 0.5, 0.25, 0.0]
+        """
+        from .schedulers import convention
+
+        return convention(scheduler, steps, **settings).schedule
 
     @classmethod
     def ve(cls, steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:

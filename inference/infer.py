@@ -13,7 +13,7 @@ from ..ppl.cost import Budget, Ledger, recording
 from ..ppl.model import Advance, FeynmanKac
 from ..ppl.program import Particles, Program, launch, resume
 from .chain import Chain, detach, detach_choices
-from .engine import Engine, Growing, Move, Report, Run, Start, Step
+from .engine import Engine, Growing, Move, Report, Run, Start, Step, weaker
 from .posterior import Posterior
 from .progress import Progress
 
@@ -61,7 +61,7 @@ class Session:
         while self.stopped is None:
             asking = [task for task in self._tasks if task.request is not None]
             # The first wave is always made, so that there is a posterior to return.
-            if asking and any(task.report is not None for task in asking):
+            if asking and self.budget.limited and any(task.report is not None for task in asking):
                 self.stopped = self.budget.exceeded(self.ledger.total())
             if not asking or self.stopped is not None:
                 return
@@ -86,7 +86,8 @@ class Session:
             if isinstance(item, Report | Growing):
                 task.report = replace(item, step=None)
                 if item.step is not None:
-                    made.append(replace(item.step, choices=detach_choices(item.step.choices)))
+                    choices = detach_choices(item.step.choices)
+                    made.append(item.step if choices is item.step.choices else replace(item.step, choices=choices))
             else:
                 task.request = item
         task.history += made
@@ -167,7 +168,7 @@ class Session:
             values=tuple(values),
             chains=tuple(chains),
             cost=self.ledger.of(owner),
-            guarantee=self.engine.guarantee,
+            guarantee=weaker(self.engine.guarantee, getattr(tasks[0].model, "guarantee", "unbiased")),
             engine=repr(self.engine),
             model=repr(tasks[0].model),
             seed=int(self._seed),

@@ -98,12 +98,13 @@ class SMC:
 
 def describe(depth: int, advance: Advance[Any], log_weights: Floats, ancestors: Index, scheme: str | None) -> Step:
     """Sum up a step for the history; ``scheme`` is how its ancestors were drawn, None where they were not."""
-    guided = spread(log_weights + advance.log_twist)
+    twisted = bool(advance.log_twist.any())
+    guided = spread(log_weights + advance.log_twist if twisted else log_weights)
     return Step(
         depth=depth,
         ess=guided.ess,
         entropy=guided.entropy,
-        log_evidence=logmeanexp(log_weights) if advance.log_twist.any() else guided.log_mean,
+        log_evidence=logmeanexp(log_weights) if twisted else guided.log_mean,
         resampled=scheme is not None,
         ancestors=ancestors,
         log_weights=log_weights,

@@ -59,6 +59,11 @@ class Budget:
     reward_calls: int | None = None
     seconds: float | None = None
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is any limit."""
+        return self != _NO_LIMIT
+
     def exceeded(self, cost: Cost) -> str | None:
         """Return the name of the first limit that ``cost`` has reached, or None. ``tokens`` are those sampled."""
         for field in fields(self):
@@ -67,6 +72,9 @@ class Budget:
             if limit is not None and used >= limit:
                 return field.name
         return None
+
+
+_NO_LIMIT = Budget()
 
 
 class Ledger:

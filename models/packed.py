@@ -15,35 +15,42 @@ _ROWS = 32
 """Rows that the layout is made for; others are served too."""
 _MOST_BYTES = 2 << 30
 """Most bytes of weights that are packed unless asked for: packing holds a second copy of them."""
+_MADE = ("_source", "_packed", "_stamp")
 
 
 class PackedLinear(nn.Linear):  # type: ignore[misc]
     """A linear layer that multiplies by a packed copy of its weight; made by `pack`.
 
-    It does so for float32 on a CPU where no gradient is asked for, and packs again when the weight was changed in
-    place (but not through ``weight.data``, which torch does not track). Copies and pickles hold the weight alone.
+    It does so for float32 on a CPU where no gradient is asked for and autocast is off, and packs again when the weight
+    was changed in place (but not through ``weight.data``, which torch does not track: as merging an adapter of peft
+    does; call `pack` again after it). Copies and pickles hold the weight alone.
     """
 
     def forward(self, input: Any) -> Any:
         """Return x Wᵀ + b for ``input`` x of shape (…, in_features)."""
         weight = self.weight
-        if torch.is_grad_enabled() or not _packable(weight) or input.dtype != weight.dtype or not input.numel():
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not _packable(weight):
             return super().forward(input)
+        if input.dtype != weight.dtype or input.shape[-1:] != weight.shape[1:] or not input.numel():
+            return super().forward(input)  # which says what is wrong, if anything is
         stamp = weight.data_ptr(), weight._version
         if self.__dict__.get("_stamp") != stamp:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+            self._source = weight.detach()  # held, so that no other weight comes to stand at its address
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._source, _ROWS)
             self._stamp = stamp
         return torch.ops.mkldnn._linear_pointwise(input, self._packed, self.bias, "none", [], "")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_packed", "_stamp")}
+        return {key: value for key, value in self.__dict__.items() if key not in _MADE}
 
 
 def pack(model: nn.Module, wanted: bool | None = None) -> int:
     """Let the float32 linear layers of a model on a CPU use packed weights; return the bytes that this takes.
 
     ``wanted`` None packs models of up to 2 GiB of such weights, where torch has oneDNN; True packs any model, and
-    raises ValueError where there is nothing to pack; False does nothing. Layers of other classes are left alone.
+    raises ValueError where there is nothing to pack; False does nothing. Layers of other classes are left alone, and so
+    are weights that are no plain parameters (quantised, or computed from others). Layers that were packed before are
+    packed afresh.
 
     >>> layer = nn.Linear(8, 4)
     >>> pack(nn.Sequential(layer)), type(layer).__name__
@@ -57,10 +64,15 @@ def pack(model: nn.Module, wanted: bool | None = None) -> int:
         raise ValueError("there is nothing to pack: it needs float32 linear layers on a CPU, and a torch with oneDNN")
     for layer in layers:
         layer.__class__ = PackedLinear
+        for name in _MADE:
+            layer.__dict__.pop(name, None)
     return size
 
 
 def _packable(weight: Any) -> bool:
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.is_inference():
+    # A weight that is computed anew for each call may stand where the last one stood.
+    if type(weight) is not nn.Parameter or weight.is_inference():
+        return False
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

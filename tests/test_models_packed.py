@@ -55,9 +55,35 @@ def test_a_changed_weight_is_packed_again():
     torch.testing.assert_close(apply(it, x), before)
 
 
-def test_gradients_and_other_types_take_the_plain_path():
+def test_a_weight_that_is_computed_for_each_call_is_not_mistaken_for_the_last():
+    it, x = layer(bias=False), torch.randn(3, 33)
+    pack(it)
+    place = it.weight.detach().clone().numpy()
+    with torch.no_grad():
+        once = it(x)
+        for scale in (1.0, 2.0, 4.0):
+            out = torch.func.functional_call(it, {"weight": torch.from_numpy(place)}, (x,))
+            torch.testing.assert_close(out, scale * once, atol=1e-4, rtol=1e-4)
+            place *= 2.0  # as where the next product gets the memory of the last
+
+
+def test_packing_again_sees_what_was_written_through_data():
     it, x = layer(), torch.randn(3, 33)
     pack(it)
+    before = apply(it, x)
+    it.weight.data *= 2.0
+    it.bias.data *= 2.0
+    assert pack(it) > 0
+    torch.testing.assert_close(apply(it, x), 2 * before)
+
+
+def test_gradients_autocast_and_other_types_take_the_plain_path():
+    it, x = layer(), torch.randn(3, 33)
+    pack(it)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert apply(it, x).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        apply(it, torch.ones(3, 32))
     it(x).sum().backward()
     torch.testing.assert_close(it.weight.grad, x.sum(0).expand(17, 33))
     assert it.double()(x.double()).dtype == torch.float64

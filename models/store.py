@@ -165,7 +165,11 @@ class Store:
         layer = max((sum(t.nbytes for t in pair) // slab.cap for pair in slab.layers.values()), default=0)
         for cap in (end + max(_HEADROOM, end // 2), end + 8, end):
             if end > slab.cap and self._free(slab.rows * self.position_bytes * (cap - slab.cap) + layer * cap, [slab]):
-                slab.extend(cap)
+                try:
+                    slab.extend(cap)
+                except BaseException:
+                    slab.drop()  # its layers may differ in length now
+                    raise
                 self.peak = max(self.peak, self.bytes + layer * cap)
                 return self._in_place(jobs)
         return None

@@ -105,6 +105,40 @@ def test_a_slab_grows_where_it_stands_if_there_is_no_room_beside_it(monkeypatch)
     np.testing.assert_allclose(law, fresh.log_softmax(-1).detach().numpy(), atol=1e-4)
 
 
+def test_a_slab_that_fails_to_grow_is_not_read_again(monkeypatch):
+    """An interrupt, or memory that is not there, between two layers leaves layers of different lengths."""
+    blanks, extend, blank = [], Slab.extend, Slab._blank
+
+    def counted(slab, like):
+        blanks.append(1)
+        if len(blanks) == 3:  # the second layer's keys
+            raise KeyboardInterrupt
+        return blank(slab, like)
+
+    def failing(slab, cap):
+        with monkeypatch.context() as patch:
+            patch.setattr(Slab, "_blank", counted)
+            extend(slab, cap)
+
+    lm = lm_of("llama", cache_bytes=16 * 160 * 256)
+    texts, interrupts = [lm.prompt("Once")] * 16, 0
+    monkeypatch.setattr(Slab, "extend", failing)
+    for t in range(48):
+        try:
+            new = draw([lm.tokens(x, 2) for x in texts], t)
+        except KeyboardInterrupt:
+            interrupts += 1
+            new = draw([lm.tokens(x, 2) for x in texts], t)
+        texts = new
+    assert interrupts == 1
+    for text in texts:
+        tokens = text.node.tokens()
+        law = lm.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].log_softmax(-1).detach().numpy()
+        first = text.offset
+        expected = sum(law[i - 1, tokens[i]] for i in range(first, len(tokens)))
+        np.testing.assert_allclose(text.log_prob, expected, atol=1e-3)
+
+
 @fk.program
 async def said(lm, prompt, tokens):
     text = lm.prompt(prompt)

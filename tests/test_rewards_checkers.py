@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import signal
@@ -216,6 +217,8 @@ def test_reward_calls_are_those_that_were_made(brief):
         ("import ctypes; ctypes.string_at(0)", "crash: signal 11"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt: "),
         ("import sys; sys.stdout.close()\ndef f(x): return 2", ""),
+        ("import os; os.fork()\ndef f(x): return 2", ""),
+        ("import os\nfor d in range(3, 30):\n    try: os.write(d, b'no')\n    except OSError: pass", ".*written over"),
     ],
 )
 def test_how_a_run_ends(code, reason):
@@ -241,6 +244,26 @@ def test_a_run_has_its_own_folder_environment_and_input(monkeypatch, tmp_path):
     assert Path(folder) != tmp_path
     assert rest == ["a", "line", "['candidate.py']"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("read", ["sys.stdin.read()", "sys.stdin.buffer.read().decode()", "open(0).read()"])
+def test_code_may_read_its_input_in_every_way(read):
+    run = run_python(f"import sys\nfound = {read}", "assert found == 'a\\nμ\\n', found", stdin="a\nμ\n")
+    assert run.passed, run.reason
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, math.nan, math.inf, 1e12])
+def test_limits_that_cannot_be_kept_are_refused(timeout):
+    for make in (
+        lambda: run_python("", timeout=timeout),
+        lambda: CodeTests("assert True", timeout=timeout),
+        lambda: Checker(math.sqrt, timeout=timeout),
+    ):
+        with pytest.raises(ValueError, match="timeout must be positive and at most 1,000,000 seconds"):
+            make()
+    for make in (lambda: CodeTests("assert True", workers=0), lambda: Checker(math.sqrt, workers=-1)):
+        with pytest.raises(ValueError, match="workers must be a positive integer"):
+            make()
 
 
 def test_what_a_run_starts_ends_with_it():

@@ -29,6 +29,8 @@ R = TypeVar("R")
 Reason = Literal["", "timeout", "crash"]
 _START = 60.0
 """Seconds that a worker may take to start and import the function."""
+_LONGEST = 1e6
+"""Seconds: a poll counts milliseconds in 31 bits."""
 
 
 class CheckerError(FeynkacError):
@@ -82,6 +84,8 @@ class Checker(DetailedReward[Outcome]):
         template: makes the arguments of ``fn``: one, or a tuple of them.
         cache: results remembered.
 
+    Raises ValueError for a timeout or workers that are not positive.
+
     >>> import math
     >>> from feynkac.ppl.score import evaluate
     >>> with Checker(math.sqrt, timeout=5, workers=1, name="root") as root:
@@ -102,11 +106,10 @@ class Checker(DetailedReward[Outcome]):
         cache: int = 10_000,
     ) -> None:
         super().__init__(name or str(getattr(fn, "__name__", "checker")), kind, template, cache)
-        if not timeout > 0:
-            raise ValueError(f"timeout must be positive, not {timeout}")
+        check_timeout(timeout)
         self.timeout = timeout
         self.failed = failed
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = positive_workers(workers)
         self._payload = _payload(fn, self.name)
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._all: list[_Worker] = []
@@ -235,6 +238,19 @@ def in_parallel(
             threads.shutdown(wait=False, cancel_futures=True)
             stop()
             raise
+
+
+def check_timeout(timeout: float) -> None:
+    """Raise ValueError unless a timeout is a number of seconds that the system can count."""
+    if not 0 < timeout <= _LONGEST:
+        raise ValueError(f"timeout must be positive and at most {_LONGEST:,.0f} seconds, not {timeout}")
+
+
+def positive_workers(workers: int | None) -> int:
+    """Return how many workers there are, all cores by default. Raises ValueError unless it is positive."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be a positive integer, or None for all cores, not {workers!r}")
+    return workers or os.cpu_count() or 1
 
 
 def kill_group(process: subprocess.Popen[Any]) -> None:

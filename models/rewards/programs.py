@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import DetailedReward, Template, fill
-from .checker import in_parallel, kill_group
+from .checker import check_timeout, in_parallel, kill_group, positive_workers
 
 _FENCE = re.compile(
     r"^[ \t]*```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE | re.IGNORECASE
@@ -71,7 +71,8 @@ def run_python(
         output: bytes of output, and of any file that it writes.
         started: called with the process once it runs.
 
-    Raises ValueError for tests that are not Python (that is no fault of the code), and for too small an output.
+    Raises ValueError for tests that are not Python (that is no fault of the code), too small an output, and a timeout
+    that is not positive.
 
     >>> run_python("def double(x): return 2 * x", "assert double(4) == 8").passed
     True
@@ -79,17 +80,20 @@ def run_python(
     'AssertionError: not doubled'
     """
     _check_tests(tests)
+    check_timeout(timeout)
     if output < 1024:
         raise ValueError(f"output must be at least 1024 bytes, not {output}")
-    job = json.dumps({"code": code, "tests": tests, "stdin": stdin, "memory": memory, "output": output})
+    job = json.dumps({"code": code, "tests": tests, "memory": memory, "output": output})
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="feynkac-") as folder, contextlib.ExitStack() as files:
-        given, written, result = (files.enter_context(tempfile.TemporaryFile()) for _ in range(3))
-        given.write(job.encode())
-        given.seek(0)
+        given, read, written, result = (files.enter_context(tempfile.TemporaryFile()) for _ in range(4))
+        for file, string in ((given, job), (read, stdin)):
+            file.write(string.encode(errors="surrogatepass"))
+            file.seek(0)
+        passed = [result.fileno(), given.fileno()]
         process = subprocess.Popen(
-            [sys.executable, "-I", "-X", "utf8", _RUNNER, str(result.fileno())], cwd=folder, env=_environment(folder),
-            pass_fds=[result.fileno()], stdin=given, stdout=written, stderr=written, start_new_session=True,
+            [sys.executable, "-I", "-X", "utf8", _RUNNER, *map(str, passed)], cwd=folder, env=_environment(folder),
+            pass_fds=passed, stdin=read, stdout=written, stderr=written, start_new_session=True,
         )  # fmt: skip
         try:
             started(process)
@@ -123,7 +127,7 @@ class CodeTests(DetailedReward[tuple[Run, ...]]):
         template: makes the text of the arguments.
         cache: results remembered.
 
-    Raises ValueError for tests that are not Python.
+    Raises ValueError for tests that are not Python, and a timeout or workers that are not positive.
 
     >>> from feynkac.ppl.score import evaluate
     >>> right = CodeTests(["assert double(4) == 8", "assert double('a') == 'aa'"])
@@ -150,7 +154,8 @@ class CodeTests(DetailedReward[tuple[Run, ...]]):
             raise ValueError(f"reward {name!r} needs at least one test")
         for test in self.tests:
             _check_tests(test)
-        self.workers = workers or os.cpu_count() or 1
+        check_timeout(timeout)
+        self.workers = positive_workers(workers)
         self._extract = extract or extract_code
         self._limits: dict[str, Any] = {"timeout": timeout, "memory": memory, "output": output}
 
@@ -228,8 +233,10 @@ def _wait(process: subprocess.Popen[Any], timeout: float) -> bool:
 
 def _reason(code: int, told: bytes, full: bool) -> str:
     if told:
-        reason: str = json.loads(told)
-        return reason
+        try:
+            return str(json.loads(told))
+        except ValueError:  # the code wrote there
+            return "its result was written over"
     if full:
         return "output"
     return f"crash: signal {-code}" if code < 0 else f"it ended before its tests did, with exit code {code}"

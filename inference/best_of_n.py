@@ -57,8 +57,8 @@ class BestOfN:
 
     def __post_init__(self) -> None:
         self._runs()
-        if self.temperature is not None and not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, or None for the best, not {self.temperature!r}")
+        if self.temperature is not None and not 0 < self.temperature < np.inf:
+            raise ValueError(f"temperature must be positive and finite, or None for the best, not {self.temperature!r}")
         if self.by is not None and not callable(self.by):
             raise ValueError(f"by must be a function of a value, or None, not {self.by!r}")
         if self.by is not None and self.temperature is not None:
@@ -72,10 +72,10 @@ class BestOfN:
         ballot = Ballot(self.particles, self.by, "BestOfN")
 
         def select(state: Any, step: Step, log_potential: Floats) -> tuple[Floats, None]:
-            if self.temperature is not None:
-                return log_potential / self.temperature, None
             finished = step.done & (log_potential > -np.inf)
             scores = np.where(finished, log_potential, -np.inf) if finished.any() else log_potential
+            if self.temperature is not None:
+                return scores / self.temperature, None
             if self.by is not None and finished.any():
                 ballot.ask(lambda: model.values(state), finished)
                 scores = np.where(ballot.winner(scores), scores, -np.inf)

@@ -148,7 +148,9 @@ class Posterior:
             log_weights = self.log_weights
         elif self._answers is not None:
             winner = next(iter(self.vote()))
-            log_weights = np.where([answer == winner for answer in self._answers], log_weights, -np.inf)
+            log_weights = np.where(
+                [answer is winner or answer == winner for answer in self._answers], log_weights, -np.inf
+            )
         return int(log_weights.argmax())
 
     @cached_property

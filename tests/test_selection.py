@@ -148,6 +148,15 @@ def test_a_weighted_vote_is_that_of_importance_sampling():
     assert abs(z_score([np.mean([v == 1 for v in p.values]) for p in majorities], 1 / 6)) > Z_LIMIT
 
 
+def test_an_answer_may_be_nan():
+    engine = fk.SelfConsistency(3, key=lambda value: 1 if value[0] == "A" else math.nan)
+    posterior = fk.infer(Pool("ABB", (1, 1, 1)), engine, seed=0)
+    (winner, share), _ = posterior.vote().items()
+    assert math.isnan(winner)
+    assert share == pytest.approx(2 / 3)
+    assert posterior.best() == ("B", 1)
+
+
 def test_runs_of_weight_zero_have_no_vote():
     posterior = fk.infer(Pool("AAAB", (0.0, 0.0, 0.0, 0.2)), fk.SelfConsistency(4, key=answer), seed=0)
     assert posterior.vote() == {"B": 1.0}
@@ -199,6 +208,7 @@ def test_a_key_that_fails_names_the_particle_and_nothing_ends_silently():
         (lambda: fk.SelfConsistency(2, weighted="reward"), "weighted must be True or False, not 'reward'"),
         (lambda: fk.BestOfN(2, by=3), "by must be a function of a value, or None, not 3"),
         (lambda: fk.BestOfN(2, by=len, temperature=1.0), "give one of them"),
+        (lambda: fk.BestOfN(2, temperature=math.inf), "temperature must be positive and finite"),
     ],
 )
 def test_settings_are_checked_when_they_are_made(make, message):
@@ -242,6 +252,7 @@ ENGINES = [
     fk.SelfConsistency(24, key=lambda zeros: zeros % 2, weighted=True),
     fk.BestOfN(24, by=lambda zeros: zeros % 2),
     fk.BestOfN(12, chains=2),
+    fk.BestOfN(24, temperature=2.0),
 ]
 
 

@@ -56,7 +56,10 @@ def _words(data: ArrayLike) -> Keys:
 
 def _salted(item: ArrayLike) -> Keys | np.uint64:
     if isinstance(item, int | np.integer) and not isinstance(item, bool):
-        return _mix_one(int(item) + int(_SALT))
+        one = int(item)
+        if not -(1 << 63) <= one <= _ALL:
+            raise ValueError(f"keys fold integers of 64 bits, not {one}; `root` takes any seed")
+        return _mix_one(one + int(_SALT))
     return _mix(_words(item) + _SALT)
 
 
@@ -64,7 +67,8 @@ def fold(keys: ArrayLike, *data: ArrayLike) -> Keys:
     """Derive keys from ``keys`` and integers; every argument is broadcast to shape (n,).
 
     Folding is ordered and (up to 64-bit collisions) injective: ``fold(k, 1, 2)`` differs from
-    ``fold(k, 2, 1)`` and from ``fold(k, 1)``.
+    ``fold(k, 2, 1)`` and from ``fold(k, 1)``. An integer is its 64 bits, so that −1 is 2⁶⁴ − 1. Raises ValueError for
+    one that has more, and TypeError for what is no integer.
 
     >>> a = fold(root(0), np.arange(3))
     >>> len(set(a.tolist())), bool(fold(a, 1)[0] == fold(a, 2)[0])
@@ -119,7 +123,10 @@ def normal(keys: ArrayLike, size: int | None = None) -> NDArray[np.float64]:
     True
     """
     u = uniform(keys, 2 * (1 if size is None else size))
-    z = np.sqrt(-2.0 * np.log(u[:, 0::2])) * np.cos(2.0 * np.pi * u[:, 1::2])
+    z, angle = np.log(u[:, 0::2]), 2.0 * np.pi * u[:, 1::2]
+    z *= -2.0
+    np.sqrt(z, out=z)
+    z *= np.cos(angle, out=angle)
     return z[:, 0] if size is None else z
 
 

@@ -187,6 +187,19 @@ def test_folding_is_ordered_and_has_no_collisions():
         fk.keys.fold(key, 1.5)
 
 
+@pytest.mark.parametrize("value", [0, 5, -3, 2**63 - 1, -(2**63), 2**63, 2**64 - 1])
+def test_an_integer_folds_alike_whatever_holds_it(value):
+    key = fk.keys.root(5)
+    kinds = [np.array([value]), [value], np.array(value), *np.array([value])]
+    assert {int(fk.keys.fold(key, kind)[0]) for kind in kinds} == {int(fk.keys.fold(key, value)[0])}
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1])
+def test_integers_of_more_than_64_bits_are_not_cut_off(value):
+    with pytest.raises(ValueError, match="keys fold integers of 64 bits"):
+        fk.keys.fold(fk.keys.root(5), value)
+
+
 def test_seeds_may_be_any_integers():
     seeds = [0, 1, -1, 2**63, 2**64, -(2**64), 2**64 + 1, 10**30]
     assert len({int(fk.keys.root(seed)[0]) for seed in seeds}) >= len(seeds) - 1  # −2⁶⁴… share 128 low bits

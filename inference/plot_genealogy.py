@@ -81,8 +81,8 @@ def genealogy(
         color=INK,
     )
     texts = _texts(ax, run, tree, say)
-    for x, y, text in texts:
-        write(ax, x, y, text, xytext=(3, 2), fontsize=7, zorder=5)
+    for x, y, mass, text in texts:
+        write(ax, x, y, text, xytext=(3, 1.5 + _width(mass) / 2), fontsize=7, zorder=5)
     if texts:
         ax.set_xlim(right=steps - 0.1)  # room for those of the last step
     return ax.figure
@@ -105,7 +105,12 @@ def _edge(ax: Any, before: Level, here: Level, k: int) -> None:
         return
     clade = here.clade[k]
     colour = BRANCHES[clade % len(BRANCHES)] if clade >= 0 else INK
-    ax.plot(xs, ys, color=colour, linewidth=1.0 + 4.0 * here.mass[k], zorder=2, solid_capstyle="round")
+    ax.plot(xs, ys, color=colour, linewidth=_width(here.mass[k]), zorder=2, solid_capstyle="round")
+
+
+def _width(mass: Any) -> Any:
+    """Return how wide a line is, in points, whose descendants have this share of the weight."""
+    return 1.0 + 4.0 * mass
 
 
 def _frame(ax: Any, steps: int) -> None:
@@ -117,12 +122,12 @@ def _frame(ax: Any, steps: int) -> None:
     ax.spines["left"].set_visible(False)
 
 
-def _texts(ax: Any, run: Chain, tree: list[Level], say: Callable[[Any], str]) -> list[tuple[float, float, str]]:
-    """Return the texts that fit beside the nodes of surviving lines, cut to the width of a step."""
+def _texts(ax: Any, run: Chain, tree: list[Level], say: Callable[[Any], str]) -> list[tuple[float, float, float, str]]:
+    """Return the texts that fit above the surviving lines, with place and mass, cut to the width of a step."""
     width, height = ax.figure.get_size_inches() * (ax.get_position().width, ax.get_position().height)
     room = int(width / len(run.steps) * 17)  # characters of 7 points in a step
     line = 0.1 / height
-    made: list[tuple[float, float, str]] = []
+    made: list[tuple[float, float, float, str]] = []
     for level in tree if room >= 3 else []:
         alive = np.flatnonzero(level.alive)
         alive = alive[np.argsort(level.height[alive])]
@@ -130,5 +135,5 @@ def _texts(ax: Any, run: Chain, tree: list[Level], say: Callable[[Any], str]) ->
         for k in alive[free]:
             text = say(run.steps[level.step].choices[level.particle[k]]).strip()
             if text:
-                made.append((level.step, float(level.height[k]), cut(text, room)))
+                made.append((level.step, float(level.height[k]), float(level.mass[k]), cut(text, room)))
     return made

@@ -276,6 +276,19 @@ def test_texts_stand_beside_surviving_lines_and_a_label_replaces_them(posterior)
 # -- rendering --------------------------------------------------------------------------------------------------
 
 
+def test_texts_stand_clear_of_the_thickest_lines(posterior):
+    (ax,) = fk.plots.genealogy(posterior).axes
+    lifts = {(text.xy[0], round(text.xy[1], 9)): text.xyann[1] for text in ax.texts}
+    checked = 0
+    for line in ax.lines:
+        xs, ys = line.get_xdata(), line.get_ydata()
+        lift = lifts.get((xs[0], round(float(ys[0]), 9))) if len(xs) > 3 else None
+        if lift is not None and line.get_linewidth() >= 1:  # a line that survives, from its node to the right
+            assert lift >= 1 + line.get_linewidth() / 2
+            checked += line.get_linewidth() > 2.5
+    assert checked
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_plot_renders(kind, tmp_path):
     png, size = fk.plots.tokens(KINDS[kind])._repr_png_()

@@ -39,8 +39,8 @@ def compare(
     The engines take turns, seed by seed, so that a comparison that is interrupted (Ctrl-C) is still a fair one; it is
     returned with the runs that were finished. An engine that fails on a problem (`AllParticlesDead`, `Unsupported` or
     another error of feynkac's, or a metric that raises ValueError) is recorded there, and the rest goes on. Any other
-    error is raised, with what there is in its attribute ``comparison``. Rewards forget between runs, so that no engine
-    is spared what another one had scored.
+    error is raised, with what there is in its attribute ``comparison``. Rewards and language models forget
+    between runs, so that no engine is spared what another one had scored or forwarded.
 
     Args:
         model: a problem, or several, which share their batches.

@@ -53,6 +53,11 @@ class AttentionForwarder(Forwarder):
         super().forget()
         self.store.peak = self.kept.peak = 0
 
+    def clear(self) -> None:
+        """Drop all that is held in memory."""
+        super().clear()
+        self.store.clear()
+
     def locate(self, node: Node, first: int) -> Job:
         """Find the longest kept beginning of a history, of at most ``first`` positions."""
         return locate(node, first)

@@ -51,6 +51,11 @@ class EncoderDecoderForwarder(AttentionForwarder):
             limit=info.limit + encoded.limit, evictions=info.evictions + encoded.evictions,
         )  # fmt: skip
 
+    def clear(self) -> None:
+        """Drop all that is held in memory."""
+        super().clear()
+        self._encoded.clear()
+
     def together(self, one: Job, other: Job) -> bool:
         """Return whether two jobs can share a pass."""
         return self._ragged or (one.node.length == other.node.length and one.pending == other.pending)

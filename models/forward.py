@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..ppl.score import Memory
 from .kept import Kept, Wave, gather
 from .shared import Plan, plan
 from .store import Job
@@ -82,6 +83,7 @@ class Forwarder(ABC):
         self.recomputed = 0
         self._calls = 0
         self._owed: dict[Node, int] = {}
+        self._epoch = Memory.epoch
 
     @abstractmethod
     def info(self) -> CacheInfo:
@@ -129,11 +131,22 @@ class Forwarder(ABC):
         self.forwarded = self.recomputed = self._calls = 0
         self._owed.clear()
 
+    def clear(self) -> None:
+        """Drop all that is held in memory."""
+        self.kept.clear()
+
+    def _enter(self) -> None:
+        """Forget what was forwarded in another epoch, see `afresh`."""
+        if self._epoch is not Memory.epoch:
+            self._epoch = Memory.epoch
+            self.clear()
+
     def next_logits(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally) -> Any:
         """Return the next-token logits after each history, a float32 tensor (n, V).
 
         Repeats are forwarded once; what is forwarded is charged to ``owners[i]`` of the first that needs it.
         """
+        self._enter()
         found: dict[Node, tuple[Any, int]] = {}
         missing: dict[Node, int] = {}
         for i, node in enumerate(nodes):
@@ -162,6 +175,7 @@ class Forwarder(ABC):
         ``sink(jobs, logits)`` gets a tensor (n, k, V) whose last ``job.pending`` positions belong to job i;
         these begin at ``first[i]`` or before. ``job.cost`` positions were forwarded for it.
         """
+        self._enter()
         return self.run(nodes, first, sink, 1, every=True)
 
     def remember(self, jobs: Sequence[Job], last: Any) -> None:

@@ -77,6 +77,14 @@ class Kept:
             self.drop(wave)
         return True
 
+    def clear(self) -> None:
+        """Forget all waves."""
+        for kept in self._waves.values():
+            if (wave := kept()) is not None:
+                wave.logits = wave.state = None
+        self._waves.clear()
+        self.bytes = 0
+
     def drop(self, wave: Wave) -> None:
         """Forget a wave; what it held is computed again when it is needed."""
         if self._waves.pop(id(wave), None) is not None:

@@ -95,6 +95,11 @@ class Store:
         """Bytes held in slabs."""
         return sum(slab.bytes for slab in self.slabs)
 
+    def clear(self) -> None:
+        """Forget all slabs."""
+        for slab in self.slabs:
+            slab.drop()
+
     def place(self, jobs: Sequence[Job], width: int) -> Placement | None:
         """Give every job a row with its prefix in it: in place where possible, else in a new slab.
 

@@ -74,7 +74,9 @@ class Memory(Generic[V]):
 
 @contextmanager
 def afresh() -> Iterator[None]:
-    """Within the block no reward knows what was scored outside it, so that runs in it do not save each other's calls.
+    """Within the block no reward knows what was scored outside it, and no language model what it had forwarded.
+
+    So runs in blocks of their own do not save each other's calls. What the block leaves is forgotten in turn.
 
     >>> @reward()
     ... def length(text):

@@ -173,6 +173,28 @@ def test_twins_are_forwarded_once_after_resampling(kind):
     assert [tuple(shape) for shape in seen] == [(1, 1)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_engine_of_a_comparison_is_spared_what_another_had_forwarded(kind):
+    lm = lm_of(kind)
+    prompt = lm.prompt("Once upon a time there was a river, and the river ran to the sea.")
+
+    @fk.program
+    async def go(text):
+        for _ in range(3):
+            text = await fk.sample("token", lm.next_token(text))
+            await fk.factor("likes", float(text.tokens[-1] % 3))
+
+    engines = {"one": fk.SMC(4), "the same": fk.SMC(4)}
+    found = fk.compare(go(prompt), engines, metric=lambda posterior: 1.0, seeds=(0, 1))
+    spent = {(t.engine, t.seed): (t.cost.tokens_in, t.cost.model_calls) for t in found.trials}
+    for seed in (0, 1):
+        assert spent["one", seed] == spent["the same", seed]
+        assert spent["one", seed][0] > len(prompt.prompt_tokens)
+    fresh = lm_of(kind)
+    expected = fresh.next_log_probs(fresh.prompt(prompt.prompt))
+    np.testing.assert_allclose(lm.next_log_probs(prompt), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
 def test_prompts_that_begin_alike_share_it_in_a_wave_and_after(kind):
     lm = lm_of(kind)

@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..ppl import keys as _keys
-from ..ppl.cost import charge, rows
 from ..ppl.keys import Keys
 from ..ppl.model import Draws
-from .denoiser import Denoiser, estimate
+from .denoiser import Denoiser
 from .generator import Floats, Generator, Moved, log_normal, replace_fields, transition
 from .latents import Latents
 from .rewards import as_reward
@@ -104,29 +103,25 @@ class Frames(Generator):
         latents = replace_fields(latents, clip=clip, reward=torch.zeros(n, dtype=torch.float64))
         return np.zeros(n), self.look(latents)
 
-    def denoise(self, latents: Latents) -> Any:
-        """Return the estimate of the frame being drawn; a finished one is its own."""
-        going = np.flatnonzero(latents.step % self.unit < len(self.schedule))
-        found = latents.x.clone()
-        if not len(going):
-            return found
-        part = latents.select(going)
-        alpha, sigma = self.levels(part.step)
-        at = part.step // self.unit
+    def look(self, latents: Latents) -> Latents:
+        """Return particles with the estimate of the frame being drawn; a finished one is its own."""
+        level = latents.step % self.unit
+        going = np.flatnonzero(level < len(self.schedule))
+        data = latents.x.clone()
+        if len(going):
+            part = latents.select(going)
+            noisy = Latents(part.x, level[going], len(self.schedule), self._past(part))
+            data[torch.as_tensor(going, device=self.device)] = self.denoise(noisy, owners=going)
+        return replace_fields(latents, estimate=data)
+
+    def _past(self, latents: Latents) -> dict[str, Any]:
+        """Return the condition of the frame being drawn."""
+        at = latents.step // self.unit
         before = at[:, None] + np.arange(-self.past, 0)  # negative: there is no such frame
-        past = part.fields["clip"][np.arange(len(going))[:, None], np.maximum(before, 0)]
+        past = latents.fields["clip"][np.arange(len(at))[:, None], np.maximum(before, 0)]
         there = torch.as_tensor(before >= 0, device=self.device).reshape(*before.shape, *[1] * len(self.shape))
-        condition = {
-            "past": torch.where(there, past, self.blank),
-            "known": torch.as_tensor(np.minimum(at, self.past), device=self.device),
-        }
-        out = self.denoiser(part.x, self.tensor(self.schedule.time[part.step % self.unit]), condition)
-        with rows(going.tolist()):
-            charge(model_calls=1, nfe=np.full(len(going), self.denoiser.evaluations))
-        found[torch.as_tensor(going, device=self.device)] = estimate(
-            self.denoiser.prediction, out, part.x, alpha, sigma
-        )
-        return found
+        known = torch.as_tensor(np.minimum(at, self.past), device=self.device)
+        return {"past": torch.where(there, past, self.blank), "known": known}
 
     def move(self, latents: Latents, noise: Any, given: Any) -> Moved:
         """Move unfinished particles one step on, and weigh those that have finished a frame."""

@@ -61,6 +61,7 @@ class Blocks:
             raise ValueError(f"a block has at least one step, not {size}")
         self.model = model
         self.size = size
+        self.guarantee = getattr(model, "guarantee", "unbiased")
 
     def __repr__(self) -> str:
         return f"Blocks({self.model!r}, {self.size})"

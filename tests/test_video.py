@@ -125,6 +125,23 @@ def test_frames_follow_the_frames_before():
     assert len(posterior.steps) == 3 * 41
 
 
+def test_frames_as_blocks_follow_the_same_law():
+    video = linear()
+    posterior = fk.infer(fk.Blocks(video, video.unit), fk.ImportanceSampling(3000), seed=2)
+    check_linear(posterior.values)
+    assert len(posterior.steps) == 3
+
+
+def test_a_frame_begins_with_noise():
+    model, key = linear(steps=2), keys.fold(keys.root(0), np.arange(5))
+    advance = model.start(key)
+    for step in range(3):
+        log_prob = -0.5 * (advance.choices**2 + math.log(2 * math.pi)).sum(1)
+        assert np.allclose(advance.log_prob, log_prob) == (step == 0)
+        advance = model.advance(advance.state, keys.fold(key, step))
+    assert np.allclose(advance.log_prob, -0.5 * (advance.choices**2 + math.log(2 * math.pi)).sum(1))
+
+
 def test_a_program_draws_frames_from_the_same_law():
     video = linear()
 
@@ -283,10 +300,23 @@ def test_the_shape_of_the_tree():
     assert len(np.unique(clips[:, 1], axis=0)) == 5
 
 
+def test_a_tree_whose_width_changes_is_shown_and_kept(tmp_path):
+    model = fk.Blocks(linear(frames=4, steps=2, reward=lambda clips: clips.sum((1, 2))), 3)
+    posterior = fk.infer(model, fk.TreeOfFrames((3, 2, 4), keep=5, judged=[1], chains=2), seed=0)
+    assert posterior.log_potential == pytest.approx([value.sum() for value in posterior.values])
+    winners = [chain.log_potential.max() for chain in posterior.chains]
+    assert posterior.log_potential[posterior.probabilities > 0] == pytest.approx(winners)
+    assert "TreeOfFrames" in posterior._repr_html_()
+    posterior.save(tmp_path / "tree.npz")
+    assert fk.Posterior.load(tmp_path / "tree.npz").values[0].shape == (4, 3)
+
+
 def test_finished_particles_are_not_multiplied():
     posterior = fk.infer(t2(), fk.TreeOfFrames((6, 2, 2, 2, 2, 2, 2, 2), keep=100), seed=0)
     finished = [step.done for step in posterior.steps]
-    assert sum(finished[0]) + 2 * sum(~finished[0]) == len(finished[1])
+    assert any(done.any() for done in finished[:-1])
+    for done, following in itertools.pairwise(finished):
+        assert done.sum() + 2 * (~done).sum() == len(following)
 
 
 def test_all_dead_is_an_error_or_not():

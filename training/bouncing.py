@@ -23,7 +23,7 @@ CLIP = 8
 """Frames of a whole clip."""
 BLUR = 0.2
 """Greatest standard deviation of the noise on past frames, which teaches the network to bear its own errors."""
-STEPS = {"frames": 3200, "clip": 1900}
+STEPS = {"frames": 3200, "clip": 1500}
 
 FRAMES_CONFIG = {
     **CONFIG,

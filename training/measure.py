@@ -81,16 +81,18 @@ def measure_clips(model: Any, n: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=500)
-    n = parser.parse_args().samples
+    parser.add_argument("names", nargs="*", help="all by default")
+    parser.add_argument("--samples", type=int, default=250)
+    arguments = parser.parse_args()
+    n = arguments.samples
     found = {
         "digits": lambda: measure_digits(n, 50),
         "bouncing_frames": lambda: measure_clips(zoo.bouncing(8, 10), n // 5),
         "bouncing_clip": lambda: measure_clips(zoo.bouncing_clip(50), n // 5),
     }
-    for name, measure in found.items():
+    for name in arguments.names or found:
         path = WEIGHTS / f"{name}.json"
-        told = {**json.loads(path.read_text(encoding="utf-8")), "measured": measure()}
+        told = {**json.loads(path.read_text(encoding="utf-8")), "measured": found[name]()}
         path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         print(name, json.dumps(told["measured"], indent=2), flush=True)
 

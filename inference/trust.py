@@ -8,18 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from .weights import normalize
+
 _LOW = 0.1
 _DOMINANT = 0.9
 _BAD_KHAT = 0.7
 _SPREAD = 0.5
+_SINGLE = 0.95
 
 
 def reservations(posterior: Any) -> tuple[str, ...]:
     """Return one sentence for each reason not to trust a posterior; none where nothing speaks against it.
 
     The limits are set so that a good run stays silent: an effective sample size below a tenth of the particles (or
-    below 2), a particle with 90% of the weight, k̂ above 0.7, a single founder in every chain, a relative standard
-    error of the evidence above one half. k̂ takes part where arviz-stats is loaded already.
+    below 2), a particle with 90% of the weight, k̂ above 0.7, a founder with 95% of the weight in every chain, a
+    relative standard error of the evidence above one half. k̂ takes part where arviz-stats is loaded already.
     """
     if np.isneginf(posterior.log_weights).all():
         return ("every particle has weight zero: the posterior is empty",)
@@ -77,12 +80,16 @@ def _weights(posterior: Any) -> Iterator[str]:
 
 
 def _founders(posterior: Any) -> Iterator[str]:
-    counts, n = founders(posterior), len(posterior.chains[0].log_weights)
-    if n > 1 and max(counts) == 1 and any(step.resampled for step in posterior.steps):
-        each = " of each chain" if len(counts) > 1 else ""
+    chains, n = posterior.chains, len(posterior.chains[0].log_weights)
+    if n == 1 or not any(step.resampled for step in posterior.steps):
+        return
+    most = min(float(np.bincount(chain.lines[0], normalize(chain.log_weights)).max(initial=0.0)) for chain in chains)
+    if most > _SINGLE:
+        each = " of each chain" if len(chains) > 1 else ""
+        share = "all particles" if most > 1 - 1e-9 else f"particles with {most:.0%} of the weight"
         yield (
-            f"all particles{each} descend from one of the {n} first draws: the early steps rest on {len(counts)} "
-            f"draw{'s' * (len(counts) > 1)}; use more particles, a lower ess_threshold or more chains"
+            f"{share}{each} descend from one of the {n} first draws: the early steps rest on {len(chains)} "
+            f"draw{'s' * (len(chains) > 1)}; use more particles, a lower ess_threshold or more chains"
         )
 
 

@@ -159,7 +159,7 @@ class Likelihood:
 
 
 class Mass:
-    """Scores the log of the mass that the default law gives to a mask at the next token."""
+    """Scores the log of the mass that a law gives to a mask at the next token."""
 
     kind: Kind = "log_weight"
 
@@ -173,16 +173,19 @@ class Mass:
         return f"mask mass of {self.lm.identity}"
 
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> list[float]:
-        """Return the log-mass for each (text, mask)."""
+        """Return the log-mass for each (text, mask, law)."""
         result = np.zeros(len(inputs))
-        going = [i for i, (text, _) in enumerate(inputs) if not text.finished]
+        going = [i for i, (text, *_) in enumerate(inputs) if not text.finished]
         if going:
             tally = Tally(len(inputs))
             nodes = [node for i in going if (node := self.lm.attach(inputs[i][0]).node) is not None]
             with torch.inference_mode():
                 logits = self.lm.forwarder.next_logits(nodes, np.array(going, np.intp), tally)
-                masks = torch.stack([inputs[i][1].on(logits.device) for i in going])
-                result[going] = _log_mass(logits, masks, self.lm.sampling)
+                for law in {inputs[i][2] for i in going}:
+                    rows = [row for row, i in enumerate(going) if inputs[i][2] == law]
+                    masks = torch.stack([inputs[going[row]][1].on(logits.device) for row in rows])
+                    of_law = logits[torch.tensor(rows, device=logits.device)]
+                    result[[going[row] for row in rows]] = _log_mass(of_law, masks, law)
             charge(model_calls=tally.calls, tokens_in=tally.tokens_in)
         numbers: list[float] = result.tolist()
         return numbers

@@ -292,14 +292,17 @@ class TransformersLM:
         start = longer.node.length - len(self.encode(continuation))  # an end token may have been taken off
         return Score(((self._likelihood, (longer, start)),), "log_weight")
 
-    def log_mass(self, text: Text, mask: Any) -> Score:
-        """Return the log of the mass that the default law gives to the tokens of ``mask`` (V,) next, a
+    def log_mass(self, text: Text, mask: Any, **sampling: Any) -> Score:
+        """Return the log of the mass that the law of the next token gives to those of ``mask`` (V,), a
         log-weight.
 
         This is the weight that makes a masked draw exact: ``lm.next_token(text, mask=mask)`` draws from the
-        law conditioned on the mask. For a finished text it is 0, as no token is drawn.
+        law conditioned on the mask. Give both the same keywords of `Sampling`, or neither. For a finished text it
+        is 0, as no token is drawn.
         """
-        return Score(((self._mass, (self.attach(text), as_mask(mask, self.vocab_size))),), "log_weight")
+        return Score(
+            ((self._mass, (self.attach(text), as_mask(mask, self.vocab_size), self._law(sampling))),), "log_weight"
+        )
 
     def next_log_probs(self, text: Text, **sampling: Any) -> NDArray[np.float64]:
         """Return the log-probabilities of the next token, shape (V,)."""

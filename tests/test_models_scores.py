@@ -113,6 +113,18 @@ def test_masked_draw_and_its_weight_give_the_model_s_law():
     assert evaluate([lm.log_mass(text, np.zeros(lm.vocab_size, bool))]) == [-math.inf]
 
 
+@pytest.mark.parametrize("law", [{"temperature": 0.5}, {"top_k": 20}, {"temperature": 0}])
+def test_mass_and_draw_may_have_a_law_of_their_own(law):
+    lm = tiny_lm()
+    text, mask = lm.prompt("Once upon a"), np.arange(lm.vocab_size) % 3 == 0
+    log_probs = lm.next_log_probs(text, **law)
+    plain, own = evaluate([lm.log_mass(text, mask), lm.log_mass(text, mask, **law)])
+    assert plain == pytest.approx(np.logaddexp.reduce(lm.next_log_probs(text)[mask]), abs=1e-5)
+    if law != {"temperature": 0}:  # in that limit a masked draw is certain
+        assert own == pytest.approx(np.logaddexp.reduce(log_probs[mask]), abs=1e-5)
+    assert own != plain
+
+
 def test_mass_and_draw_share_their_logits():
     lm = tiny_lm()
     text = lm.prompt("Once upon a time")

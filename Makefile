@@ -79,7 +79,8 @@ peers: $(PEERS)
 .venv-peers/%/.installed: benchmarks/peers/%.txt
 	$(PYTHON) -m venv .venv-peers/$*
 	.venv-peers/$*/bin/python -m pip install --quiet --requirement $<
-	.venv-peers/$*/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@# vLLM brings a torchvision for CUDA, which fails beside torch for the CPU.
+	@.venv-peers/$*/bin/python -m pip uninstall --quiet --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 bench: fetch peers

@@ -328,3 +328,9 @@ def test_a_process_reward_in_a_program_is_exact_and_forwards_new_steps_alone():
     everything = [rendered("Who?", steps) for steps in exact.law()]
     assert lm.forwarded <= trie([lm.prompt(string).prompt_tokens for string in everything])
     check_unbiased(model(), fk.SMC(4, ess_threshold=1.0), exact.law(), exact.log_evidence, runs=500)
+
+
+@pytest.mark.parametrize("question", ['{"q": "{text}"}', "Is it {nope}?", "Is {0} like {1}?", "Is it { so?"])
+def test_a_template_that_cannot_be_filled_says_so(question):
+    with pytest.raises(ValueError, match=r"the template .* cannot be filled .* a brace that is meant as such"):
+        Judge(tiny_lm(), question)("x")

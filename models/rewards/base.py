@@ -52,11 +52,18 @@ class TextReward(ABC):
 
 
 def fill(template: Template, args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-    """Return what a template makes of the arguments."""
+    """Return what a template makes of the arguments. Raises ValueError where a string cannot be filled from them."""
     if callable(template):
         return template(*args, **named)
     if template is not None:
-        return template.format(*args, **({"text": args[0], **named} if args else named))
+        try:
+            return template.format(*args, **({"text": args[0], **named} if args else named))
+        except (LookupError, ValueError) as error:
+            raise ValueError(
+                f"the template {short(template, 80)} cannot be filled from {len(args)} arguments"
+                f"{''.join(f' and {name}=' for name in named)} ({type(error).__name__}: {error}); {{text}} is the "
+                "first, and a brace that is meant as such is written twice"
+            ) from error
     return args[0] if len(args) == 1 and not named else tuple(str(part) for part in (*args, *named.values()))
 
 

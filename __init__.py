@@ -23,10 +23,13 @@ from .inference.compare import compare
 from .inference.comparison import Comparison
 from .inference.importance import ImportanceSampling
 from .inference.infer import Session, infer, steps
+from .inference.noise_search import NoiseSearch
 from .inference.posterior import Posterior
 from .inference.report import report
+from .inference.rollover import RolloverBudget
 from .inference.self_consistency import SelfConsistency
 from .inference.smc import SMC
+from .inference.svdd import SVDD
 from .inference.tree_of_frames import TreeOfFrames
 from .inference.tree_sampling import TreeSampling
 from .inference.tree_search import TreeSearch
@@ -48,6 +51,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SMC",
+    "SVDD",
     "Advance",
     "BestOfN",
     "Blocks",
@@ -60,9 +64,11 @@ __all__ = [
     "FeynmanKac",
     "ImportanceSampling",
     "Kernel",
+    "NoiseSearch",
     "Posterior",
     "Program",
     "Reward",
+    "RolloverBudget",
     "Score",
     "SelfConsistency",
     "Session",

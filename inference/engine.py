@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
 Guarantee = Literal["unbiased", "consistent", "discretised", "heuristic"]
 """What an engine promises of its evidence and weighted particles, at any finite number of particles."""
+
+
+def weaker(one: Guarantee, other: Guarantee) -> Guarantee:
+    """Return the weaker of two promises: what is left of an engine's on a model that has steps of finite size.
+
+    >>> weaker("unbiased", "discretised"), weaker("heuristic", "discretised")
+    ('discretised', 'heuristic')
+    """
+    return max(one, other, key=get_args(Guarantee).index)
 
 
 @dataclass(frozen=True)
@@ -159,6 +168,22 @@ def check_alive(step: Step, policy: str) -> None:
     raise AllParticlesDead(
         f"all {len(step.done)} particles have weight zero at step {step.depth} ({where(ends)}). Use more particles, "
         'soften the factor or guide it with fk.twist; or set all_dead="zero" to get log Z = -inf instead'
+    )
+
+
+def pick(model: FeynmanKac[Any], advance: Advance[Any], rows: Index) -> Advance[Any]:
+    """Return some rows of what a batch did."""
+    choices: Any = advance.choices
+    chosen: Any = choices[rows] if isinstance(choices, np.ndarray) else [choices[i] for i in rows]
+    return Advance(
+        model.select(advance.state, rows),
+        chosen,
+        advance.log_prob[rows],
+        advance.log_proposal[rows],
+        advance.log_potential[rows],
+        advance.log_twist[rows],
+        advance.done[rows],
+        advance.scored[rows],
     )
 
 

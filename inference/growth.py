@@ -24,7 +24,7 @@ from .engine import Growing, Move, Report, Start, Step, where
 from .search_tree import SearchTree
 from .weights import logmeanexp, spread
 
-Wave = Generator[Start | Move, Advance[Any], Step | None]
+Wave = Generator[Start | Move, Advance[Any], Step]
 Backup = Callable[[Floats], float]
 
 
@@ -56,7 +56,7 @@ class Growth:
         growth: α.
         branch_at: the depths whose nodes may have several children (the root always may); None for all.
         backup: from the reach of a fork's children to its value.
-        record: whether to keep the choices of every step, or those of branching depths and leaves alone.
+        record: whether to keep the choices of every step, or those of starts, branching depths and leaves alone.
     """
 
     def __init__(
@@ -119,7 +119,8 @@ class Growth:
     def _widens(self, x: int, pending: int) -> bool:
         if x and x not in self._kept:
             return False
-        return self._count(x) + pending < self._width * max(self._entered[x], 1) ** self._growth
+        most: float = self._width * max(self._entered[x], 1) ** self._growth
+        return self._count(x) + pending < most
 
     def _take(self, x: int, descend: Descend) -> int:
         """Return the child that a rollout goes to from x, or −1 where none has positive weight."""
@@ -202,12 +203,12 @@ class Growth:
         for column, default in ((self._place, 0), (self._first, -1), (self._entered, 1), (self._ends, 0)):
             column.extend([default] * n)
         self.value.extend([0.0] * n)
-        kept = forks | stop | self._record
+        kept = forks | stop | (at == 0) | self._record
         self._choices += [c if keep else () for c, keep in zip(detach_choices(advance.choices), kept)]
         nodes = np.arange(first, first + n)
         if forks.any():
-            for row, i in enumerate(np.flatnonzero(forks)):
-                self._kept[first + int(i)] = len(self._states), row, lineage[i]
+            for row, i in enumerate(np.flatnonzero(forks).tolist()):
+                self._kept[first + i] = len(self._states), row, lineage[i]
             self._states.append(model.select(advance.state, np.flatnonzero(forks)))
         if stop.any():
             self._ended.append(model.select(advance.state, np.flatnonzero(stop)))
@@ -263,12 +264,10 @@ class Growth:
 
     # -- reports ------------------------------------------------------------------------------------------------
 
-    def _describe(self, old: int) -> Step | None:
+    def _describe(self, old: int) -> Step:
         """Describe the leaves made since there were ``old``, as a step of a population of their own."""
         new = self.leaves[old:]
-        if not new:
-            return None
-        weights = np.array([self._path(x) for x in new])
+        weights = np.array([self._path(x, self._log_edge)[0] for x in new])
         found = spread(weights)
         return Step(
             depth=0,
@@ -284,12 +283,18 @@ class Growth:
             choices=[self._choices[x] for x in new],
         )
 
-    def _path(self, x: int) -> float:
-        total = 0.0
+    def _path(self, x: int, column: Any) -> tuple[float, int]:
+        """Return the sum of a column along the path to a node, and the path's first node."""
+        total, first = 0.0, x
         while x:
-            total += self._log_edge[x]
+            total, first = total + column[x], x
             x = self._parent[x]
-        return total
+        return total, first
+
+    def lines(self, last: int) -> tuple[Floats, list[Any]]:
+        """Return the Σ log G and the first choices of the ``last`` leaves, in the order in which they were started."""
+        found = sorted((self._path(x, self._log_potential) for x in self.leaves[-last:]), key=lambda line: line[1])
+        return np.array([reward for reward, _ in found]), [self._choices[first] for _, first in found]
 
     def growing(self, model: FeynmanKac[Any], step: Step | None, weigh: Callable[[SearchTree], Report]) -> Growing:
         """Return a report of the tree as it is now, to be made when asked for.
@@ -335,7 +340,7 @@ class Growth:
 
     def check_alive(self, policy: str) -> None:
         """Raise `AllParticlesDead` where every leaf has weight zero, unless the policy is "zero"."""
-        if policy == "zero" or any(self._path(x) > -math.inf for x in self.leaves):
+        if policy == "zero" or any(self._path(x, self._log_edge)[0] > -math.inf for x in self.leaves):
             return
         raise AllParticlesDead(
             f"all {len(self.leaves)} leaves of the tree have weight zero after {self.rollouts} rollouts "

@@ -31,9 +31,21 @@ from .html_tokens import tokens_html
 from .palette import BLUE, INK, ORANGE
 from .plot_genealogy import genealogy
 from .plot_tokens import tokens
+from .plot_tree import tree
 from .posterior import Posterior
 
-__all__ = ["ess", "evidence", "genealogy", "genealogy_html", "overview", "rewards", "tokens", "tokens_html", "weights"]
+__all__ = [
+    "ess",
+    "evidence",
+    "genealogy",
+    "genealogy_html",
+    "overview",
+    "rewards",
+    "tokens",
+    "tokens_html",
+    "tree",
+    "weights",
+]
 
 Size = tuple[float, float] | None
 

@@ -65,6 +65,15 @@ class SearchTree:
         return order[start[node] : start[node + 1]]
 
     @property
+    def rewards(self) -> Floats:
+        """The reward of each particle: log G of its whole path, shape (n,)."""
+        node, total = self.particles, np.zeros(len(self.particles))
+        while node.any():
+            total += self.log_potential[node]  # 0 at the root
+            node = np.maximum(self.parent[node], 0)
+        return total
+
+    @property
     def steps(self) -> tuple[Step, ...]:
         """The tree read by depth, as the history of a chain whose last step holds the particles in their order.
 

@@ -15,6 +15,7 @@ from ..ppl.model import FeynmanKac
 from .engine import Guarantee, Report, Run, positive
 from .growth import Descend, Fork, Growth
 from .search_tree import SearchTree
+from .weights import logmeanexp
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,10 @@ class TreeSampling:
     The particles are the leaves, each with the probability that a descent of the finished tree by the same rule ends
     in it: ``posterior.sample(n)`` samples from the tree, without a call of the model. These probabilities and
     exp(v̂) of the root, the estimate of Z, converge to the truth as rollouts grow, and are biased at any finite number
-    of them: children are added where values turned out high. (With branching at the root alone it is importance
-    sampling, draw by draw.) Twists do not enter.
+    of them: where a first estimate was high it is looked at again and corrected, where it was low it stays, so that Ẑ
+    is too small on average, often by a tenth or a third, and slow to grow (Nie et al. 2018, arXiv:1708.01977, on data
+    collected so). A smaller α looks longer at fewer children. With branching at the root alone there is no bias: it is
+    importance sampling, draw by draw. Twists do not enter.
 
     It can be left and taken up at any time (`steps`), and a run that is cut short has the leaves so far; a wave that
     was under way is lost.
@@ -89,8 +92,10 @@ class TreeSampling:
         yield from grow(model, tree, self, boltzmann, self._weigh)
 
     def _weigh(self, tree: SearchTree) -> Report:
-        leaves = tree.particles
-        return Report(None, tree.log_mass[leaves] + math.log(len(leaves)), None, tree=tree)
+        # On one scale for all chains, so that trees of more leaves are not pooled with more weight.
+        mass = tree.log_mass[tree.particles]
+        evidence = logmeanexp(mass) + math.log(len(mass))
+        return Report(None, mass + math.log(self.rollouts), None, evidence, tree=tree)
 
 
 def boltzmann(fork: Fork, visits: int, key: Keys) -> int:

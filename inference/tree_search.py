@@ -94,7 +94,7 @@ class TreeSearch:
     def _weigh(self, tree: SearchTree) -> Report:
         leaf = best_leaf(tree)
         log_weights = np.where((tree.particles == leaf) & (tree.log_weight[leaf] > -np.inf), 0.0, -np.inf)
-        evidence = logmeanexp(tree.log_mass[tree.particles] + math.log(len(tree.particles)))
+        evidence = logmeanexp(tree.log_mass[tree.particles]) + math.log(len(tree.particles))
         return Report(None, log_weights, None, evidence if self.backup == "soft" else math.nan, tree=tree)
 
 

@@ -1,0 +1,530 @@
+"""Tree sampling and tree search: the growth of a tree, its law, its record, and what runs on it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+import feynkac as fk
+from chains import LOG_G, MOVES, START, FiniteChain, chain, late_chain, total_variation
+from feynkac.inference.growth import Growth
+from feynkac.inference.tree_sampling import TreeSampling, boltzmann, grow
+from feynkac.inference.tree_search import best_leaf, uct
+from laws import Z_LIMIT, check_unbiased, t1, t2, z_score
+
+
+@dataclass(frozen=True)
+class Even(TreeSampling):
+    """A tree whose descents do not look at values: its estimates are unbiased at any size, which tests the rest."""
+
+    def run(self, model, key):
+        def descend(fork, visits, key):
+            return int(np.argmin(fork.visits))
+
+        yield from grow(model, Growth(key, self.width, self.growth, None), self, descend, self._weigh)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_backed_up_values_and_masses_are_exact_in_expectation(batch):
+    # 8 comparisons each, see laws: false alarm of both about 3e-4.
+    truth = fk.enumerate_program(t2())
+    check_unbiased(t2(), Even(11, width=1.0, growth=0.7, batch=batch), truth.law(), truth.log_evidence, runs=500)
+
+
+def test_proposals_and_intermediate_potentials_are_backed_up():
+    truth = fk.enumerate_program(t1("product of odds"))
+    model = t1("product of odds", twist=lambda s: 0.8 * s.count("b"), proposal=[0.15, 0.85])
+    check_unbiased(model, Even(9, width=1.0, growth=0.7, batch=3), truth.law(), truth.log_evidence, runs=500)
+
+
+def two_levels():
+    return FiniteChain(START, MOVES, [[-0.3, 0.2, 0.0], [0.0, 1.0, 2.0]])
+
+
+def test_values_and_the_law_of_the_leaves_tend_to_the_truth():
+    z, law = two_levels().exact()
+    found = {}
+    for rollouts, runs in ((32, 24), (512, 12), (8192, 3)):
+        posteriors = fk.infer([two_levels() for _ in range(runs)], TreeSampling(rollouts, growth=0.5, batch=32), seed=1)
+        ratio = np.exp([p.log_evidence for p in posteriors]).mean() / z
+        found[rollouts] = abs(ratio - 1), np.mean([total_variation(p, law) for p in posteriors])
+    distances = [tv for _, tv in found.values()]
+    assert distances[0] > 1.5 * distances[1] > 2.0 * distances[2]
+    assert found[8192][1] < 0.07
+    assert found[8192][0] < 0.08
+    # An estimate that forgot a potential would be far off.
+    assert total_variation(posteriors[0], late_chain().exact()[1]) > 0.5
+
+
+def test_rewards_at_the_end_steer_the_start():
+    """Three levels with the reward at the last: earlier states have the law of the target, not that of the model."""
+    _, law = late_chain().exact()
+    truth = sum(p for path, p in law.items() if path[1] == 2)
+    posteriors = fk.infer([late_chain() for _ in range(8)], TreeSampling(600), seed=3)
+    middle = np.mean([p.expect(lambda path: path[1] == 2) for p in posteriors])
+    assert abs(middle - truth) < 0.08 < 0.2 < abs(np.dot(START, np.array(MOVES)[:, 2]) - truth)
+
+
+def test_the_evidence_is_consistent_and_not_unbiased():
+    """High estimates are looked at again and fall back, low ones stay: the mean is below Z at small budgets."""
+    truth = fk.enumerate_program(t2())
+    posteriors = fk.infer([t2()] * 120, TreeSampling(120), seed=2)
+    ratios = np.exp([p.log_evidence - truth.log_evidence for p in posteriors])
+    assert z_score(ratios, 1.0) < -Z_LIMIT
+    assert 0.75 < ratios.mean() < 0.95
+    assert posteriors[0].guarantee == "consistent"
+
+
+def test_branching_at_the_root_alone_is_importance_sampling_draw_by_draw():
+    tree = fk.infer(chain(), TreeSampling(200, width=math.inf, branch_at=(), batch=200), seed=4)
+    plain = fk.infer(chain(), fk.ImportanceSampling(200), seed=4)
+    assert tree.values == plain.values
+    assert tree.log_weights == pytest.approx(plain.log_weights, abs=1e-12)
+    assert tree.log_evidence == pytest.approx(plain.log_evidence, abs=1e-12)
+    assert tree.log_evidence_se == pytest.approx(plain.log_evidence_se, abs=1e-9)
+    for mine, theirs in zip(tree.steps, plain.steps, strict=True):
+        assert mine.log_weights == pytest.approx(theirs.log_weights, abs=1e-12)
+        assert (mine.ancestors == theirs.ancestors).all()
+        assert list(mine.choices) == list(theirs.choices)
+    # In waves, too, and with unequal lengths, but for the order.
+    several = fk.infer(t2(), TreeSampling(200, width=math.inf, branch_at=(), batch=7), seed=4)
+    plain = fk.infer(t2(), fk.ImportanceSampling(200), seed=4)
+    assert sorted(zip(several.values, several.log_weights)) == sorted(zip(plain.values, plain.log_weights))
+
+
+# -- the tree itself --------------------------------------------------------------------------------------------
+
+
+def grown(rollouts=400, engine=TreeSampling, model=None, **settings):
+    posterior = fk.infer(model or chain(), engine(rollouts, **settings), seed=6)
+    return posterior, posterior.chains[0].tree
+
+
+def test_the_root_has_the_evidence_and_values_are_log_means_of_children():
+    posterior, tree = grown()
+    assert tree.value[0] == pytest.approx(posterior.log_evidence, abs=1e-10)
+    assert np.logaddexp.reduce(tree.log_mass[tree.particles]) == pytest.approx(posterior.log_evidence, abs=1e-10)
+    for x in range(len(tree)):
+        children = tree.children(x)
+        if len(children):
+            reach = tree.log_weight[children] - tree.log_weight[x] + tree.value[children]
+            assert tree.value[x] == pytest.approx(np.logaddexp.reduce(reach) - math.log(len(children)), abs=1e-10)
+        else:
+            assert tree.value[x] == 0.0
+            assert tree.done[x]
+
+
+def test_the_particles_have_the_law_of_descents_of_the_finished_tree():
+    posterior, tree = grown(60)
+    rng = np.random.default_rng(0)
+    counts = dict.fromkeys(tree.particles.tolist(), 0)
+    draws = 20_000
+    for _ in range(draws):
+        x = 0
+        while len(children := tree.children(x)):
+            reach = tree.log_weight[children] - tree.log_weight[x] + tree.value[children]
+            p = np.exp(reach - reach.max())
+            x = int(rng.choice(children, p=p / p.sum()))
+        counts[x] += 1
+    expected = posterior.probabilities * draws
+    chi = ((np.array(list(counts.values())) - expected) ** 2 / expected).sum()
+    assert chi < 60 + 5 * math.sqrt(2 * 60)  # 60 leaves: a false alarm is below 1e-4
+
+
+def test_the_boltzmann_rule_draws_in_proportion():
+    class Fixed:
+        reach = np.log([0.2, 0.0001, 0.5, 0.3])
+
+    keys = fk.keys.fold(fk.keys.root(0), np.arange(4000))
+    drawn = np.bincount([boltzmann(Fixed, 1, keys[i : i + 1]) for i in range(4000)], minlength=4) / 4000
+    assert drawn == pytest.approx([0.2, 0.0, 0.5, 0.3], abs=0.04)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_visits_are_conserved_and_children_keep_to_the_widening_rule(batch):
+    _, tree = grown(400, width=1.0, growth=0.5, batch=batch)
+    assert tree.visits[0] == 400
+    for x in range(len(tree)):
+        children = tree.children(x)
+        if len(children):
+            assert tree.visits[x] == tree.visits[children].sum()
+            assert len(children) <= math.ceil(tree.visits[x] ** 0.5) + 1
+    assert len(tree.particles) < 400  # some descents ended in leaves, which costs nothing
+
+
+def test_children_continue_their_own_parents_whichever_wave_these_are_of():
+    posterior, tree = grown(600, width=1.5, growth=0.5)
+    for value, x in zip(posterior.values, tree.particles.tolist()):
+        for state in reversed(value):
+            assert tree.choices[x] == (state,)
+            x = tree.parent[x]
+    assert max(len(tree.children(x)) for x in range(1, len(tree))) > 5
+
+
+def test_only_the_given_depths_branch_and_only_their_states_are_kept():
+    kept = []
+
+    class Watched(FiniteChain):
+        def select(self, state, index):
+            part = super().select(state, index)
+            kept.append(part)
+            return part
+
+    model = Watched(START, MOVES, LOG_G)
+    _, tree = grown(300, model=model, branch_at=(1,))
+    crowd = np.bincount(tree.parent[1:], minlength=len(tree))
+    assert (crowd[tree.depth == 0] == 1).all()
+    assert crowd[tree.depth == 1].max() > 1
+    assert crowd[0] > 1
+    assert {int(d) for part in kept for d in part.depth} == {1, 2}  # of depth 0 nothing was ever set aside
+
+
+def test_a_wave_makes_one_call_whatever_its_depths():
+    model = chain()
+    waves = list(fk.steps(model, TreeSampling(320, growth=0.5, batch=16), seed=0))
+    assert len(model.calls) <= 4 * len(waves)  # a start for those of the root, and then steps of all that are left
+    assert max(len(depths) for depths in model.depths) >= 2
+    assert sum(len(step.done) for step in waves) == len(fk.infer(chain(), TreeSampling(320, growth=0.5), seed=0))
+
+
+def test_no_key_is_used_twice():
+    for engine in (TreeSampling(500, batch=7), fk.TreeSearch(500, batch=7), fk.SVDD(20, 5), fk.RolloverBudget(40)):
+        model = chain()
+        fk.infer(model, engine, seed=0)
+        assert len(set(model.keys)) == len(model.keys) >= 50
+
+
+def test_a_first_child_does_not_depend_on_when_its_siblings_came():
+    small, large = grown(48)[1], grown(400)[1]
+    assert list(small.choices) == list(large.choices[: len(small)])
+
+
+def test_the_cost_is_what_the_model_saw():
+    model = chain()
+    posterior = fk.infer(model, TreeSampling(200, growth=0.5), seed=1)
+    assert posterior.cost.nfe == sum(model.calls) == len(posterior.chains[0].tree) - 1
+    assert posterior.cost.model_calls == len(model.calls)
+
+
+# -- anytime ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_can_be_left_looked_at_and_taken_up():
+    run = fk.steps(chain(), TreeSampling(400), seed=2)
+    sizes = []
+    for step in run:
+        sizes.append(step.log_evidence)
+        if len(sizes) == 3:
+            break
+    early = run.posterior
+    assert len(early) == 48
+    assert early.log_evidence == pytest.approx(sizes[-1])
+    for _ in run:
+        pass
+    whole = fk.infer(chain(), TreeSampling(400), seed=2)
+    assert run.posterior.values == whole.values
+    assert (run.posterior.log_weights == whole.log_weights).all()
+    assert early.values == whole.values[:48]
+
+
+def test_a_report_is_of_its_time_even_while_the_next_wave_is_under_way():
+    engine = TreeSampling(400, batch=16)
+    model = chain()
+    run = engine.run(model, fk.keys.root(0))
+    answer, seen = None, []
+    for _ in range(30):
+        item = run.send(answer)
+        answer = None
+        if hasattr(item, "report"):
+            seen.append((item, item.report()))
+        else:
+            start = not hasattr(item, "state")
+            answer = model.start(item.keys) if start else model.advance(item.state, item.keys)
+            for growing, then in seen:
+                now = growing.report()
+                assert (now.log_weights == then.log_weights).all()
+                assert len(now.state) == len(then.state) == growing.particles
+    assert len(seen) >= 3
+
+
+@pytest.mark.parametrize("limit", ["nfe", "callback", "interrupt"])
+def test_what_there_is_is_kept(limit):
+    def stop(step):
+        if step.depth == 4:
+            if limit == "interrupt":
+                raise KeyboardInterrupt
+            return True
+        return None
+
+    budget = fk.Budget(nfe=200) if limit == "nfe" else None
+    posterior = fk.infer(chain(), TreeSampling(5000), seed=0, budget=budget, callbacks=() if budget else [stop])
+    assert posterior.stopped == {"interrupt": "interrupted"}.get(limit, limit)
+    assert 16 <= len(posterior) < 200
+    assert posterior.complete.all()
+    assert posterior.log_evidence == pytest.approx(posterior.chains[0].tree.value[0])
+
+
+def test_progress_counts_the_leaves_of_the_tree():
+    run = fk.steps(chain(), TreeSampling(64), seed=0)
+    for _ in run:
+        pass
+    done, total, _ = run.standing()
+    assert done == total == 64
+
+
+# -- as a posterior ---------------------------------------------------------------------------------------------
+
+
+def test_traces_and_genealogies_are_read_from_the_tree(tmp_path):
+    model = t1("product of r")
+    posterior = fk.infer(model, TreeSampling(50), seed=1)
+    for i, value in enumerate(posterior.values):
+        trace = posterior.trace(i)
+        assert trace["step"].value + trace["step[1]"].value == value
+        line = posterior.genealogy(i)
+        assert posterior.steps[0].choices[line[0]][0].value == value[0]
+    assert (posterior.steps[-1].log_weights == posterior.log_weights).all()
+    assert len({len(step.ancestors) for step in posterior.steps}) > 1  # fewer nodes above than leaves
+    posterior.save(tmp_path / "tree.fk")
+    again = fk.Posterior.load(tmp_path / "tree.fk")
+    assert again.values == posterior.values
+    assert [again.trace(i) for i in range(50)] == [posterior.trace(i) for i in range(50)]
+    for name in ("parent", "depth", "visits", "value", "log_mass", "particles"):
+        assert (getattr(again.chains[0].tree, name) == getattr(posterior.chains[0].tree, name)).all()
+    fk.report(posterior, tmp_path / "tree.html")
+    assert posterior._repr_html_()
+
+
+def test_trees_of_different_sizes_are_pooled_by_evidence_and_go_to_arviz():
+    pytest.importorskip("arviz_base")
+    posterior = fk.infer(t2(), TreeSampling(200, growth=0.4, chains=3), seed=1)
+    sizes = [len(c.log_weights) for c in posterior.chains]
+    assert len(set(sizes)) > 1
+    shares = [part.sum() for part in np.split(posterior.probabilities, np.cumsum(sizes)[:-1])]
+    evidence = np.exp([c.evidence for c in posterior.chains])
+    assert shares == pytest.approx(evidence / evidence.sum(), rel=1e-9)
+    tree = posterior.to_datatree(draws=50)
+    assert tree["particles"]["log_weight"].shape == (3, max(sizes))
+    assert np.isneginf(tree["particles"]["log_weight"].values).sum() == 3 * max(sizes) - sum(sizes)
+
+
+def test_one_tree_says_nothing_of_its_error():
+    posterior = fk.infer(t2(), TreeSampling(100), seed=0)
+    assert math.isnan(posterior.log_evidence_se)
+    assert "one tree says nothing" in posterior.log_evidence_se_reason
+    assert fk.infer(t2(), TreeSampling(100, chains=4), seed=0).log_evidence_se > 0
+
+
+def test_a_drawing_shows_forks_leaves_and_pictures():
+    pytest.importorskip("matplotlib")
+    posterior, _ = grown(40)
+    figure = fk.plots.tree(posterior)
+    assert "40 leaves, 40 rollouts" in figure.axes[0].get_title(loc="right")
+    pictured = fk.plots.tree(posterior, most=5, image=lambda choices: np.full((4, 4), choices[0] / 2))
+    pictured.savefig("/dev/null", format="png")
+    assert "5 of 40 leaves" in pictured.axes[0].get_title(loc="right")
+    with pytest.raises(ValueError, match="grows no tree"):
+        fk.plots.tree(fk.infer(chain(), fk.SMC(4), seed=0))
+    with pytest.raises(ValueError, match="image= must return"):
+        fk.plots.tree(posterior, image=lambda choices: np.zeros(3))
+
+
+def test_less_can_be_recorded():
+    everything, some = grown(50, branch_at=(1,))[1], grown(50, branch_at=(1,), record=False)[1]
+    late = FiniteChain(START, MOVES, np.zeros((5, 3)))
+    bare = grown(50, model=late, branch_at=(1,), record=False)[1]
+    assert list(everything.choices) == list(some.choices)  # starts, depth 1 and leaves are all there is
+    assert all((choice == ()) == (depth in (-1, 2, 3)) for choice, depth in zip(bare.choices, bare.depth))
+
+
+# -- deaths, refusals -------------------------------------------------------------------------------------------
+
+
+@fk.program
+async def deadly():
+    x = await fk.sample("x", fk.dist.Categorical([0.6, 0.3, 0.1]))
+    await fk.factor("no zero", -math.inf if x == 0 else 0.0)
+    y = await fk.sample("y", fk.dist.Bernoulli(0.3))
+    await fk.factor("agree", 1.0 if x == y else -math.inf if x == 2 and y else 0.3)
+    return x, y
+
+
+@pytest.mark.parametrize("growth", [0.0, 0.7])
+def test_dead_ends_count_as_zero_and_are_not_gone_back_to(growth):
+    truth = fk.enumerate_program(deadly())
+    engine = Even(7, width=2.0, growth=growth, batch=2, all_dead="zero")
+    if growth:
+        check_unbiased(deadly(), engine, truth.law(), truth.log_evidence, runs=500)
+    posterior = fk.infer(deadly(), TreeSampling(300, growth=growth, width=4.0, batch=3), seed=0)
+    tree = posterior.chains[0].tree
+    dead = tree.done & np.isneginf(tree.log_weight)
+    assert dead.any()
+    assert (tree.visits[dead] == 1).all()
+    assert posterior.complete.all()
+
+
+def test_all_dead_is_an_error_that_names_the_site():
+    @fk.program
+    async def doomed():
+        await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+        await fk.factor("impossible", -math.inf)
+
+    with pytest.raises(fk.errors.AllParticlesDead, match=r"all 20 leaves .* 20 rollouts \(20 at site 'impossible'\)"):
+        fk.infer(doomed(), TreeSampling(20), seed=0)
+    assert fk.infer(doomed(), TreeSampling(20, all_dead="zero"), seed=0).log_evidence == -math.inf
+
+
+def test_a_nan_weight_is_named():
+    model = FiniteChain(START, MOVES, [[0.0, 0.0, 0.0], [0.0, math.nan, 0.0]])
+    with pytest.raises(fk.errors.InvalidWeight, match="nan at depth 1"):
+        fk.infer(model, TreeSampling(50), seed=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rollouts": 0},
+        {"batch": 0},
+        {"width": 0.0},
+        {"growth": 1.5},
+        {"branch_at": (-1,)},
+        {"branch_at": (0.5,)},
+        {"all_dead": "ignore"},
+    ],
+)
+@pytest.mark.parametrize("engine", [TreeSampling, fk.TreeSearch])
+def test_wrong_settings_are_refused(engine, settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        engine(**{"rollouts": 10, **settings})
+
+
+# -- search -----------------------------------------------------------------------------------------------------
+
+
+def test_the_upper_confidence_bound_is_the_formula():
+    found = uct(np.array([0.5, 1.0]), np.array([4, 16]), 100, 2.0)
+    assert found == pytest.approx([0.5 + 2.0 * math.sqrt(math.log(100) / 4), 1.0 + 2.0 * math.sqrt(math.log(100) / 16)])
+
+
+def test_the_upper_confidence_bound_divides_pulls_as_it_should():
+    """Arms worth 1 and 0, each pulled once, then 18 times by Q + 1.4·√(2·ln N / n): 16 and 4."""
+    values, visits = np.array([1.0, 0.0]), np.ones(2)
+    for total in range(2, 20):
+        visits[np.argmax(uct(values, visits, total, 1.4 * math.sqrt(2.0)))] += 1
+    assert visits.tolist() == [16, 4]
+
+
+def test_the_search_descends_by_that_bound():
+    """A root with two children, of values 1 and 0, whose own steps are certain: the visits are those above."""
+
+    @fk.program
+    async def arms():
+        arm = await fk.sample("arm", fk.dist.Bernoulli(0.5))
+        await fk.factor("reward", 1.0 * arm)
+
+    for seed in range(20):
+        engine = fk.TreeSearch(20, explore=1.4 * math.sqrt(2.0), width=2.0, growth=0.0, batch=1)
+        tree = fk.infer(arms(), engine, seed=seed).chains[0].tree
+        arms_made = [tree.choices[x][0].value for x in tree.children(0)]
+        if sorted(arms_made) == [0, 1]:
+            assert tree.visits[tree.children(0)][np.argsort(arms_made)].tolist() == [4, 16]
+            return
+    pytest.fail("no seed drew both arms")
+
+
+def test_search_finds_the_best_with_less_than_best_of_n_needs():
+    @fk.program
+    async def digits():
+        number = 0
+        for _ in range(5):
+            digit = await fk.sample("digit", fk.dist.DiscreteUniform(0, 9))
+            number = 10 * number + digit
+            await fk.factor("high", float(digit))
+        return number
+
+    def reward(posterior):
+        return sum(map(int, str(posterior.best())))
+
+    searched = [reward(p) for p in fk.infer([digits()] * 4, fk.TreeSearch(150, backup="max", growth=0.5), seed=0)]
+    plain = [reward(p) for p in fk.infer([digits()] * 4, fk.BestOfN(1500), seed=0)]
+    assert np.mean(searched) > np.mean(plain)
+
+
+@fk.program
+async def walk():
+    for _ in range(3):
+        x = await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+        await fk.factor("G", x)
+
+
+@pytest.mark.parametrize("backup", ["soft", "max"])
+def test_all_weight_is_on_the_leaf_of_the_greedy_descent(backup):
+    posterior, tree = grown(200, fk.TreeSearch, backup=backup)
+    assert tree.particles[np.flatnonzero(posterior.probabilities)].tolist() == [best_leaf(tree)]
+    if backup == "max":
+        for seed in range(5):  # of rewards that are all different
+            found = fk.infer(walk(), fk.TreeSearch(60, backup="max", growth=0.4), seed=seed)
+            assert found.log_potential[found.probabilities > 0] == found.log_potential.max()
+        assert math.isnan(posterior.log_evidence)
+    else:
+        assert posterior.log_evidence == pytest.approx(tree.value[0])
+    assert posterior.guarantee == "heuristic"
+    assert "SMC" in posterior.summary()
+
+
+# -- other models -----------------------------------------------------------------------------------------------
+
+
+def test_a_language_model_with_intermediate_rewards():
+    pytest.importorskip("transformers")
+    from feynkac.models.testing import tiny_lm
+
+    lm = tiny_lm()
+
+    @fk.program
+    async def line():
+        text = lm.prompt("Once")
+        for _ in range(4):
+            text = await fk.sample("token", lm.next_token(text))
+            await fk.factor("short", 1.0 if len(str(text)) % 2 else 0.0)
+        return text
+
+    tree = fk.infer(line(), TreeSampling(24, branch_at=(0, 2), batch=8), seed=0)
+    assert len(tree) == 24
+    assert tree.cost.tokens_out == len(tree.chains[0].tree) - 1
+    for i, value in enumerate(tree.values):
+        assert str(tree.trace(i)["token[3]"].value) == str(value)
+    assert fk.infer(line(), fk.TreeSearch(16, backup="max"), seed=0).log_potential.max() > 2.0
+
+
+def test_a_diffusion_tends_to_its_tilted_mixture():
+    torch = pytest.importorskip("torch")
+    from feynkac.diffusion import Diffusion, Mixture, Schedule, Steering
+
+    data, schedule = Mixture([0.7, 0.3], [[-1.0], [1.5]], [0.2, 0.1]), Schedule.vp(16)
+    model = Diffusion(
+        data.denoiser(schedule),
+        schedule,
+        (1,),
+        steering=Steering(lambda x: 1.2 * x[:, 0], every=16),
+        dtype=torch.float64,
+    )
+    truth = fk.infer(model, fk.ImportanceSampling(10_000), seed=1).expect(lambda x: x[0])  # with its coarse steps
+    engine = TreeSampling(600, branch_at=(4, 8), batch=32, chains=2)
+    posterior = fk.infer(model, engine, seed=0)
+    assert abs(posterior.expect(lambda x: x[0]) - truth) < 0.35 < 1.2 < abs(data.mean[0] - truth)
+    made = sum(len(c.tree) - 1 - len(c.tree.particles) for c in posterior.chains)  # data needs no denoising
+    assert posterior.cost.nfe == made
+    posterior = fk.infer(model, replace(engine, rollouts=64), seed=0, budget=fk.Budget(nfe=300))
+    assert posterior.stopped == "nfe"
+
+
+def test_programs_and_trees_share_batches():
+    both = fk.infer([t2(), t1("product of r")], TreeSampling(64), seed=0)
+    alone = fk.infer(t2(), TreeSampling(64), seed=0)
+    assert both[0].values == alone.values
+    assert list(itertools.chain(*both[1].values[0])) != []

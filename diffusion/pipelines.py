@@ -8,11 +8,9 @@ guidance. So whatever a pipeline does for a prediction is done here too, at any 
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +19,11 @@ import torch
 
 from ..ppl.cost import charge, rows
 from .denoiser import Prediction, repeat, select
+from .embeddings import fill, template
 from .generator import Diffusion
 from .networks import DiffusersNetwork
 from .schedulers import Convention, read
+from .taps import counting, tapped
 
 _REFUSED = {
     "latents": "a generation begins with noise of its own keys; force it with given=",
@@ -72,6 +72,13 @@ def from_pipeline(
     does it. Pipelines without a prompt that hold a ``unet`` and a scheduler alone, such as ``DDPMPipeline``, work too.
 
     Raises ValueError, by name, for a pipeline, scheduler or input that cannot work this way.
+
+    >>> from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+    >>> unet = UNet2DModel(
+    ...     sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
+    ...     down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    >>> from_pipeline(DDPMPipeline(unet, DDPMScheduler()), steps=10)
+    Diffusion(10 steps, shape (3, 8, 8), eta=1)
     """
     accepted = inspect.signature(type(pipe).__call__).parameters
     if set(pipe.components) == {"unet", "scheduler"}:
@@ -135,7 +142,7 @@ class PipelineDenoiser:
 
     def __init__(self, pipe: Any, steps: int, inputs: dict[str, Any], batch: int | None = None) -> None:
         self._name = type(pipe).__name__
-        self._pipe, self._tap = _tapped(pipe)
+        self._pipe, self._tap = tapped(pipe)
         self._steps = steps
         self._batch = batch
         self._networks = [
@@ -155,7 +162,7 @@ class PipelineDenoiser:
         self._inputs = {name: value for name, value in inputs.items() if name not in texts}
         self._encode(texts)
         self._convention = self._read(pipe.scheduler)
-        self.schedule = replace(self._convention.schedule, time=np.arange(len(self._convention.schedule) + 1))
+        self.schedule = replace(self._convention.schedule, time=np.arange(len(self._convention.schedule) + 1.0))
         self.prediction: Prediction = self._convention.predicts
 
     def __repr__(self) -> str:
@@ -185,7 +192,7 @@ class PipelineDenoiser:
     def _predict(self, x: Any, level: int, condition: Any) -> Any:
         self._tap.show(self._times[level], self._convention.scale[level], self._sigmas(level))
         latents = x.to(self._dtype)
-        with _counting(self._networks) as seen:
+        with counting(self._networks) as seen:
             self._run(condition, len(x), latents=latents, output_type="latent")
         out, stepped = self._tap.taken()
         if stepped.shape != latents.shape or not torch.equal(stepped.to(latents.dtype), latents):
@@ -197,7 +204,7 @@ class PipelineDenoiser:
 
     def _run(self, condition: Any, n: int, **inputs: Any) -> Any:
         """Call the pipeline, with embeddings that are known."""
-        known = iter([_fill(template, condition) for template in self._templates])
+        known = iter([fill(known, condition) for known in self._templates])
         object.__setattr__(self._pipe, "encode_prompt", lambda *args, **kwargs: next(known))
         return self._call({name: [""] * n for name in self._names} | inputs)
 
@@ -223,7 +230,7 @@ class PipelineDenoiser:
             {name: torch.cat([v, v]) if isinstance(v, torch.Tensor) else [*v, *v] for name, v in lists.items()}
         )
         kept: list[Any] = []
-        self._templates = [_template(a, b, kept, self._name) for a, b in zip(once, twice, strict=True)]
+        self._templates = [template(a, b, kept, self._name) for a, b in zip(once, twice, strict=True)]
         self.condition = tuple(kept)
         self.shape = tuple(latents.shape[1:])
         # What was given as embeddings is known from now on, so that empty prompts may stand for it.
@@ -257,99 +264,6 @@ class PipelineDenoiser:
 
     def _sigmas(self, level: int) -> Any:
         return None if self._all_sigmas is None else self._all_sigmas[level : level + 2]
-
-
-class _Tap:
-    """Mixed into a copy of a scheduler: shows a pipeline one level or none, and takes what it predicts there."""
-
-    init_noise_sigma = property(lambda self: 1.0)
-
-    def show(self, time: Any, scale: float = 1.0, sigmas: Any = None) -> None:
-        """Have the pipeline's next loop visit the level at ``time`` alone; None: no level."""
-        self._shown = torch.zeros(0) if time is None else time[None]
-        self._sigmas, self._scale, self._taken = sigmas, scale, None
-
-    def taken(self) -> tuple[Any, Any]:
-        """Return the prediction and the sample that ``step`` got."""
-        if self._taken is None:
-            raise ValueError("the pipeline made no step at the level it was shown")
-        return self._taken
-
-    def scale_model_input(self, sample: Any, timestep: Any = None) -> Any:
-        return sample if self._scale == 1.0 else sample * self._scale
-
-    def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        self._taken = (model_output, sample)
-        return (sample,)
-
-
-def _tapped(pipe: Any) -> tuple[Any, Any]:
-    """Return a shallow copy of a pipeline and its scheduler, a copy that is tapped."""
-    kind = type(pipe.scheduler)
-
-    @functools.wraps(kind.set_timesteps)  # pipelines look at its signature
-    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
-        self.asked = (args, kwargs)
-        device = kwargs.get("device")
-        self.timesteps = self._shown.to(device) if device is not None else self._shown
-        if self._sigmas is not None:
-            self.sigmas = self._sigmas
-
-    tap = copy.deepcopy(pipe.scheduler)
-    tap.__class__ = type(kind.__name__, (_Tap, kind), {"set_timesteps": set_timesteps})
-    mine = copy.copy(pipe)
-    # Past the pipeline's own setter, which would write to the configuration that both share.
-    object.__setattr__(mine, "scheduler", tap)
-    object.__setattr__(mine, "_progress_bar_config", {"disable": True})
-    return mine, tap
-
-
-@contextmanager
-def _counting(networks: Sequence[Any]) -> Iterator[list[int]]:
-    """Within the block, add to the list the rows of each call of the networks."""
-    seen: list[int] = []
-
-    def count(module: Any, args: Any, kwargs: Any) -> None:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim()]
-        named = [kwargs[name] for name in ("hidden_states", "sample") if isinstance(kwargs.get(name), torch.Tensor)]
-        seen.append(len((named or tensors)[0]))
-
-    with ExitStack() as stack:
-        for network in networks:
-            handle = network.register_forward_pre_hook(count, with_kwargs=True)
-            stack.callback(handle.remove)
-        yield seen
-
-
-class _Row:
-    """Stands in a template for the part of an embedding that belongs to a prompt."""
-
-    def __init__(self, place: int) -> None:
-        self.place = place
-
-
-def _template(once: Any, twice: Any, kept: list[Any], name: str) -> Any:
-    """Return what encode_prompt gave with a `_Row` wherever there is one row per prompt; those go to ``kept``."""
-    if isinstance(once, torch.Tensor):
-        if once.shape == twice.shape:
-            return once
-        if once.shape[1:] != twice.shape[1:] or 2 * len(once) != len(twice):
-            raise ValueError(f"{name} cannot be used: its embeddings have no row per prompt")
-        kept.append(once)
-        return _Row(len(kept) - 1)
-    if isinstance(once, tuple | list):
-        if len(once) != len(twice):
-            raise ValueError(f"{name} cannot be used: its embeddings are lists, of which each may have its own length")
-        return type(once)(_template(a, b, kept, name) for a, b in zip(once, twice))
-    return once
-
-
-def _fill(template: Any, condition: Any) -> Any:
-    if isinstance(template, _Row):
-        return condition[template.place]
-    if isinstance(template, tuple | list):
-        return type(template)(_fill(part, condition) for part in template)
-    return template
 
 
 def _is_text(name: str, value: Any) -> bool:

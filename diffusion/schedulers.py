@@ -162,5 +162,5 @@ def _plain(schedule: Schedule, prediction: Prediction, clip: float | None = None
 
 def _spread(array: Floats, level: Any, x: Any) -> Any:
     """Return an entry per particle, as a tensor that broadcasts against ``x`` (n, …)."""
-    values = torch.tensor(array.tolist(), dtype=x.dtype, device=x.device)[level]
+    values = torch.as_tensor(array[level.cpu().numpy()], dtype=x.dtype, device=x.device)
     return values.reshape((-1,) + (1,) * (x.dim() - 1))

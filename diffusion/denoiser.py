@@ -6,12 +6,17 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from ..ppl.cost import rows
+
 Prediction = Literal["epsilon", "sample", "v", "flow"]
 """What a network predicts: the noise ε, the data x, v = α·ε − σ·x, or the velocity ε − x."""
 
 
 class Denoiser(Protocol):
-    """A network that predicts from a noisy batch. ``evaluations`` is how often one call runs it per particle."""
+    """A network that predicts from a noisy batch.
+
+    ``evaluations`` is how often one call runs it per particle; 0 where the denoiser charges its cost itself.
+    """
 
     prediction: Prediction
     evaluations: int
@@ -54,9 +59,8 @@ class Guided:
     p(x)^(1−γ)·p(x|c)^γ; `guide` in `feynkac.diffusion.correctors` corrects for that.
     """
 
-    evaluations = 2
-
     def __init__(self, denoiser: Denoiser, gamma: float, unconditional: Any) -> None:
+        self.evaluations = 2 * denoiser.evaluations
         self._denoiser = denoiser
         self.gamma = gamma
         self.unconditional = unconditional
@@ -65,7 +69,8 @@ class Guided:
     def __call__(self, x: Any, time: Any, condition: Any) -> Any:
         """Return the guided prediction."""
         empty = repeat(self.unconditional, len(x))
-        both = self._denoiser(torch.cat([x, x]), torch.cat([time, time]), join([condition, empty]))
+        with rows([*range(len(x))] * 2):
+            both = self._denoiser(torch.cat([x, x]), torch.cat([time, time]), join([condition, empty]))
         conditional, free = both.chunk(2)
         return free + self.gamma * (conditional - free)
 

@@ -77,6 +77,8 @@ class Generator:
     @property
     def scale(self) -> float:
         """Standard deviation of the noise that a generation begins with."""
+        if self.schedule.initial is not None:
+            return self.schedule.initial
         return float(np.hypot(self.schedule.sigma[0], self.schedule.alpha[0]))
 
     @property
@@ -111,9 +113,10 @@ class Generator:
             return latents.x
         part = latents if len(going) == len(latents) else latents.select(going)
         alpha, sigma = self.levels(part.step)
-        out = self.denoiser(part.x, self.tensor(self.schedule.time[part.step]), part.condition)
         with rows(going.tolist()):
-            charge(model_calls=1, nfe=np.full(len(going), self.denoiser.evaluations))
+            out = self.denoiser(part.x, self.tensor(self.schedule.time[part.step]), part.condition)
+            if self.denoiser.evaluations:
+                charge(model_calls=1, nfe=np.full(len(going), self.denoiser.evaluations))
         found = estimate(self.denoiser.prediction, out, part.x, alpha, sigma)
         if part is latents:
             return found
@@ -234,7 +237,10 @@ def log_normal(x: Any, mean: Any, std: Any) -> Floats:
     width = torch.as_tensor(std, dtype=torch.float64, device=x.device).reshape(-1, 1)
     off = (x.double() - mean).reshape(n, -1)
     safe = width.clamp(min=1e-300)
-    density = -0.5 * (off / safe).square().sum(1) - size * (safe.log()[:, 0] + 0.5 * math.log(2.0 * math.pi))
+    squares = torch.linalg.vector_norm(off, dim=1, keepdim=True).div(safe).square()[:, 0]
+    density = -0.5 * squares - size * (safe.log()[:, 0] + 0.5 * math.log(2.0 * math.pi))
+    if bool((width > 0).all()):
+        return density.detach().cpu().numpy()  # type: ignore[no-any-return]
     met = off.abs().amax(1) <= 1e-4 * (1.0 + x.double().abs().reshape(n, -1).amax(1))
     certain = torch.where(met, 0.0, -math.inf)
     result: Floats = torch.where(width[:, 0] > 0, density, certain).detach().cpu().numpy()

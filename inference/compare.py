@@ -13,11 +13,12 @@ from ..ppl.errors import FeynkacError
 from ..ppl.model import Advance, FeynmanKac
 from ..ppl.score import afresh
 from ..ppl.sites import short
-from .comparison import Comparison, Over, Trial, TrialRun
+from .comparison import Comparison, Over
 from .engine import Engine, Step
 from .infer import Session, _Task
 from .posterior import Posterior
 from .progress import Progress
+from .trials import Trial, TrialRun
 
 Metric: TypeAlias = Callable[[Posterior], float]
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .comparison import Row
 from .palette import BLUE, INK, ORANGE
+from .trials import Row
 
 COSTS = {
     "tokens_in": "tokens in",

@@ -10,8 +10,8 @@ import pytest
 
 import feynkac as fk
 from feynkac.inference import intervals
-from feynkac.inference.comparison import Row
 from feynkac.inference.plot_comparison import front
+from feynkac.inference.trials import Row
 from laws import Z_LIMIT
 
 

@@ -8,37 +8,38 @@ into another; SMC runs the result like any other model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from ..ppl.errors import Unsupported
-from .denoiser import Denoiser
-from .generator import Floats, Generator, Moved, log_normal, replace_fields
+from ..ppl.errors import InvalidWeight, Unsupported
+from .denoiser import Denoiser, join
+from .generator import Diffusion, Floats, Generator, Moved, log_normal, replace_fields, spread
 from .latents import Latents
-from .rewards import as_reward
-
-_SAME = object()
+from .rewards import as_reward, slope
+from .schedule import Schedule
 
 
 @dataclass(frozen=True)
 class Part:
-    """One factor q^β of a product: a denoiser, its condition (by default that of the model) and the power β."""
+    """One factor q^β of a product: a denoiser, a batch of conditions for it (1 or n, or None) and the power β."""
 
     denoiser: Denoiser
     beta: float
-    condition: Any = _SAME
+    condition: Any = None
 
 
 @dataclass(frozen=True)
 class Tilt:
-    """A factor exp(b_t·r): the reward r of a noisy batch, and b as a function of the share of steps made."""
+    """A factor exp(b·r), b a function of the share of steps made, r the reward of noisy data or of the estimate."""
 
     reward: Any
     schedule: Callable[[float], float]
+    of: Literal["noisy", "estimate"] = "noisy"
 
 
 class Corrected(Generator):
@@ -50,22 +51,27 @@ class Corrected(Generator):
 
     and log G_t the step of
 
-        dw = [(Σβ_i − 1)·∇f + σ²/2·(‖S‖² − Σβ_i‖s_i‖²) + b′r + b⟨∇r, σ²/2·S − f⟩] dt,
+        dw = [(Σβ_i − 1)·∇·f + σ²/2·(‖S‖² − Σβ_i‖s_i‖²) + b′r + b·∂_t r + b⟨∇r, σ²/2·S − f⟩] dt,
 
-    t from noise to data, for any ζ. Steps are Euler steps, so the guarantee of an engine holds up to the step size, and
-    Ẑ estimates the ratio of the constants of data and noise. A larger ζ lowers the error at a given number of
-    particles, and wants smaller steps.
+    t from noise to data, for any ζ. Nothing is clamped. Steps are Euler steps, so that the weights are right up to the
+    step size (the posterior's guarantee says "discretised"), and Ẑ estimates the ratio of the constants of data and
+    noise. A larger ζ lowers the error at a given number of particles, and wants smaller steps: where all is noise they
+    are stable while (1 + ζ²)·Σβ_i·σ²dt < 4 times the variance σ_t² there (a ``shift`` helps flows). A small one lets
+    errors grow: N(0, 1) annealed by β needs ζ² > (β − 1)/β.
 
     Args:
-        model: a model whose schedule, shape and so on are taken over.
+        model: whose schedule, shape and so on are taken over.
         parts: the factors.
         tilts: the rewards.
-        zeta: ζ, how much noise.
+        zeta: ζ, how much noise; `zeta_for` gives the values that have names.
         interval: weights count only while the share of steps made is within it.
 
-    Raises ValueError for a schedule that begins without any data (use ``Schedule.flow(steps, start=0.99)``) and
-    Unsupported for ζ = 0, where copies of a particle never part: use `ImportanceSampling` with a small ζ instead.
+    Raises ValueError for a schedule that begins without any data (use ``Schedule.flow(steps, start=0.99)``) and for
+    powers that do not add up to a positive number, and Unsupported for ζ = 0, where copies of a particle never part.
+    The transforms raise Unsupported for powers that vary in time, whose weights need log q_t and not scores alone.
     """
+
+    guarantee = "discretised"
 
     def __init__(
         self,
@@ -90,6 +96,8 @@ class Corrected(Generator):
         self.tilts = tuple(tilts)
         self.zeta = zeta
         self.interval = interval
+        if not self.power > 0:
+            raise ValueError(f"the powers add up to {self.power:g}: the product of the noises has no law")
 
     def __repr__(self) -> str:
         betas = ", ".join(f"{part.beta:g}" for part in self.parts)
@@ -104,117 +112,154 @@ class Corrected(Generator):
     @property
     def scale(self) -> float:
         """Standard deviation of the noise that it begins with: that of the product of the parts' noises."""
-        if not self.power > 0:
-            raise ValueError(f"the powers add up to {self.power:g}: the product of the noises has no law")
-        scale: float = super().scale / self.power**0.5
-        return scale
+        return float(super().scale) / math.sqrt(self.power)
 
     def begin(self, latents: Latents) -> tuple[Floats, Latents]:
-        """Return log G_0 (n,), 0 where the tilt begins at 0, and the particles with their scores."""
+        """Return log G_0 (n,), 0 where the tilts begin at 0, and the particles with their scores."""
         latents = self.look(latents)
-        log_g = sum(
-            (tilt.schedule(0.0) * latents.fields[f"r{k}"] for k, tilt in enumerate(self.tilts)),
-            torch.zeros(len(latents)),
-        )
-        return log_g.double().cpu().numpy(), latents
+        log_g = np.zeros(len(latents))
+        for k, tilt in enumerate(self.tilts):
+            log_g = log_g + tilt.schedule(0.0) * latents.fields[f"r{k}"].double().cpu().numpy()
+        return log_g, latents
+
+    def _conditions(self, n: int) -> Any:
+        return tuple(spread(part.condition, n) for part in self.parts)
 
     def look(self, latents: Latents) -> Latents:
-        """Return particles with the score of each part and the estimate of the first, and rewards with gradients."""
-        going = np.flatnonzero(~latents.done)
-        fields: dict[str, Any] = {}
-        blank = torch.zeros_like(latents.x)
-        scores = []
-        data = latents.x
-        if len(going):
-            alpha, sigma = self.levels(latents.step)
-            for i, part in enumerate(self.parts):
-                denoised = self._denoise(part, latents)
-                if not i:
-                    data = denoised
-                safe = torch.where(sigma > 0, sigma, 1.0)
-                scores.append(torch.where(sigma > 0, (alpha * denoised - latents.x) / safe**2, 0.0))
-        fields["estimate"] = data
-        fields["scores"] = torch.stack(scores, 1) if scores else torch.stack([blank] * len(self.parts), 1)
+        """Return particles with the score of each part, the estimate of the first, and rewards with gradients."""
+        data = self._denoised(latents)
+        alpha, sigma = self.levels(latents.step)
+        noisy = self.tensor(~latents.done).reshape(sigma.shape) > 0
+        safe = torch.where(noisy, sigma, 1.0)
+        scores = [torch.where(noisy, (alpha * one - latents.x) / safe**2, 0.0) for one in data]
+        latents = replace_fields(latents, estimate=data[0], scores=torch.stack(scores, 1))
         for k, tilt in enumerate(self.tilts):
-            fields[f"r{k}"], fields[f"g{k}"] = _gradient(tilt.reward, latents)
-        return replace_fields(latents, **fields)
+            latents = replace_fields(latents, **self._reward(tilt, k, latents))
+        return latents
 
-    def _denoise(self, part: Part, latents: Latents) -> Any:
-        condition = latents.condition if part.condition is _SAME else self._spread(part.condition, len(latents))
-        own = replace(latents, condition=condition)
-        return _Borrowed(self, part.denoiser).denoise(own)
+    def _denoised(self, latents: Latents) -> list[Any]:
+        """Return what each part estimates; parts that share a denoiser share its call."""
+        found: list[Any] = [None] * len(self.parts)
+        n = len(latents)
+        for denoiser in {id(part.denoiser): part.denoiser for part in self.parts}.values():
+            mine = [i for i, part in enumerate(self.parts) if part.denoiser is denoiser]
+            conditions = [latents.condition[i] for i in mine]
+            if len({condition is None for condition in conditions}) > 1:
+                raise ValueError("a denoiser has a condition in all factors or in none: give an empty condition")
+            if conditions[0] is None:  # all the same
+                data = self.denoise(replace(latents, condition=None), denoiser)
+                found = [data if i in mine else one for i, one in enumerate(found)]
+                continue
+            x, step, owners = (
+                torch.cat([latents.x] * len(mine)),
+                *(np.tile(array, len(mine)) for array in (latents.step, np.arange(n))),
+            )
+            stacked = Latents(x, step, latents.steps, join(conditions))
+            for i, data in zip(mine, self.denoise(stacked, denoiser, owners).split(n)):
+                found[i] = data
+        return found
 
-    def _spread(self, condition: Any, n: int) -> Any:
-        from .denoiser import repeat
+    def _reward(self, tilt: Tilt, k: int, latents: Latents) -> dict[str, Any]:
+        """Return the reward, its gradient and how much it changes to the next level, where particles are not done."""
+        value, change = torch.zeros(2, len(latents), dtype=self.dtype, device=self.device)
+        gradient = torch.zeros_like(latents.x)
+        going = np.flatnonzero(~latents.done)
+        if len(going):
+            at = torch.as_tensor(going, device=self.device)
+            reward = as_reward(tilt.reward)
+            part = latents.select(going)
+            with torch.enable_grad():
+                x = part.x.detach().requires_grad_(True)
+                seen = x if tilt.of == "noisy" else self._estimate(replace(part, x=x), going)
+                found = reward(self.decoded(seen), latents, going)
+                gradient[at] = slope(found, x, reward)
+            if tilt.of == "estimate":
+                later = self.decoded(self._estimate(replace(part, step=part.step + 1), going))
+                change[at] = (reward(later, latents, going) - found.detach()).to(value)
+            value[at] = found.detach().to(value)
+            if not bool(torch.isfinite(value).all()):
+                raise InvalidWeight("the reward of a tilt must be finite on the way: give it a floor")
+        return {f"r{k}": value, f"g{k}": gradient, f"c{k}": change}
 
-        return None if condition is None else repeat(condition, n)
+    def _estimate(self, latents: Latents, owners: Any) -> Any:
+        return self.denoise(replace(latents, condition=latents.condition[0]), self.parts[0].denoiser, owners)
 
     def move(self, latents: Latents, noise: Any, given: Any) -> Moved:
         """Move unfinished particles by one Euler step, and weigh them by what the step leaves out."""
-        n, d = len(latents), latents.x[0].numel()
         (alpha, sigma), (alpha2, sigma2) = self.levels(latents.step), self.levels(latents.step + 1)
         growth = (alpha2 / alpha).log()  # −f dt = growth·x
-        heat = sigma**2 - sigma2**2 + growth * (sigma**2 + sigma2**2)  # σ² dt
+        heat = sigma**2 - sigma2**2 + growth * (sigma**2 + sigma2**2)  # σ² dt, exact for VE
+        betas = self.tensor([part.beta for part in self.parts])
         scores = latents.fields["scores"]
-        betas = torch.as_tensor([part.beta for part in self.parts], dtype=self.dtype, device=self.device)
-        weights = betas.reshape(1, -1, *[1] * len(self.shape))
-        mixed = (weights * scores).sum(1)
-        share, share2 = latents.step / latents.steps, (latents.step + 1) / latents.steps
+        mixed = torch.einsum("k,nk...->n...", betas, scores)
+        flow = growth * latents.x + 0.5 * heat * mixed
+        squares = mixed.flatten(1).square().sum(1) - scores.flatten(2).square().sum(2) @ betas
+        size = latents.x[0].numel()
+        dw = (1.0 - self.power) * size * growth.flatten() + 0.5 * heat.flatten() * squares
+        share, later = latents.step / latents.steps, (latents.step + 1) / latents.steps
         push = mixed
         for k, tilt in enumerate(self.tilts):
-            push = push + self._b(tilt, share) * latents.fields[f"g{k}"]
-        mean = latents.x * (1.0 + growth) + 0.5 * heat * (mixed + self.zeta**2 * push)
+            b, b2 = (self.tensor([tilt.schedule(float(s)) for s in at]) for at in (share, later))
+            reward, change = latents.fields[f"r{k}"], latents.fields[f"c{k}"]
+            slopes = torch.einsum("n,n...->n...", b, latents.fields[f"g{k}"])
+            push = push + slopes
+            dw = dw + (b2 - b) * reward + b * change + (slopes * flow).flatten(1).sum(1)
+        mean = latents.x + flow + 0.5 * self.zeta**2 * heat * push
         std = self.zeta * heat.clamp(min=0.0).sqrt()
         x = mean + std * noise
         if given is not None and len(given[1]):
             x[given[1]] = given[0]
-        dw = -(self.power - 1.0) * d * growth.reshape(n)
-        flat = (n, -1)
-        squares = mixed.reshape(flat).square().sum(1) - (
-            betas * scores.reshape(n, len(self.parts), -1).square().sum(2)
-        ).sum(1)
-        dw = dw + 0.5 * heat.reshape(n) * squares
-        for k, tilt in enumerate(self.tilts):
-            b, rate = self._b(tilt, share), self._b(tilt, share2) - self._b(tilt, share)
-            drift = 0.5 * heat * mixed + growth * latents.x
-            dw = dw + rate.reshape(n) * latents.fields[f"r{k}"]
-            dw = dw + b.reshape(n) * (latents.fields[f"g{k}"] * drift).reshape(flat).sum(1)
         inside = (share >= self.interval[0]) & (share <= self.interval[1])
         log_g = np.where(inside, dw.double().cpu().numpy(), 0.0)
-        log_prob = log_normal(x, mean, std.reshape(n))
+        log_prob = log_normal(x, mean, std.flatten())
         there = self.look(Latents(x, latents.step + 1, latents.steps, latents.condition))
         return Moved(x, log_prob, log_prob, log_g, there.fields)
 
-    def _b(self, tilt: Tilt, share: Any) -> Any:
-        return self.levels_of([tilt.schedule(float(s)) for s in share])
 
-    def levels_of(self, numbers: Sequence[float]) -> Any:
-        """Return numbers (n,) as a tensor that broadcasts against a batch."""
-        return self.tensor(numbers).reshape(-1, *[1] * len(self.shape))
+def zeta_for(beta: float, a: float) -> float:
+    """Return the ζ of annealing by β that Skreta et al. (2025) describe by a: ζ² = (β + (1 − β)·2a)/β.
 
+    a = 0 is their "target score", ζ = 1; a = ½ their "tempered noise", ζ = 1/√β. Raises ValueError where ζ² ≤ 0.
 
-class _Borrowed(Generator):
-    """Another denoiser under the levels of a generator."""
-
-    def __init__(self, host: Generator, denoiser: Denoiser) -> None:
-        super().__init__(denoiser, host.schedule, host.shape, dtype=host.dtype, device=host.device)
-
-
-def _gradient(reward: Any, latents: Latents) -> tuple[Any, Any]:
-    """Return the reward (n,) of noisy data and its gradient (n, …)."""
-    with torch.enable_grad():
-        x = latents.x.detach().requires_grad_(True)
-        value = as_reward(reward)(x, latents, np.arange(len(latents)))
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-    return value.detach().to(latents.x.dtype), gradient.detach()
+    >>> zeta_for(4.0, a=0.0), zeta_for(4.0, a=0.5)
+    (1.0, 0.5)
+    """
+    squared = (beta + (1.0 - beta) * 2.0 * a) / beta
+    if not squared > 0:
+        raise ValueError(f"a={a} at beta={beta} leaves no noise: take a smaller a")
+    return math.sqrt(squared)
 
 
-def _parts(model: Generator) -> tuple[Part, ...]:
-    return model.parts if isinstance(model, Corrected) else (Part(model.denoiser, 1.0, model.condition),)
+def _raised(model: Generator, beta: float) -> tuple[tuple[Part, ...], tuple[Tilt, ...]]:
+    """Return the parts and tilts of a model to the power β."""
+    if callable(beta):
+        raise Unsupported(
+            "a power that varies in time needs the log-densities of the noisy data, and a denoiser has scores alone: "
+            "give a number, and let `tilt` vary"
+        )
+    if isinstance(model, Corrected):
+        parts = tuple(replace(part, beta=beta * part.beta) for part in model.parts)
+        return parts, tuple(replace(tilt, schedule=_scaled(tilt.schedule, beta)) for tilt in model.tilts)
+    if not isinstance(model, Diffusion):
+        raise Unsupported(f"correctors transform a Diffusion, or what they made of one, not {type(model).__name__}")
+    if model.steering is not None:
+        raise Unsupported("correctors replace steering: take the model without it, and use `tilt`")
+    return (Part(model.denoiser, beta, model.condition),), ()
+
+
+def _scaled(schedule: Callable[[float], float], beta: float) -> Callable[[float], float]:
+    return schedule if beta == 1.0 else lambda share: beta * schedule(share)
+
+
+def _same_levels(one: Schedule, other: Schedule) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("alpha", "sigma", "time"))
 
 
 def anneal(model: Generator, beta: float, **settings: Any) -> Corrected:
-    """Return the model of p(x)^β, normalised: β > 1 is colder, that is, sharper.
+    """Return the model of p(x)^β, normalised: β > 1 is colder, that is, sharper; tilts are raised as well.
+
+    ``settings``, here and below, are ``zeta`` and ``interval`` of `Corrected`, by default those of the model if it is
+    one.
 
     >>> import feynkac as fk, torch
     >>> from feynkac.diffusion import Diffusion, Mixture, Schedule, anneal
@@ -225,12 +270,7 @@ def anneal(model: Generator, beta: float, **settings: Any) -> Corrected:
     >>> abs(posterior.expect(lambda x: x[0] ** 2) - 0.5) < 0.1
     True
     """
-    tilts = model.tilts if isinstance(model, Corrected) else ()
-    if tilts:
-        raise Unsupported("anneal the model first, and tilt it afterwards")
-    return Corrected(
-        model, [replace(part, beta=beta * part.beta) for part in _parts(model)], **_inherit(model, settings)
-    )
+    return Corrected(model, *_raised(model, beta), **_inherit([model], settings))
 
 
 def product(models: Sequence[Generator], betas: Sequence[float] | None = None, **settings: Any) -> Corrected:
@@ -239,39 +279,61 @@ def product(models: Sequence[Generator], betas: Sequence[float] | None = None, *
     Raises ValueError where their levels or shapes differ.
     """
     first = models[0]
-    for other in models[1:]:
-        same = other.shape == first.shape and np.array_equal(other.schedule.alpha, first.schedule.alpha)
-        if not (same and np.array_equal(other.schedule.sigma, first.schedule.sigma)):
-            raise ValueError("the models of a product must have one schedule and one shape")
     powers = [1.0] * len(models) if betas is None else list(betas)
     if len(powers) != len(models):
         raise ValueError(f"{len(models)} models need as many betas, not {len(powers)}")
-    parts = [replace(part, beta=beta * part.beta) for model, beta in zip(models, powers) for part in _parts(model)]
-    return Corrected(first, parts, **_inherit(first, settings))
+    if any(other.shape != first.shape or not _same_levels(other.schedule, first.schedule) for other in models):
+        raise ValueError("the models of a product must have one schedule and one shape")
+    raised = [_raised(model, beta) for model, beta in zip(models, powers)]
+    parts, tilts = ([one for many in kind for one in many] for kind in zip(*raised))
+    return Corrected(first, parts, tilts, **_inherit(models, settings))
 
 
 def guide(model: Generator, gamma: float, unconditional: Any, **settings: Any) -> Corrected:
     """Return the model of p(x)^(1−γ)·p(x|c)^γ, normalised: classifier-free guidance that samples what it says.
 
-    ``unconditional`` is a batch of one empty condition, or another model of the unconditional law.
+    ``unconditional`` is a batch of one empty condition, or another model of the unconditional law. Where the
+    conditional law is narrower than γ/(γ − 1) times the other, as it should be, the result has finite mass.
     """
     if isinstance(unconditional, Generator):
         return product([model, unconditional], [gamma, 1.0 - gamma], **settings)
-    parts = [Part(model.denoiser, gamma, model.condition), Part(model.denoiser, 1.0 - gamma, unconditional)]
-    return Corrected(model, parts, **_inherit(model, settings))
+    parts, tilts = _raised(model, 1.0)
+    both = [replace(part, beta=gamma * part.beta) for part in parts]
+    both += [replace(part, beta=(1.0 - gamma) * part.beta, condition=unconditional) for part in parts]
+    return Corrected(model, both, tilts, **_inherit([model], settings))
 
 
-def tilt(model: Generator, reward: Any, schedule: Callable[[float], float] = float, **settings: Any) -> Corrected:
+def tilt(
+    model: Generator,
+    reward: Any,
+    schedule: Callable[[float], float] = float,
+    *,
+    of: Literal["noisy", "estimate"] = "noisy",
+    **settings: Any,
+) -> Corrected:
     """Return the model of p(x)·exp(b·r(x)), normalised.
 
-    ``reward`` is a differentiable function of a noisy batch (n, …) to (n,), ``schedule`` gives b by the share of
-    steps made (b_t = t by default; its last value is b).
+    Args:
+        model: a `Diffusion`, or what a corrector made of one.
+        reward: a function of a batch (n, …) to (n,) that torch can differentiate, finite everywhere.
+        schedule: b by the share of steps made; the last value is b. By default it grows from 0 to 1.
+        of: "noisy": the reward is that of the noisy data themselves on the way; "estimate": that of the (first)
+            model's estimate of the data, at one evaluation more for the gradient and one for ∂_t r, which is taken
+            as a difference between levels.
+        settings: as in `anneal`.
+
+    Raises Unsupported for a reward that is not differentiable.
     """
-    tilts = (*model.tilts, Tilt(reward, schedule)) if isinstance(model, Corrected) else (Tilt(reward, schedule),)
-    return Corrected(model, _parts(model), tilts, **_inherit(model, settings))
+    if not as_reward(reward).differentiable:
+        raise Unsupported("a tilt needs a reward that torch can differentiate; `Steering` takes any")
+    if of not in ("noisy", "estimate"):
+        raise ValueError(f"of must be noisy or estimate, not {of!r}")
+    parts, tilts = _raised(model, 1.0)
+    return Corrected(model, parts, (*tilts, Tilt(reward, schedule, of)), **_inherit([model], settings))
 
 
-def _inherit(model: Generator, settings: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(model, Corrected):
-        return {"zeta": model.zeta, "interval": model.interval, **settings}
+def _inherit(models: Sequence[Generator], settings: dict[str, Any]) -> dict[str, Any]:
+    for model in models:
+        if isinstance(model, Corrected):
+            return {"zeta": model.zeta, "interval": model.interval, **settings}
     return settings

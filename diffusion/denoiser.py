@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
@@ -35,6 +35,8 @@ class Network:
         fn: takes a batch (n, …), its times (n,) and, where there are conditions, these.
         prediction: what it returns.
 
+    Raises ValueError for a prediction that is not one of `Prediction`.
+
     >>> denoiser = Network(lambda x, time: torch.zeros_like(x), "epsilon")
     >>> denoiser(torch.ones(2, 3), torch.ones(2), None).shape
     torch.Size([2, 3])
@@ -43,6 +45,8 @@ class Network:
     evaluations = 1
 
     def __init__(self, fn: Any, prediction: Prediction) -> None:
+        if prediction not in get_args(Prediction):
+            raise ValueError(f"prediction must be one of {', '.join(get_args(Prediction))}, not {prediction!r}")
         self._fn = fn
         self.prediction: Prediction = prediction
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..ppl import keys as _keys
 from ..ppl.cost import charge, rows
+from ..ppl.errors import FeynkacError
 from ..ppl.keys import Keys
 from ..ppl.model import Advance, Index
 from .denoiser import Denoiser, estimate, repeat
@@ -24,6 +25,10 @@ from .latents import Latents
 from .schedule import Schedule
 
 Floats = NDArray[np.float64]
+
+
+class InvalidOutput(FeynkacError, ValueError):
+    """A network returned what is no prediction: another shape, NaN or infinity."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,14 @@ class Generator:
         schedule: its levels, T steps.
         shape: of one particle, such as (1, 28, 28).
         condition: a batch of one condition for all particles, or of as many as there are particles; or None.
-        decode: from finished data (n, …) to what `values` returns, such as a latent decoder.
+        decode: from data (n, …) to what `values` returns and rewards see, such as a latent decoder.
         dtype: of the particles.
         device: where they are.
 
     The choices recorded at each step are the particles themselves, so ``given`` forces noise at the start, and
     noisy data after it; one that cannot come about has log-probability −inf.
+
+    Raises ValueError where ε is predicted at a level without data (α = 0), which says nothing of the data.
     """
 
     def __init__(
@@ -64,6 +71,8 @@ class Generator:
         dtype: Any = torch.float32,
         device: str = "cpu",
     ) -> None:
+        if denoiser.prediction == "epsilon" and not schedule.alpha[0] > 0:
+            raise ValueError("a prediction of ε needs some data in the first level: Schedule.flow(steps, start=0.99)")
         self.denoiser = denoiser
         self.schedule = schedule
         self.shape = tuple(shape)
@@ -76,10 +85,14 @@ class Generator:
 
     @property
     def scale(self) -> float:
-        """Standard deviation of the noise that a generation begins with."""
+        """Standard deviation of the noise that a generation begins with: 1 where variance is preserved, else σ_0.
+
+        A schedule may say otherwise, as those of diffusers do.
+        """
         if self.schedule.initial is not None:
             return self.schedule.initial
-        return float(np.hypot(self.schedule.sigma[0], self.schedule.alpha[0]))
+        alpha, sigma = float(self.schedule.alpha[0]), float(self.schedule.sigma[0])
+        return 1.0 if math.isclose(alpha**2 + sigma**2, 1.0) else sigma
 
     @property
     def steps(self) -> int:
@@ -106,18 +119,27 @@ class Generator:
         alpha, sigma = self.schedule.alpha[step], self.schedule.sigma[step]
         return self.tensor(alpha).reshape(width), self.tensor(sigma).reshape(width)
 
-    def denoise(self, latents: Latents) -> Any:
-        """Return the estimate of the data for each particle, from one call of the network for all unfinished ones."""
+    def denoise(
+        self, latents: Latents, denoiser: Denoiser | None = None, owners: NDArray[np.intp] | None = None
+    ) -> Any:
+        """Return the estimate of the data for each particle, from one call of the network for all unfinished ones.
+
+        ``denoiser`` is the model's own by default; ``owners`` tells whose each row is, where it is not row i of the
+        particles. Raises InvalidOutput where the network returns another shape, or numbers that are not finite.
+        """
+        denoiser = self.denoiser if denoiser is None else denoiser
         going = np.flatnonzero(~latents.done)
         if not len(going):
             return latents.x
         part = latents if len(going) == len(latents) else latents.select(going)
         alpha, sigma = self.levels(part.step)
-        with rows(going.tolist()):
-            out = self.denoiser(part.x, self.tensor(self.schedule.time[part.step]), part.condition)
-            if self.denoiser.evaluations:
-                charge(model_calls=1, nfe=np.full(len(going), self.denoiser.evaluations))
-        found = estimate(self.denoiser.prediction, out, part.x, alpha, sigma)
+        mine = going if owners is None else owners[going]
+        with rows(mine.tolist()):
+            out = denoiser(part.x, self.tensor(self.schedule.time[part.step]), part.condition)
+            if denoiser.evaluations:
+                charge(model_calls=1, nfe=np.full(len(going), denoiser.evaluations))
+        check_output(out, part.x, mine)
+        found = estimate(denoiser.prediction, out, part.x, alpha, sigma)
         if part is latents:
             return found
         whole = latents.x.clone()
@@ -152,7 +174,7 @@ class Generator:
             part = state if len(going) == n else state.select(going)
             noise = self._noise(keys[going])
             forced = None if given is None else self._given([given[i] for i in going.tolist()], len(going))
-            with torch.no_grad():
+            with torch.no_grad(), rows(going.tolist()):
                 moved = self.move(part, noise, forced)
             log_prob[going], log_proposal[going] = moved.log_prob, moved.log_proposal
             log_potential[going] = moved.log_potential
@@ -175,10 +197,13 @@ class Generator:
             data = data.clone()
             at = torch.as_tensor(np.flatnonzero(state.done), device=data.device)
             data[at] = state.x[at]
-        if self.decode is not None and len(state):
-            with torch.no_grad():
-                data = self.decode(data)
-        return list(data.detach().cpu().numpy())
+        with torch.no_grad():
+            data = self.decoded(data)
+        return list(data.detach().cpu().numpy().copy())
+
+    def decoded(self, data: Any) -> Any:
+        """Return what rewards see and `values` returns, of data (n, …)."""
+        return data if self.decode is None or not len(data) else self.decode(data)
 
     def _advance(
         self, latents: Latents, log_prob: Floats, log_proposal: Floats, log_potential: Floats
@@ -204,14 +229,26 @@ class Generator:
         return (self.tensor(np.stack(forced)) if rows else None), torch.as_tensor(rows, device=self.device)
 
     def _conditions(self, n: int) -> Any:
-        if self.condition is None:
-            return None
-        held = len(next(leaves(self.condition)))
-        if held == n:
-            return self.condition
-        if held != 1:
-            raise ValueError(f"the condition is a batch of {held}, but there are {n} particles: give 1 or {n}")
-        return repeat(self.condition, n)
+        return spread(self.condition, n)
+
+
+def spread(condition: Any, n: int) -> Any:
+    """Return a batch of n conditions, of one of 1 or n, or of None."""
+    held = [len(leaf) for leaf in leaves(condition)]
+    if not held or set(held) == {n}:
+        return condition
+    if set(held) != {1}:
+        raise ValueError(f"the condition is a batch of {held[0]}, but there are {n} particles: give 1 or {n}")
+    return repeat(condition, n)
+
+
+def check_output(out: Any, x: Any, owners: NDArray[np.intp]) -> None:
+    """Raise InvalidOutput unless a network's output fits its input and is finite."""
+    if out.shape != x.shape:
+        raise InvalidOutput(f"the network got {tuple(x.shape)} and returned {tuple(out.shape)}: a prediction fits x")
+    if not bool(torch.isfinite(out).all()):
+        bad = (~torch.isfinite(out.reshape(len(out), -1))).any(1).nonzero()
+        raise InvalidOutput(f"the network returned NaN or infinite numbers for particle {owners[int(bad[0, 0])]}")
 
 
 def transition(x: Any, data: Any, level: Any, following: Any, eta: float) -> tuple[Any, Any]:

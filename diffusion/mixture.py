@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -102,23 +103,78 @@ class Mixture:
         means = self.means + self.variances[:, None] * a
         return Mixture(np.exp(log_weights - log_weights.max()), means, self.variances)
 
+    @staticmethod
+    def product(mixtures: Sequence[Mixture], powers: Sequence[float] | None = None) -> Mixture:
+        """Return the mixture ∝ Π p_i(x)^n_i, in closed form.
+
+        The powers n_i (1 by default) are whole and positive, or any real number where p_i is a single normal. There
+        are as many components as ways to choose n_i of each p_i's, so keep them few. Raises ValueError for other
+        powers, and where the product has no finite mass.
+
+        >>> two = Mixture([0.25, 0.75], [[0.0], [3.0]], [1.0, 1.0])
+        >>> Mixture.product([two], [2]).means.ravel().tolist()
+        [0.0, 1.5, 3.0]
+        """
+        log_weights, precisions, pulls = np.zeros(1), np.zeros(1), np.zeros((1, mixtures[0].means.shape[1]))
+        for mixture, power in zip(mixtures, [1] * len(mixtures) if powers is None else powers, strict=True):
+            chosen = mixture._choices(power)
+            log_weight, precision, pull = mixture._exponents()
+            ways = _log_ways(chosen) + chosen @ log_weight
+            log_weights = (log_weights[:, None] + ways).ravel()
+            precisions = (precisions[:, None] + chosen @ precision).ravel()
+            pulls = (pulls[:, None, :] + chosen @ pull).reshape(-1, pulls.shape[1])
+        if not (precisions > 0).all():
+            raise ValueError("the product has no finite mass: the precisions, with their powers, must add up to > 0")
+        d = pulls.shape[1]
+        log_weights = log_weights + 0.5 * (pulls**2).sum(1) / precisions - 0.5 * d * np.log(precisions)
+        return Mixture(np.exp(log_weights - log_weights.max()), pulls / precisions[:, None], 1.0 / precisions)
+
+    def _choices(self, power: float) -> Floats:
+        """Return how often each component is a factor of each term of p^power, (terms, k)."""
+        k = len(self.weights)
+        if k == 1:
+            return np.array([[power]], float)
+        if power != int(power) or power < 1:
+            raise ValueError(f"a mixture of {k} components has powers 1, 2, … in closed form, not {power}")
+        terms = [np.bincount(term, minlength=k) for term in combinations_with_replacement(range(k), int(power))]
+        return np.array(terms, float)
+
+    def _exponents(self) -> tuple[Floats, Floats, Floats]:
+        """Return components as exp(c + pull·x − precision·‖x‖²/2), up to a constant of all."""
+        with np.errstate(divide="ignore"):
+            constant = np.log(self.weights) - 0.5 * self.means.shape[1] * np.log(self.variances)
+        constant = np.maximum(constant - 0.5 * (self.means**2).sum(1) / self.variances, -1e300)
+        return constant, 1.0 / self.variances, self.means / self.variances[:, None]
+
+
+def _log_ways(chosen: Floats) -> Floats:
+    """Return the log of the multinomial coefficients of whole rows; 0 for a single component."""
+    if chosen.shape[1] == 1:
+        return np.zeros(len(chosen))
+    factorials = np.array([math.lgamma(n + 1.0) for n in range(int(chosen.sum(1)[0]) + 1)])
+    ways: Floats = factorials[-1] - factorials[chosen.astype(int)].sum(1)
+    return ways
+
 
 class _Exact:
-    """The denoiser of a mixture: the level is found from the time it is told."""
+    """The denoiser of a mixture: the level is found from the time it is told, to the precision of float32."""
 
     prediction: Prediction = "sample"
     evaluations = 1
 
     def __init__(self, mixture: Mixture, schedule: Schedule) -> None:
         self.mixture = mixture
-        order = np.argsort(schedule.time)
+        order = np.argsort(schedule.time[:-1])  # the last level is the data: nothing is asked there
         self._time, self._alpha, self._sigma = (
             level[order] for level in (schedule.time, schedule.alpha, schedule.sigma)
         )
 
     def __call__(self, x: Any, time: Any, condition: Any) -> Any:
         """Return E[data | x]: Tweedie's formula."""
-        at = np.searchsorted(self._time, time.detach().cpu().double().numpy() - 1e-9 * (1 + self._time.max()))
+        told = time.detach().cpu().double().numpy()
+        at = np.searchsorted((self._time[1:] + self._time[:-1]) / 2, told)  # the nearest
+        if not np.allclose(self._time[at], told, rtol=1e-4):
+            raise ValueError("the exact denoiser of a mixture knows the levels of its own schedule, and no others")
         alpha, sigma = (
             torch.as_tensor(level[at], dtype=x.dtype, device=x.device)[:, None] for level in (self._alpha, self._sigma)
         )

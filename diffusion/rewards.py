@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..ppl.cost import charge, rows
-from ..ppl.errors import InvalidWeight
+from ..ppl.errors import InvalidWeight, Unsupported
 from ..ppl.score import Score, evaluate
 
 
@@ -60,3 +60,21 @@ def as_reward(reward: Any) -> TensorReward | ScoredReward:
         return reward
     scores = hasattr(reward, "score_batch") or isinstance(reward, Score)
     return ScoredReward(reward) if scores else TensorReward(reward)
+
+
+def slope(value: Any, x: Any, reward: Any) -> Any:
+    """Return the gradient (n, …) of rewards (n,) by x (n, …).
+
+    Raises Unsupported where torch has no way from one to the other, and InvalidWeight where the gradient is not finite.
+    """
+    name = getattr(reward, "name", type(reward).__name__)
+    if not value.requires_grad:
+        raise Unsupported(f"reward {name!r} cannot be differentiated: compute it by torch, from the batch it is given")
+    finite = value.detach() > -torch.inf
+    (gradient,) = torch.autograd.grad(torch.where(finite, value, 0.0).sum(), x)
+    bad = (~torch.isfinite(gradient.reshape(len(gradient), -1))).any(1)
+    if bool(bad.any()):
+        raise InvalidWeight(
+            f"reward {name!r} has a gradient that is not finite for particle {int(bad.nonzero()[0, 0])}"
+        )
+    return gradient

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..ppl.errors import InvalidWeight
 from .latents import Latents
-from .rewards import as_reward
+from .rewards import as_reward, slope
 
 if TYPE_CHECKING:
     from .generator import Generator
@@ -37,8 +38,9 @@ class Steering:
     (2023), arXiv:2306.17775. With ``temper`` as well, it is DAS, Kim et al. (2025), arXiv:2501.05803.
 
     Args:
-        reward: of finished data: a function of a batch (n, …) to (n,), differentiable where gradients are asked
-            for, or a `feynkac.reward`.
+        reward: of finished data, decoded where the generator decodes: a function of a batch (n, …) to (n,),
+            differentiable where gradients are asked for, or a `feynkac.reward`. It may be −inf for finished data
+            alone: what is impossible on the way may still become possible.
         scale: λ.
         potential: which of the four.
         every: steps between rewards on the way; the last step always has one.
@@ -46,7 +48,8 @@ class Steering:
         temper: from the share of steps made, in [0, 1], to the share of λ that is in force there; 1 throughout by
             default. The last step has all of it.
 
-    Raises ValueError for an unknown potential or a setting out of range.
+    Raises ValueError for an unknown potential or a setting out of range, and InvalidWeight in a run where a reward
+    is −inf on the way, or Unsupported where torch cannot differentiate one that a gradient is asked of.
 
     >>> Steering(lambda x: x.sum(-1), scale=2.0, potential="max").every
     1
@@ -84,7 +87,8 @@ class Steering:
     def shift(self, latents: Latents, data: Any, level: Any) -> Any:
         """Return the estimate of the data moved up the gradient of the reward."""
         alpha, sigma = level
-        return data + sigma**2 / alpha.clamp(min=1e-6) * latents.fields["gradient"].to(data.dtype)
+        gain = torch.where(alpha > 0, sigma**2 / alpha.clamp(min=1e-12), 0.0)  # pure noise says nothing of the data
+        return data + gain * latents.fields["gradient"].to(data.dtype)
 
     def _strength(self, latents: Latents) -> Any:
         """Return λ_t (n,)."""
@@ -106,34 +110,48 @@ class Steering:
             value = last.clone()
             at = torch.as_tensor(np.flatnonzero(due))
             if len(at):
-                value[at] = strength[at] * reward(latents.fields["estimate"][at], latents, np.flatnonzero(due))
+                found = reward(generator.decoded(latents.fields["estimate"][at]), latents, np.flatnonzero(due))
+                value[at] = strength[at] * _finite_on_the_way(found, latents, np.flatnonzero(due))
             return replace_fields(latents, reward=value)
         with torch.enable_grad():
             x = latents.x.detach().requires_grad_(True)
             looked = generator.look(Latents(x, latents.step, latents.steps, latents.condition, latents.fields))
-            value = strength * reward(looked.fields["estimate"], latents, np.arange(len(latents)))
-            (gradient,) = torch.autograd.grad(value.sum(), x)
+            found = reward(generator.decoded(looked.fields["estimate"]), latents, np.arange(len(latents)))
+            value = strength * _finite_on_the_way(found, latents, np.arange(len(latents)))
+            gradient = slope(value, x, reward)
         return replace_fields(
             latents, estimate=looked.fields["estimate"].detach(), reward=value.detach(), gradient=gradient.detach()
         )
 
     def _weigh(self, latents: Latents, before: Latents | None) -> tuple[Floats, Latents]:
-        """Apply the potential; ``given`` is the log of the product so far, ``peak`` and ``sum`` run along the path."""
+        """Apply the potential; ``given`` is the log of the product so far, ``trace`` the running max or sum."""
         from .generator import replace_fields
 
         reward = latents.fields["reward"]
         nothing = torch.zeros_like(reward)
+        due = torch.as_tensor(latents.step % self.every == 0)
         past = before.fields if before is not None else {"given": nothing, "trace": nothing, "reward": nothing}
         if self.potential == "max":
             trace = reward if before is None else torch.maximum(past["trace"], reward)
         elif self.potential == "sum":
-            trace = past["trace"] + reward
+            trace = past["trace"] + torch.where(due, reward, 0.0)
         else:
             trace = reward
         done = torch.as_tensor(latents.done)
-        due = torch.as_tensor(latents.step % self.every == 0)
         log_g = trace - past["reward"] if self.potential == "difference" else trace
         log_g = torch.where(due, log_g, 0.0)
         log_g = torch.where(done, reward - past["given"], log_g)
         latents = replace_fields(latents, given=past["given"] + log_g, trace=trace)
         return log_g.numpy(), latents
+
+
+def _finite_on_the_way(reward: Any, latents: Latents, owners: NDArray[np.intp]) -> Any:
+    """Return rewards of the particles ``owners``. Raises InvalidWeight where one is −inf before it has finished."""
+    bad = np.isneginf(reward.detach().numpy()) & ~latents.done[owners]
+    if bad.any():
+        i = owners[np.flatnonzero(bad)[0]]
+        raise InvalidWeight(
+            f"the reward is -inf for the estimate of particle {i} at step {latents.step[i]}, which would "
+            "end a path that may still come right: give the reward a floor, and leave -inf to finished data"
+        )
+    return reward

@@ -80,6 +80,9 @@ class FeynmanKac(Protocol[S]):
     ``start`` and ``advance`` take one key per particle and make one batched call to each underlying model.
     ``given`` forces recorded choices (an item of ``Advance.choices``, or None where the particle is free) and
     scores them. A particle that is done passes through ``advance`` unchanged, with all its terms 0.
+
+    A model may have an attribute ``guarantee``: "discretised" says that its target is reached as its steps get smaller,
+    and the posterior of an engine promises no more than that.
     """
 
     def start(self, keys: Keys, given: Sequence[Any] | None = None) -> Advance[S]:

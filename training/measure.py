@@ -28,11 +28,16 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "diffusion" / "weights"
 
 def distance(a: Any, b: Any) -> float:
     """Return the unbiased squared MMD of two sets of features (n, d), with the kernel (1 + x·y/d)³."""
-    d = a.shape[1]
+    a, b, d = a.double(), b.double(), a.shape[1]
     aa, bb, ab = ((1.0 + x @ y.T / d) ** 3 for x, y in ((a, a), (b, b), (a, b)))
     n, m = len(a), len(b)
     inside = (aa.sum() - aa.diagonal().sum()) / (n * (n - 1)) + (bb.sum() - bb.diagonal().sum()) / (m * (m - 1))
     return float(inside - 2.0 * ab.mean())
+
+
+def share(true: Any) -> float:
+    """Return the share of what is true, to 3 digits."""
+    return round(float(true.double().mean()), 3)
 
 
 def samples(model: Any, n: int, seed: int) -> Any:
@@ -50,9 +55,9 @@ def measure_digits(n: int, steps: int) -> dict[str, Any]:
     return {
         "samples": n,
         "steps": steps,
-        "recognised": float(right.float().mean()),
-        "recognised_by_class": [float(right[i::10].float().mean()) for i in range(10)],
-        "recognised_real": float((judge(held_out.images).argmax(1) == held_out.labels).float().mean()),
+        "recognised": share(right),
+        "recognised_by_class": [share(right[i::10]) for i in range(10)],
+        "recognised_real": share(judge(held_out.images).argmax(1) == held_out.labels),
         "kid_of_classes": distance(judge.features(asked), truth),
         "kid_of_no_class": distance(judge.features(free), truth),
         "kid_of_other_real_digits": distance(judge.features(train.images[:n]), truth),

@@ -46,6 +46,15 @@ class Frames(Generator):
 
     A particle's value is a clip (t, …) of the frames it has; the last of them an estimate while it is being drawn.
     Raises ValueError for settings out of range.
+
+    >>> import feynkac as fk
+    >>> def darker(x, time, condition):  # the data is half of the frame before it
+    ...     return condition["past"][:, -1] / 2
+    >>> denoiser = fk.diffusion.Network(darker, "sample")
+    >>> video = Frames(denoiser, Schedule.flow(4), (2,), frames=3, past=1, blank=1.0)
+    >>> posterior = fk.infer(fk.Blocks(video, video.unit), fk.ImportanceSampling(1), seed=0)
+    >>> posterior.values[0].tolist()
+    [[0.5, 0.5], [0.25, 0.25], [0.125, 0.125]]
     """
 
     def __init__(

@@ -24,6 +24,7 @@ from .inference.comparison import Comparison
 from .inference.importance import ImportanceSampling
 from .inference.infer import Session, infer, steps
 from .inference.noise_search import NoiseSearch
+from .inference.path_search import PathSearch
 from .inference.posterior import Posterior
 from .inference.report import report
 from .inference.rollover import RolloverBudget
@@ -65,6 +66,7 @@ __all__ = [
     "ImportanceSampling",
     "Kernel",
     "NoiseSearch",
+    "PathSearch",
     "Posterior",
     "Program",
     "Reward",

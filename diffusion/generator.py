@@ -369,3 +369,23 @@ class Diffusion(Generator):
             return Moved(x, log_prob, log_proposal, np.zeros(len(x)), self.look(there).fields)
         log_potential, there = self.steering.weigh(self, latents, there)
         return Moved(x, log_prob, log_proposal, log_potential, there.fields)
+
+    def renoise(self, state: Latents, keys: Keys, depth: int) -> Advance[Latents]:
+        """Take particles back to an earlier depth, by adding noise as the forward process does.
+
+        x_j = (α_j/α_i)·x_i + √(σ_j² − (α_j·σ_i/α_i)²)·z. It is no step of the model, so that it has no density; it is
+        weighed as a step is. Raises ValueError for a depth that is not before that of every particle.
+        """
+        if not 0 <= depth < int(state.step.min()):
+            raise ValueError(f"noise takes particles back, from depth {state.step.min()} to one before it, not {depth}")
+        n, step = len(state), np.full(len(state), depth)
+        (alpha, sigma), (alpha2, sigma2) = self.levels(state.step), self.levels(step)
+        ratio = alpha2 / alpha
+        x = ratio * state.x + (sigma2**2 - (ratio * sigma) ** 2).clamp(min=0.0).sqrt() * self._noise(keys)
+        there, log_potential = Latents(x, step, state.steps, state.condition), np.zeros(n)
+        with torch.no_grad():
+            if self.steering is None:
+                there = self.look(there)
+            else:
+                log_potential, there = self.steering.weigh(self, state, there)
+        return self._advance(there, np.zeros(n), np.zeros(n), log_potential)

@@ -55,6 +55,16 @@ class Move:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """Ask for what only some models can do: a method ``(state, keys, *args)`` of theirs that returns an `Advance`."""
+
+    method: str
+    state: Any
+    keys: Keys
+    args: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
 class Step:
     """What happened at one step of one chain of n particles.
 
@@ -138,7 +148,7 @@ class Growing:
     particles: int
 
 
-Run: TypeAlias = Generator[Start | Move | Report | Growing, Advance[Any], None]
+Run: TypeAlias = Generator[Start | Move | Ask | Report | Growing, Advance[Any], None]
 
 
 class Engine(Protocol):

@@ -13,7 +13,7 @@ from ..ppl.cost import Budget, Ledger, recording
 from ..ppl.model import Advance, FeynmanKac
 from ..ppl.program import Particles, Program, launch, resume
 from .chain import Chain, detach, detach_choices
-from .engine import Engine, Growing, Move, Report, Run, Start, Step, weaker
+from .engine import Ask, Engine, Growing, Move, Report, Run, Start, Step, weaker
 from .posterior import Posterior
 from .progress import Progress
 
@@ -28,7 +28,7 @@ class _Task:
     owner: int
     model: FeynmanKac[Any]
     engine: Run
-    request: Start | Move | None = None
+    request: Start | Move | Ask | None = None
     report: Report | Growing | None = None
     history: list[Step] = field(default_factory=list)
 
@@ -116,6 +116,9 @@ class Session:
         request = task.request
         assert request is not None
         self.ledger.rows = np.full(len(request.keys), task.owner, np.intp)
+        if isinstance(request, Ask):
+            made: Advance[Any] = getattr(task.model, request.method)(request.state, request.keys, *request.args)
+            return made
         if isinstance(request, Start):
             return task.model.start(request.keys, request.given)
         return task.model.advance(request.state, request.keys, request.given)

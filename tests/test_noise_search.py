@@ -40,6 +40,10 @@ class Counted(Diffusion):
         self.keys += keys.tolist()
         return super().advance(state, keys, given)
 
+    def renoise(self, state, keys, depth):
+        self.keys += keys.tolist()
+        return super().renoise(state, keys, depth)
+
 
 def image(eta=0.0, every=1, dtype=None):
     reward = Steering(lambda x: x[:, 0] - 0.5 * x[:, 2], every=every)
@@ -298,3 +302,67 @@ def test_rollover_runs_on_a_program():
     posterior = fk.infer(t2(), fk.RolloverBudget(8, chains=5), seed=0)
     assert np.mean([value.count("a") for value in posterior.values]) >= 1
     assert posterior.guarantee == "heuristic"
+
+
+# -- search over paths ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", [Schedule.vp(8), Schedule.ve(8), Schedule.flow(8)])
+def test_noise_put_on_again_has_the_law_of_its_level(schedule):
+    """Data that is noised to depth 3, directly and by way of depth 6, has one mean and one covariance."""
+    # 9 comparisons at |z| < 4.26: false alarm 2e-4.
+    model = Diffusion(DATA.denoiser(schedule), schedule, (3,), dtype=torch.float64)
+    n = 8000
+    data = torch.as_tensor(DATA.sample(n, seed=1))
+    done = fk.diffusion.generator.Latents(data, np.full(n, 8), 8)
+    keys = fk.keys.fold(fk.keys.root(3), np.arange(n))
+    once = model.renoise(done, keys, 3)
+    twice = model.renoise(model.renoise(done, fk.keys.fold(keys, 1), 6).state, fk.keys.fold(keys, 2), 3)
+    for made in (once, twice):
+        assert (made.state.depth == 3).all()
+        x = made.state.x.numpy()
+        alpha, sigma = schedule.alpha[3], schedule.sigma[3]
+        assert max(abs(z_score(x[:, j], alpha * DATA.mean[j])) for j in range(3)) < Z_LIMIT
+        truth = alpha**2 * DATA.covariance + sigma**2 * np.eye(3)
+        assert np.cov(x.T) == pytest.approx(truth, rel=0.12, abs=0.06 * np.trace(truth) / 3)
+    with pytest.raises(ValueError, match="from depth 3 to one before it, not 5"):
+        model.renoise(once.state, keys, 5)
+
+
+def test_search_over_paths_keeps_the_best_and_goes_on_from_them():
+    model = image()
+    engine = fk.PathSearch(3, branches=4, first=6, back=4, forward=5)
+    posterior = fk.infer(model, engine, seed=0)
+    rewards = np.array([x[0] - 0.5 * x[2] for x in posterior.values])
+    assert posterior.log_potential == pytest.approx(rewards)  # it telescopes, through the noise too
+    assert posterior.best()[0] - 0.5 * posterior.best()[2] == rewards.max()
+    depths = [0, 1, 2, 3, 4, 5, 6, 2, 3, 4, 5, 6, 7, 3, 4, 5, 6, 7, 8]
+    assert len(posterior.steps) == len(depths)
+    before = posterior.steps[6]
+    totals = np.array([sum(step.log_potential[i] for step in posterior.steps[:7]) for i in range(3)])
+    assert posterior.steps[7].ancestors.tolist() == np.repeat(np.argsort(-totals), 4).tolist()
+    assert (before.ancestors == np.arange(3)).all()
+    assert len(posterior) == 12
+    assert posterior.cost.nfe == model.evaluated == 3 * 7 + 12 * (len(depths) - 7 - 1)
+    assert len(set(model.keys)) == len(model.keys)
+    assert math.isnan(posterior.log_evidence)
+
+
+def test_search_over_paths_beats_as_many_evaluations_of_best_of_n():
+    engine = fk.PathSearch(3, branches=6, first=7, back=5, forward=6)
+    searched = fk.infer([image() for _ in range(12)], engine, seed=0)
+    most = np.mean([p.log_potential.max() for p in searched])
+    n = searched[0].cost.nfe // len(FLOW)
+    plain = fk.infer([image() for _ in range(12)], fk.BestOfN(n), seed=1)
+    assert most > np.mean([p.log_potential.max() for p in plain])
+
+
+def test_search_over_paths_says_what_it_needs(tmp_path):
+    with pytest.raises(fk.errors.Unsupported, match=r"t2\(\) has no method renoise"):
+        fk.infer(t2(), fk.PathSearch(2, 2, 2, 1, 2), seed=0)
+    with pytest.raises(ValueError, match="must be at most first"):
+        fk.PathSearch(2, 2, first=1, back=2, forward=3)
+    posterior = fk.infer(image(), fk.PathSearch(2, 2, 3, 1, 2), seed=0, budget=fk.Budget(nfe=12))
+    assert posterior.stopped == "nfe"
+    posterior.save(tmp_path / "paths.fk")
+    assert (fk.Posterior.load(tmp_path / "paths.fk").log_weights == posterior.log_weights).all()

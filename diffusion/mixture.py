@@ -179,9 +179,10 @@ class _Exact:
             torch.as_tensor(level[at], dtype=x.dtype, device=x.device)[:, None] for level in (self._alpha, self._sigma)
         )
         flat = x.reshape(len(x), -1)
-        terms, off, variance = self.mixture._terms(flat, alpha, sigma)
+        terms, _, variance = self.mixture._terms(flat, alpha, sigma)
         # Component by component, so that it holds for α = 0 too.
         means = torch.as_tensor(self.mixture.means, dtype=x.dtype, device=x.device)
-        pull = (alpha * torch.as_tensor(self.mixture.variances, dtype=x.dtype, device=x.device) / variance)[..., None]
-        data = (torch.softmax(terms, -1)[..., None] * (means + pull * off)).sum(-2)
+        pull = alpha * torch.as_tensor(self.mixture.variances, dtype=x.dtype, device=x.device) / variance
+        shares = torch.softmax(terms, -1)
+        data = (shares * (1.0 - alpha * pull)) @ means + (shares * pull).sum(-1, keepdim=True) * flat
         return data.reshape(x.shape)

@@ -12,7 +12,7 @@ import feynkac
 ROOT = Path(feynkac.__file__).parent
 MODULES = ["feynkac"] + [
     module.name
-    for package in ("ppl", "inference", "models")
+    for package in ("ppl", "inference", "models", "diffusion")
     for module in pkgutil.walk_packages([str(ROOT / package)], f"feynkac.{package}.")
     if not module.name.endswith(".__main__")
 ]

@@ -1,7 +1,7 @@
 """A mixture of 40 normals in the plane, annealed, with and without Feynman–Kac correction, beside the paper's figures.
 
-    python benchmarks/correctors.py --short      # a minute or two: 2,000 particles, 500 steps, 1 seed
-    python benchmarks/correctors.py              # an hour or two: 10,000 particles, 1,000 steps, 5 seeds
+    python benchmarks/correctors.py --short      # a minute: 2,000 particles, 500 steps, 1 seed
+    python benchmarks/correctors.py              # half an hour: 10,000 particles, 1,000 steps, 5 seeds
 
 The mixture is q: 40 components with equal weights, means uniform in [−40, 40]² and standard deviation 1.31, after
 Midgley et al. (2023), arXiv:2208.01893; its scores are exact. The target is q^β, normalised, which is a mixture in
@@ -123,10 +123,12 @@ def main() -> None:
 
 
 def cells(made: list[list[float]]) -> list[str]:
-    """Mean ± standard deviation over the seeds."""
-    spread = np.std(made, 0, ddof=1) if len(made) > 1 else np.zeros(4)
-    return [f"{mean:.4f} ± {sd:.4f}" if i < 2 else f"{mean:.2f} ± {sd:.2f}"
-            for i, (mean, sd) in enumerate(zip(np.mean(made, 0), spread))]  # fmt: skip
+    """Mean ± standard deviation over the seeds, if there are several."""
+    told = []
+    for digits, column in zip((4, 4, 2, 2), np.transpose(made)):
+        spread = f" ± {np.std(column, ddof=1):.{digits}f}" if len(column) > 1 else ""
+        told.append(f"{np.mean(column):.{digits}f}{spread}")
+    return told
 
 
 if __name__ == "__main__":

@@ -343,7 +343,7 @@ def test_progress_ends_with_an_error(monkeypatch):
         (lambda: fk.ImportanceSampling(0), "particles must be a positive integer"),
         (lambda: fk.ImportanceSampling(3, all_dead="no"), "all_dead must be"),
         (lambda: fk.BestOfN(0), "particles must be a positive integer"),
-        (lambda: fk.BestOfN(2, temperature=0.0), r"temperature must be positive and finite, or None for the best, not 0\.0"),
+        (lambda: fk.BestOfN(2, temperature=0.0), r"temperature must be positive and finite, .* not 0\.0"),
         (lambda: fk.BestOfN(2, chains=0), "chains must be a positive integer"),
         (lambda: fk.BestOfN(2, all_dead="no"), "all_dead must be"),
     ],

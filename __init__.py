@@ -18,22 +18,22 @@ reward models, and one set of inference engines runs over them all.
 
 from . import diffusion, models
 from .inference import plots
-from .inference.best_of_n import BestOfN
-from .inference.compare import compare
-from .inference.comparison import Comparison
-from .inference.importance import ImportanceSampling
+from .inference.comparison.compare import compare
+from .inference.comparison.table import Comparison
 from .inference.infer import Session, infer, steps
-from .inference.noise_search import NoiseSearch
-from .inference.path_search import PathSearch
-from .inference.posterior import Posterior
-from .inference.report import report
-from .inference.rollover import RolloverBudget
-from .inference.self_consistency import SelfConsistency
-from .inference.smc import SMC
-from .inference.svdd import SVDD
-from .inference.tree_of_frames import TreeOfFrames
-from .inference.tree_sampling import TreeSampling
-from .inference.tree_search import TreeSearch
+from .inference.particles.importance import ImportanceSampling
+from .inference.particles.path_search import PathSearch
+from .inference.particles.rollover import RolloverBudget
+from .inference.particles.smc import SMC
+from .inference.particles.svdd import SVDD
+from .inference.plots.report import report
+from .inference.pools.best_of_n import BestOfN
+from .inference.pools.self_consistency import SelfConsistency
+from .inference.results.posterior import Posterior
+from .inference.search.noise_search import NoiseSearch
+from .inference.search.tree_of_frames import TreeOfFrames
+from .inference.search.tree_sampling import TreeSampling
+from .inference.search.tree_search import TreeSearch
 from .models import rewards
 from .ppl import dist, errors, handlers, keys, oracles
 from .ppl.blocks import Blocks

@@ -53,7 +53,7 @@ def needed(pool: np.ndarray, reward: float) -> float:
 
 
 def expected(pool: np.ndarray, n: int) -> float:
-    return fk.inference.selection.best_of(pool, pool, n)
+    return fk.inference.base.selection.best_of(pool, pool, n)
 
 
 def main() -> None:

@@ -9,44 +9,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .convnets import Classifier
+    from .adapters.networks import DiffusersNetwork
+    from .adapters.pipelines import from_pipeline
+    from .adapters.schedulers import from_scheduler
     from .correctors import Corrected, anneal, guide, product, tilt
     from .denoiser import Guided, Network
     from .frames import Frames
     from .generator import Diffusion
     from .kernels import begin, denoise
     from .mixture import Mixture
-    from .motion import Motion, centroids
-    from .networks import DiffusersNetwork
-    from .pipelines import from_pipeline
+    from .rewards.motion import Motion, centroids
     from .schedule import Schedule
+    from .shipped.convnets import Classifier
+    from .shipped.zoo import NO_DIGIT, bouncing, bouncing_clip, bouncing_motion, digit_classifier, digit_judge, digits
     from .steering import Steering
-    from .zoo import NO_DIGIT, bouncing, bouncing_clip, bouncing_motion, digit_classifier, digit_judge, digits
 
 _HOME = {
-    "NO_DIGIT": "zoo",
-    "Classifier": "convnets",
+    "NO_DIGIT": "shipped.zoo",
+    "Classifier": "shipped.convnets",
     "Corrected": "correctors",
-    "DiffusersNetwork": "networks",
+    "DiffusersNetwork": "adapters.networks",
     "Diffusion": "generator",
     "Frames": "frames",
     "Guided": "denoiser",
     "Mixture": "mixture",
-    "Motion": "motion",
+    "Motion": "rewards.motion",
     "Network": "denoiser",
     "Schedule": "schedule",
     "Steering": "steering",
     "anneal": "correctors",
     "begin": "kernels",
-    "bouncing": "zoo",
-    "bouncing_clip": "zoo",
-    "bouncing_motion": "zoo",
-    "centroids": "motion",
+    "bouncing": "shipped.zoo",
+    "bouncing_clip": "shipped.zoo",
+    "bouncing_motion": "shipped.zoo",
+    "centroids": "rewards.motion",
     "denoise": "kernels",
-    "digit_classifier": "zoo",
-    "digit_judge": "zoo",
-    "digits": "zoo",
-    "from_pipeline": "pipelines",
+    "digit_classifier": "shipped.zoo",
+    "digit_judge": "shipped.zoo",
+    "digits": "shipped.zoo",
+    "from_pipeline": "adapters.pipelines",
+    "from_scheduler": "adapters.schedulers",
     "guide": "correctors",
     "product": "correctors",
     "tilt": "correctors",
@@ -76,6 +78,7 @@ __all__ = [
     "digit_judge",
     "digits",
     "from_pipeline",
+    "from_scheduler",
     "guide",
     "product",
     "tilt",

@@ -18,9 +18,9 @@ import torch
 
 from ..ppl.errors import InvalidWeight, Unsupported
 from .denoiser import Denoiser, join
-from .generator import Diffusion, Floats, Generator, Moved, log_normal, replace_fields, spread
-from .latents import Latents
-from .rewards import as_reward, slope
+from .generator import Diffusion, Floats, Generator, Moved, log_normal, spread
+from .latents import Latents, replace_fields
+from .rewards.base import as_reward, slope
 from .schedule import Schedule
 
 

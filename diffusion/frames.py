@@ -14,9 +14,9 @@ from ..ppl import keys as _keys
 from ..ppl.keys import Keys
 from ..ppl.model import Draws
 from .denoiser import Denoiser
-from .generator import Floats, Generator, Moved, log_normal, replace_fields, transition
-from .latents import Latents
-from .rewards import as_reward
+from .generator import Floats, Generator, Moved, log_normal, transition
+from .latents import Latents, replace_fields
+from .rewards.base import as_reward
 from .schedule import Schedule
 
 

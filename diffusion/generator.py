@@ -21,7 +21,7 @@ from ..ppl.errors import FeynkacError
 from ..ppl.keys import Keys
 from ..ppl.model import Advance, Index
 from .denoiser import Denoiser, estimate, repeat
-from .latents import Latents
+from .latents import Latents, replace_fields
 from .schedule import Schedule
 
 Floats = NDArray[np.float64]
@@ -282,11 +282,6 @@ def log_normal(x: Any, mean: Any, std: Any) -> Floats:
     certain = torch.where(met, 0.0, -math.inf)
     result: Floats = torch.where(width[:, 0] > 0, density, certain).detach().cpu().numpy()
     return result
-
-
-def replace_fields(latents: Latents, **fields: Any) -> Latents:
-    """Return particles with some of their fields replaced."""
-    return Latents(latents.x, latents.step, latents.steps, latents.condition, {**latents.fields, **fields})
 
 
 def leaves(batch: Any) -> Any:

@@ -70,3 +70,8 @@ class Latents:
         order = np.arange(len(self))
         order[index] = len(self) + np.arange(len(rows))
         return Latents.concat([self, rows]).select(order)
+
+
+def replace_fields(latents: Latents, **fields: Any) -> Latents:
+    """Return particles with some of their fields replaced."""
+    return Latents(latents.x, latents.step, latents.steps, latents.condition, {**latents.fields, **fields})

@@ -77,23 +77,6 @@ class Schedule:
         return cls(np.sqrt(squared), np.sqrt(1.0 - squared), np.append(index, 0))
 
     @classmethod
-    def from_scheduler(cls, scheduler: Any, steps: int, **settings: Any) -> Schedule:
-        """Return the levels of a diffusers scheduler over ``steps`` steps.
-
-        ``settings`` go to its ``set_timesteps``, such as ``sigmas``, or ``mu`` for dynamic shifting. A network whose
-        scheduler scales its input (Euler, EDM) must be wrapped in `DiffusersNetwork`, which does so.
-
-        Raises ValueError, naming the scheduler, for one that cannot be read; see `feynkac.diffusion.schedulers`.
-
-        >>> from diffusers import FlowMatchEulerDiscreteScheduler
-        >>> Schedule.from_scheduler(FlowMatchEulerDiscreteScheduler(), 4, sigmas=[1.0, 0.75, 0.5, 0.25]).sigma.tolist()
-        [1.0, 0.75, 0.5, 0.25, 0.0]
-        """
-        from .schedulers import convention
-
-        return convention(scheduler, steps, **settings).schedule
-
-    @classmethod
     def ve(cls, steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
         """Return the variance-exploding levels of EDM, and 0 at the end; ``time`` is σ.
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..ppl.errors import InvalidWeight
-from .latents import Latents
-from .rewards import as_reward, slope
+from .latents import Latents, replace_fields
+from .rewards.base import as_reward, slope
 
 if TYPE_CHECKING:
     from .generator import Generator
@@ -100,8 +100,6 @@ class Steering:
 
     def _look(self, generator: Generator, latents: Latents, last: Any) -> Latents:
         """Add the estimate, λ_t·r_t where a reward is due (else the last one) and its gradient."""
-        from .generator import replace_fields
-
         due = latents.done | (latents.step % self.every == 0)
         reward = as_reward(self.reward)
         strength = self._strength(latents)
@@ -125,8 +123,6 @@ class Steering:
 
     def _weigh(self, latents: Latents, before: Latents | None) -> tuple[Floats, Latents]:
         """Apply the potential; ``given`` is the log of the product so far, ``trace`` the running max or sum."""
-        from .generator import replace_fields
-
         reward = latents.fields["reward"]
         nothing = torch.zeros_like(reward)
         due = torch.as_tensor(latents.step % self.every == 0)

@@ -12,10 +12,11 @@ from ..ppl import keys as _keys
 from ..ppl.cost import Budget, Ledger, recording
 from ..ppl.model import Advance, FeynmanKac
 from ..ppl.program import Particles, Program, launch, resume
-from .chain import Chain, detach, detach_choices
-from .engine import Ask, Engine, Growing, Move, Report, Run, Start, Step, weaker
-from .posterior import Posterior
-from .progress import Progress
+from .base.chain import Chain, detach, detach_choices
+from .base.engine import Ask, Engine, Growing, Move, Report, Run, Start, weaker
+from .base.progress import Progress
+from .base.step import Step
+from .results.posterior import Posterior
 
 Callback = Callable[[Step], Any]
 """Called after every step of every chain; returning True stops the run, which keeps what it has."""

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.inference import intervals
-from feynkac.inference.plot_comparison import front
-from feynkac.inference.trials import Row
+from feynkac.inference.comparison import intervals
+from feynkac.inference.comparison.plot_comparison import front
+from feynkac.inference.comparison.trials import Row
 from laws import Z_LIMIT
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.inference.columns import columns
-from feynkac.inference.khat import khat
+from feynkac.inference.results.columns import columns
+from feynkac.inference.results.khat import khat
 from laws import Z_LIMIT, z_score
 
 xarray = pytest.importorskip("xarray")
@@ -178,7 +178,7 @@ def test_increments_sum_to_minus_infinity_where_all_die():
     mixed = fk.infer(dies(), fk.SMC(3, all_dead="zero", chains=2), seed=0)
     with pytest.raises(ValueError, match="weight zero"):
         mixed.to_datatree()
-    from feynkac.inference.datatree import _history
+    from feynkac.inference.results.datatree import _history
 
     history = _history(mixed.chains)
     assert history["log_normalizer_increment"].sum(1).tolist() == [-math.inf] * 2

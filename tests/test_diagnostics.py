@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.inference.khat import khat, verdict
-from feynkac.inference.trust import founders
+from feynkac.inference.results.khat import khat, verdict
+from feynkac.inference.results.trust import founders
 from laws import Z_LIMIT, t2, z_score
 
 # -- a finite chain, solved exactly, as a batched model ----------------------------------------------------------

@@ -28,7 +28,7 @@ from diffusers import (  # noqa: E402
 )
 
 import feynkac as fk  # noqa: E402
-from feynkac.diffusion import DiffusersNetwork, Diffusion, Guided, Schedule, Steering, from_pipeline  # noqa: E402
+from feynkac.diffusion import DiffusersNetwork, Diffusion, Guided, Steering, from_pipeline, from_scheduler  # noqa: E402
 from feynkac.diffusion.denoiser import estimate  # noqa: E402
 from feynkac.diffusion.generator import transition  # noqa: E402
 from feynkac.ppl import keys  # noqa: E402
@@ -122,8 +122,8 @@ def test_every_step_is_the_schedulers_own(name):
 
 
 def test_levels_of_pndm_are_those_of_ddim():
-    ours = Schedule.from_scheduler(PNDMScheduler(**LINEAR, skip_prk_steps=True, set_alpha_to_one=True), 10)
-    theirs = Schedule.from_scheduler(DDIMScheduler(**LINEAR), 10)
+    ours = from_scheduler(PNDMScheduler(**LINEAR, skip_prk_steps=True, set_alpha_to_one=True), 10)
+    theirs = from_scheduler(DDIMScheduler(**LINEAR), 10)
     assert np.array_equal(ours.alpha, theirs.alpha)
     assert np.array_equal(ours.time, theirs.time)
 
@@ -131,7 +131,7 @@ def test_levels_of_pndm_are_those_of_ddim():
 def test_a_scheduler_that_is_read_stays_as_it_is():
     scheduler = DDIMScheduler(**LINEAR)
     before = scheduler.timesteps.clone()
-    Schedule.from_scheduler(scheduler, 5)
+    from_scheduler(scheduler, 5)
     assert torch.equal(scheduler.timesteps, before)
 
 
@@ -147,7 +147,7 @@ def test_a_scheduler_that_is_read_stays_as_it_is():
 )
 def test_schedulers_that_cannot_be_read_are_refused_by_name(scheduler, reason):
     with pytest.raises(ValueError, match=reason):
-        Schedule.from_scheduler(scheduler(), 4)
+        from_scheduler(scheduler(), 4)
 
 
 # Networks

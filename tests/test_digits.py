@@ -42,13 +42,13 @@ def test_weights_are_whole_and_their_record_says_where_they_come_from(name):
 
 
 def test_all_weights_are_small():
-    sizes = [path.stat().st_size for path in (ROOT / "diffusion" / "weights").glob("*.safetensors")]
+    sizes = [path.stat().st_size for path in (ROOT / "diffusion" / "shipped" / "weights").glob("*.safetensors")]
     assert sum(sizes) < 8_000_000
     assert len(sizes) == len(shipped.shipped())
 
 
 def test_damaged_weights_are_refused(tmp_path, monkeypatch):
-    for path in (ROOT / "diffusion" / "weights").glob("digit_judge.*"):
+    for path in (ROOT / "diffusion" / "shipped" / "weights").glob("digit_judge.*"):
         shutil.copy(path, tmp_path)
     raw = bytearray((tmp_path / "digit_judge.safetensors").read_bytes())
     raw[-1] ^= 1

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 import feynkac as fk
-from feynkac.inference import smc
-from feynkac.inference.resampling import SCHEMES
+from feynkac.inference.base.resampling import SCHEMES
+from feynkac.inference.particles import smc
 
 # Each p-value below falls under this limit by chance once in 50,000 choices of its fixed seed.
 RATE = 2e-5

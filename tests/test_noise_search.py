@@ -9,7 +9,7 @@ import pytest
 
 import feynkac as fk
 from chains import LOG_G, MOVES, START, FiniteChain, chain
-from feynkac.inference.noise_search import turned
+from feynkac.inference.search.noise_search import turned
 from laws import Z_LIMIT, t2, t3, z_score
 
 torch = pytest.importorskip("torch")

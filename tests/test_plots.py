@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.inference import genealogy as layout
-from feynkac.inference import views
-from feynkac.inference.chain import Chain
-from feynkac.inference.engine import Step
+from feynkac.inference.base.chain import Chain
+from feynkac.inference.base.step import Step
+from feynkac.inference.drawing import views
+from feynkac.inference.plots import lineages as layout
 
 matplotlib = pytest.importorskip("matplotlib")
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.inference.chain import Chain
-from feynkac.inference.engine import Step
-from feynkac.inference.svg import Chart, Html, span, ticks
+from feynkac.inference.base.chain import Chain
+from feynkac.inference.base.step import Step
+from feynkac.inference.drawing.svg import Chart, Html, span, ticks
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 NASTY = "<script>alert('x')</script> & \"quotes\" </svg>"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from feynkac.inference.resampling import SCHEMES, resample
-from feynkac.inference.weights import ess, logmeanexp, normalize, spread
+from feynkac.inference.base.resampling import SCHEMES, resample
+from feynkac.inference.base.weights import ess, logmeanexp, normalize, spread
 from feynkac.ppl import keys
 from feynkac.ppl.errors import InvalidWeight
 

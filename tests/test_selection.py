@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.inference.selection import best_of
+from feynkac.inference.base.selection import best_of
 from feynkac.ppl.cost import charge
 from laws import Z_LIMIT, z_score
 

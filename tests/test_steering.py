@@ -17,7 +17,7 @@ import feynkac as fk  # noqa: E402
 from feynkac.diffusion import Diffusion, Mixture, Network, Schedule, Steering  # noqa: E402
 from feynkac.diffusion.generator import Generator, Moved, replace_fields, transition  # noqa: E402
 from feynkac.diffusion.latents import Latents  # noqa: E402
-from feynkac.diffusion.rewards import TensorReward  # noqa: E402
+from feynkac.diffusion.rewards.base import TensorReward  # noqa: E402
 from feynkac.ppl import keys as _keys  # noqa: E402
 from feynkac.ppl.errors import InvalidWeight, Unsupported  # noqa: E402
 from laws import Z_LIMIT, check_unbiased, z_score  # noqa: E402

@@ -11,9 +11,9 @@ import pytest
 
 import feynkac as fk
 from chains import LOG_G, MOVES, START, FiniteChain, chain, late_chain, total_variation
-from feynkac.inference.growth import Growth
-from feynkac.inference.tree_sampling import TreeSampling, boltzmann, grow
-from feynkac.inference.tree_search import best_leaf, uct
+from feynkac.inference.search.growth import Growth
+from feynkac.inference.search.tree_sampling import TreeSampling, boltzmann, grow
+from feynkac.inference.search.tree_search import best_leaf, uct
 from laws import Z_LIMIT, check_unbiased, t1, t2, z_score
 
 

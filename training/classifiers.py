@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from data import Digits, load, warp
 from loop import Settings, ship, train
 
-from feynkac.diffusion.convnets import JudgeNet, RewardNet
+from feynkac.diffusion.shipped.convnets import JudgeNet, RewardNet
 
 
 def accuracy(network: Any, digits: Digits) -> float:

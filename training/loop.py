@@ -106,7 +106,7 @@ def _write(
 
 def ship(name: str, network: Any, record: dict[str, Any], into: Path | None = None) -> Path:
     """Write weights (float16) and their record to the library's folder of weights, or another."""
-    into = into or Path(__file__).resolve().parent.parent / "diffusion" / "weights"
+    into = into or Path(__file__).resolve().parent.parent / "diffusion" / "shipped" / "weights"
     into.mkdir(parents=True, exist_ok=True)
     path = into / f"{name}.safetensors"
     path.write_bytes(save({key: value.half().contiguous() for key, value in network.state_dict().items()}))

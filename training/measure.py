@@ -23,7 +23,7 @@ from data import load
 import feynkac as fk
 from feynkac.diffusion import zoo
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "diffusion" / "weights"
+WEIGHTS = Path(__file__).resolve().parent.parent / "diffusion" / "shipped" / "weights"
 
 
 def distance(a: Any, b: Any) -> float:

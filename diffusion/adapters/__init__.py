@@ -1,0 +1,1 @@
+"""diffusers networks, pipelines and schedulers, read as denoisers and schedules."""

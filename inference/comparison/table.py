@@ -1,0 +1,197 @@
+"""What `compare` found: trials, and a table of engines with confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from html import escape
+from typing import Any, Literal
+
+from ...ppl.cost import UNITS
+from ..drawing.views import number
+from .intervals import NOTHING, Interval, difference_interval, mean_interval
+from .trials import Row, Trial, TrialRun
+
+Over = Literal["problems", "seeds"]
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Engines side by side on the same problems and seeds. Made by `compare`.
+
+    Shown as a table: quality with its 95% interval, the difference to the reference with its own, and the mean cost
+    of a run over all problems.
+
+    Attributes:
+        trials: one for each engine, problem and seed.
+        runs: one for each engine and seed.
+        engines: the labels, in order.
+        reference: label of the engine that the others are compared with.
+        over: what the intervals generalise to: other ``"problems"`` like these, or other ``"seeds"`` on these.
+        stopped: "interrupted" where Ctrl-C ended it, or None.
+    """
+
+    trials: tuple[Trial, ...]
+    runs: tuple[TrialRun, ...]
+    engines: tuple[str, ...]
+    reference: str
+    over: Over
+    stopped: str | None = None
+
+    def table(self) -> tuple[Row, ...]:
+        """Return one row for each engine that has made a run, in order.
+
+        Failures are left out of means, unless `compare` was told what they count as; differences take the problems and
+        seeds on which neither failed.
+        """
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> tuple[Row, ...]:
+        return tuple(self._row(engine) for engine in self.engines if any(r.engine == engine for r in self.runs))
+
+    @cached_property
+    def _binary(self) -> bool:
+        return all(trial.quality in (0.0, 1.0) for trial in self.trials if not math.isnan(trial.quality))
+
+    def _row(self, engine: str) -> Row:
+        trials = [trial for trial in self.trials if trial.engine == engine]
+        runs = [run for run in self.runs if run.engine == engine]
+        good = [trial for trial in trials if trial.error is None]
+        scored = self._scored(engine)
+        quality = mean_interval(list(scored.values()), [self._cluster(key) for key in scored], self._binary)
+        spent = {unit: _mean(getattr(run.cost, unit) for run in runs) for unit in (*UNITS, "seconds")}
+        return Row(
+            engine=engine,
+            quality=quality,
+            difference=None if engine == self.reference else self._difference(scored),
+            log_evidence=_mean(trial.log_evidence for trial in good),
+            ess=_mean(trial.ess for trial in good),
+            cpu_seconds=_mean(run.cpu_seconds for run in runs),
+            trials=len(trials),
+            failures=len(trials) - len(good),
+            stopped=sum(run.stopped is not None for run in runs),
+            **spent,
+        )
+
+    def _scored(self, engine: str) -> dict[tuple[int, int], float]:
+        """Return the quality by problem and seed, where there is one."""
+        return {
+            (trial.model, trial.seed): trial.quality
+            for trial in self.trials
+            if trial.engine == engine and not math.isnan(trial.quality)
+        }
+
+    def _cluster(self, key: tuple[int, int]) -> Any:
+        return key[0] if self.over == "problems" else key
+
+    def _difference(self, scored: dict[tuple[int, int], float]) -> Interval:
+        reference = self._scored(self.reference)
+        pairs = [key for key in scored if key in reference]
+        gaps = [scored[key] - reference[key] for key in pairs]
+        return difference_interval(gaps, [self._cluster(key) for key in pairs], self._binary) if pairs else NOTHING
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return one flat dictionary for each trial: ``pandas.DataFrame(comparison.to_dicts())``."""
+        flat = []
+        for trial in self.trials:
+            each = {f.name: getattr(trial, f.name) for f in fields(trial) if f.name != "cost"}
+            run = next(run for run in self.runs if (run.engine, run.seed) == (trial.engine, trial.seed))
+            flat.append({**each, **asdict(trial.cost), "cpu_seconds": run.cpu_seconds})
+        return flat
+
+    def plot(self, x: str = "tokens_out", *, ax: Any = None, figsize: tuple[float, float] | None = None) -> Any:
+        """Draw quality against the cost ``x`` of a run, with 95% intervals and the Pareto front; return the figure.
+
+        ``x`` is a column of costs: "tokens_in", "tokens_out", "model_calls", "reward_calls", "nfe", "seconds" or
+        "cpu_seconds"; ValueError for any other. Needs matplotlib (``pip install feynkac[plots]``).
+        """
+        from .plot_comparison import pareto
+
+        return pareto(self.table(), x, ax, figsize)
+
+    # -- showing ------------------------------------------------------------------------------------------------
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        """Return the head and the rows of the table as texts, without the columns that have nothing to say."""
+        rows = self.table()
+        shown = [(name, [cell(row) for row in rows]) for name, cell in _COLUMNS]
+        kept = [(name, cells) for name, cells in shown if any(cell not in ("", "0") for cell in cells)]
+        return [name for name, _ in kept], [list(line) for line in zip(*(cells for _, cells in kept))]
+
+    def _notes(self) -> list[str]:
+        problems = len({trial.model for trial in self.trials})
+        seeds = len({trial.seed for trial in self.trials})
+        to = "other problems like these" if self.over == "problems" else "other seeds"
+        notes = [
+            f"{problems} problem{'s' * (problems != 1)} × {seeds} seed{'s' * (seeds != 1)}; 95% intervals, for {to}; "
+            f"difference to {self.reference}; costs of a run over all problems"
+        ]
+        if self.stopped:
+            notes.append(f"stopped: {self.stopped}")
+        errors: dict[str, int] = {}
+        for trial in self.trials:
+            if trial.error is not None:
+                told = f"{trial.engine}: {trial.error}"
+                errors[told] = errors.get(told, 0) + 1
+        return notes + [f"failed {count}×: {told}" for told, count in list(errors.items())[:5]]
+
+    def __repr__(self) -> str:
+        head, rows = self._cells()
+        widths = [max(map(len, column)) for column in zip(head, *rows)]
+        lines = [
+            "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+            for line in [head, *rows]
+        ]
+        return "\n".join([*(line.rstrip() for line in lines), *self._notes()])
+
+    def _repr_html_(self) -> str:
+        head, rows = self._cells()
+        top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+        body = "".join(
+            "<tr>" + "".join(f'<td style="white-space:nowrap">{escape(cell)}</td>' for cell in row) + "</tr>"
+            for row in rows
+        )
+        notes = "".join(f"<div>{escape(note)}</div>" for note in self._notes())
+        return (
+            f"<div><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+            f'<div style="font-size:.85em;opacity:.8">{notes}</div></div>'
+        )
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else math.nan
+
+
+def _interval(interval: Interval | None, sign: str = "") -> str:
+    if interval is None or math.isnan(interval.mean):
+        return "" if interval is None else "–"
+    mean = f"{interval.mean:{sign}.3g}"
+    if math.isnan(interval.low):
+        return mean.replace("-", "−")
+    return f"{mean} [{interval.low:{sign}.3g}, {interval.high:{sign}.3g}]".replace("-", "−")
+
+
+def _amount(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{round(getattr(row, name)):,}"
+
+
+_COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+    ("engine", lambda row: row.engine),
+    ("quality", lambda row: _interval(row.quality)),
+    ("difference", lambda row: _interval(row.difference, "+")),
+    ("log Ẑ", lambda row: "–" if math.isnan(row.log_evidence) else number(row.log_evidence)),
+    ("ESS", lambda row: "–" if math.isnan(row.ess) else f"{row.ess:.1f}"),
+    ("tokens in", _amount("tokens_in")),
+    ("tokens out", _amount("tokens_out")),
+    ("model calls", _amount("model_calls")),
+    ("reward calls", _amount("reward_calls")),
+    ("NFE", _amount("nfe")),
+    ("s", lambda row: f"{row.seconds:.3g}"),
+    ("CPU s", lambda row: f"{row.cpu_seconds:.3g}"),
+    ("failed", lambda row: f"{row.failures} of {row.trials}" if row.failures else ""),
+    ("cut short", lambda row: str(row.stopped) if row.stopped else ""),
+)

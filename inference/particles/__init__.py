@@ -1,0 +1,1 @@
+"""Engines that carry a weighted population from step to step."""

@@ -1,0 +1,117 @@
+"""Sequential Monte Carlo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from ...ppl import keys as _keys
+from ...ppl.keys import Keys
+from ...ppl.model import Advance, FeynmanKac, Floats, Index
+from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, positive
+from ..base.resampling import SCHEMES, Scheme
+from ..base.step import Step
+from ..base.weights import logmeanexp, normalize, spread
+
+
+@dataclass(frozen=True)
+class SMC:
+    """Sequential Monte Carlo, alias particle filter: move, weigh, and resample where the weights degenerate.
+
+    Feynman–Kac mapping: at step t each particle is moved by M_t (or a proposal q_t) and its weight multiplied by
+    G_t·p/q. Where the effective sample size of w·ψ (ψ is the twist's level) falls to ``ess_threshold`` of the
+    particles, ancestors are drawn ∝ w·ψ and each copy gets the weight mean(wψ)/ψ. So twists, proposals and
+    resampling change the variance and never the target, and mean(w) is an unbiased estimate of Z at any number of
+    particles. Finished particles keep their weight and take part in resampling; there is none after the last step.
+
+    Args:
+        particles: n, the number of particles.
+        ess_threshold: resample when ESS ≤ this fraction of n; 1.0 does so at every step, 0.0 never.
+        resampling: "systematic", "stratified", "residual", "ssp" or "multinomial".
+        chains: independent runs, pooled in proportion to their evidence; several give a standard error.
+        all_dead: "error" raises `AllParticlesDead` when all weights are zero; "zero" returns log Z = −inf.
+
+    Source: Gordon, Salmond and Smith (1993), doi:10.1049/ip-f-2.1993.0015; twists as in Whiteley and Lee (2014),
+    doi:10.1214/13-AOS1167.
+
+    >>> import feynkac as fk
+    >>> @fk.program
+    ... async def coins():
+    ...     a = await fk.sample("a", fk.dist.Bernoulli(0.5))
+    ...     await fk.factor("Ga", 1.0 * a)
+    ...     b = await fk.sample("b", fk.dist.Bernoulli(0.5))
+    ...     await fk.factor("Gb", 1.0 * (a == b))
+    ...     return a, b
+    >>> posterior = fk.infer(coins(), fk.SMC(500), seed=0)
+    >>> abs(posterior.log_evidence - fk.enumerate_program(coins()).log_evidence) < 0.1
+    True
+    """
+
+    particles: int
+    ess_threshold: float = 0.5
+    resampling: Scheme = "systematic"
+    chains: int = 1
+    all_dead: Literal["error", "zero"] = "error"
+    guarantee: ClassVar[Guarantee] = "unbiased"
+
+    def __post_init__(self) -> None:
+        positive("particles", self.particles)
+        positive("chains", self.chains)
+        if not 0.0 <= self.ess_threshold <= 1.0:
+            raise ValueError(f"ess_threshold is a fraction of the particles, in [0, 1], not {self.ess_threshold!r}")
+        if self.resampling not in SCHEMES:
+            raise ValueError(f"resampling must be one of {sorted(SCHEMES)}, not {self.resampling!r}")
+        if self.all_dead not in ("error", "zero"):
+            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+
+    def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
+        """Yield what to compute and what came of it; see `engine`."""
+        n = self.particles
+        themselves = np.arange(n)
+        lineage = _keys.fold(key, _keys.tag("particle"), themselves)
+        ancestors, resampled, depth = themselves, False, 0
+        advance = yield Start(_keys.fold(lineage, 0))
+        log_weights = advance.log_increment
+        while True:
+            step = describe(depth, advance, log_weights, ancestors, self.resampling if resampled else None)
+            yield Report(advance.state, log_weights, step)
+            check_alive(step, self.all_dead)
+            if advance.done.all():
+                return
+            state = advance.state
+            ancestors, resampled = themselves, 0.0 < step.ess <= self.ess_threshold * n * (1 + 1e-12)
+            if resampled:
+                draw = _keys.fold(key, _keys.tag("resample"), depth)
+                ancestors, log_weights = self._resample(log_weights, advance.log_twist, draw)
+                state = model.select(state, ancestors)
+                lineage = _keys.inherit(lineage, ancestors, depth)
+            depth += 1
+            advance = yield Move(state, _keys.fold(lineage, depth))
+            log_weights = log_weights + advance.log_increment
+
+    def _resample(self, log_weights: Floats, log_twist: Floats, key: Keys) -> tuple[Index, Floats]:
+        guided = log_weights + log_twist
+        ancestors = SCHEMES[self.resampling](normalize(guided), self.particles, key)
+        return ancestors, logmeanexp(guided) - log_twist[ancestors]
+
+
+def describe(depth: int, advance: Advance[Any], log_weights: Floats, ancestors: Index, scheme: str | None) -> Step:
+    """Sum up a step for the history; ``scheme`` is how its ancestors were drawn, None where they were not."""
+    twisted = bool(advance.log_twist.any())
+    guided = spread(log_weights + advance.log_twist if twisted else log_weights)
+    return Step(
+        depth=depth,
+        ess=guided.ess,
+        entropy=guided.entropy,
+        log_evidence=logmeanexp(log_weights) if twisted else guided.log_mean,
+        resampled=scheme is not None,
+        ancestors=ancestors,
+        log_weights=log_weights,
+        log_potential=advance.log_potential,
+        log_twist=advance.log_twist,
+        done=advance.done,
+        choices=advance.choices,
+        scheme=scheme,
+    )

@@ -1,0 +1,234 @@
+"""Plots of a posterior, with matplotlib (``pip install feynkac[plots]``), for light and dark pages.
+
+Each function takes a posterior, draws into ``ax`` or a new figure, and returns the matplotlib ``Figure``. A new
+figure shows itself as the last line of a notebook cell, and is written with ``figure.savefig(path)``; it is not
+registered with pyplot, so there is nothing to close. `genealogy_html` and `tokens_html` need no matplotlib, and
+tell more where the mouse points.
+
+>>> import feynkac as fk
+>>> @fk.program
+... async def walk():
+...     x = 0.0
+...     for _ in range(5):
+...         x = await fk.sample("x", fk.dist.Normal(x, 1.0))
+...         await fk.factor("G", -((x - 2.0) ** 2))
+...     return x
+>>> posterior = fk.infer(walk(), fk.SMC(16), seed=0)
+>>> figure = fk.plots.overview(posterior)
+>>> [ax.get_title(loc="left") for ax in figure.axes][:2]
+['Genealogy', 'Effective sample size']
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..drawing import views
+from ..drawing.palette import BLUE, INK, ORANGE
+from ..results.posterior import Posterior
+from .html_genealogy import genealogy_html
+from .html_tokens import tokens_html
+from .plot_genealogy import genealogy
+from .plot_tokens import tokens
+from .plot_tree import tree
+
+__all__ = [
+    "ess",
+    "evidence",
+    "genealogy",
+    "genealogy_html",
+    "overview",
+    "rewards",
+    "tokens",
+    "tokens_html",
+    "tree",
+    "weights",
+]
+
+Size = tuple[float, float] | None
+
+
+def ess(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> Any:
+    """Draw the effective sample size after each step, as a share of the particles; a dot where it led to resampling.
+
+    One line per chain. A share that falls near zero says that one particle carries the weight: use more particles,
+    softer factors, or a twist.
+    """
+    from ..drawing.figure import axes, label, steps_axis
+
+    ax = axes(ax, figsize, (5.6, 2.4))
+    for chain in posterior.chains:
+        share = np.array([step.ess / len(step.log_weights) for step in chain.steps])
+        _line(ax, share, alpha=1.0 if len(posterior.chains) == 1 else 0.65)
+        (marks,) = np.nonzero(views.resampled_after(chain.steps))
+        ax.plot(marks, share[marks], "o", color=ORANGE, markersize=4, zorder=3)
+    steps_axis(ax, _longest(posterior))
+    _share_axis(ax)
+    n, chains = len(posterior.chains[0].log_weights), len(posterior.chains)
+    label(ax, "Effective sample size", "step", f"share of {n:,} particles" + (" of a chain" if chains > 1 else ""))
+    _note(ax, "● then resampled", ORANGE)
+    return ax.figure
+
+
+def evidence(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> Any:
+    """Draw log Ẑ after each step: of every chain (faint), and of all together. The title has the final one.
+
+    Chains that end far apart say that the evidence is not to be trusted yet; steps where it falls are those that
+    the model finds hard to meet.
+    """
+    from ..drawing.figure import axes, label, steps_axis
+
+    ax = axes(ax, figsize, (5.6, 2.4))
+    if len(posterior.chains) > 1:
+        for chain in posterior.chains:
+            _line(ax, _finite([step.log_evidence for step in chain.steps]), alpha=0.6, linewidth=1.0)
+    pooled = _finite(views.pooled_evidence(posterior.chains))
+    _line(ax, pooled, color=ORANGE if len(posterior.chains) > 1 else BLUE, linewidth=2.0)
+    steps_axis(ax, len(pooled))
+    label(ax, "Evidence", "step", "log Ẑ, nats")
+    chains = f", {len(posterior.chains)} chains (faint) together" if len(posterior.chains) > 1 else ""
+    _note(ax, f"log Ẑ = {views.number(posterior.log_evidence)}{chains}")
+    return ax.figure
+
+
+def weights(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> Any:
+    """Draw how the weight is spread: the mass that the k heaviest particles hold, of each chain and of all.
+
+    The mark tells how many particles hold 90% of it. Few of many means that the values rest on those few.
+    """
+    from ..drawing.figure import axes, label, write
+
+    ax = axes(ax, figsize, (5.6, 2.4))
+    chains = [chain.log_weights for chain in posterior.chains]
+    for logs in chains if len(chains) > 1 else []:
+        _curve(ax, views.mass_curve(logs), alpha=0.6, linewidth=1.0)
+    whole = views.mass_curve(posterior.log_weights)
+    _curve(ax, whole, color=ORANGE if len(chains) > 1 else BLUE, linewidth=2.0)
+    n, few = len(whole), views.holding(whole)
+    if n > 200:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+    else:
+        ax.set_xlim(0.5, n + 0.5)
+    _share_axis(ax)
+    if few:
+        ax.plot([few, few], [0, whole[few - 1]], color=INK, linewidth=1, linestyle=":")
+        left = few > (np.sqrt(n) if n > 200 else n / 2)
+        text = f"{few:,} of {n:,} hold {min(float(whole[few - 1]), 1.0):.0%}"
+        write(ax, few, 0.12, text, xytext=(-5 if left else 5, 0), ha="right" if left else "left")
+    label(ax, "Weights", "heaviest particles", "share of the weight")
+    if len(chains) > 1 or not few:
+        _note(ax, f"{len(chains)} chains (faint) together" if few else "every particle has weight zero")
+    return ax.figure
+
+
+def rewards(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> Any:
+    """Draw the log-potentials log G by step: median, middle 50% and 80%, and up to 64 particles as points.
+
+    Only particles that met a factor or an observation in a step count there. The particles that a step
+    killed (log G = −∞) are counted at the foot; marks at the head are resamplings. Far outliers are counted, not
+    shown.
+    """
+    from ..drawing.figure import axes, label, steps_axis, write
+
+    ax = axes(ax, figsize, (5.6, 2.4))
+    seen = views.rewards(posterior.chains)
+    q = seen.quantiles
+    if len(seen.step) == 1:
+        for first, last, width in ((0, 4, 6), (1, 3, 12)):
+            ax.plot(seen.step[[0, 0]], [q[first, 0], q[last, 0]], color=BLUE, alpha=0.3, linewidth=width)
+    for first, last in ((0, 4), (1, 3)):
+        ax.fill_between(seen.step, q[first], q[last], color=BLUE, alpha=0.28, linewidth=0)
+    ax.plot(seen.step, q[2], color=BLUE, linewidth=1.8, marker="_" if len(seen.step) == 1 else None, markersize=14)
+    ax.plot(*_scattered(seen), ".", color=INK, alpha=0.6, markersize=4, markeredgewidth=0)
+    steps_axis(ax, _longest(posterior))
+    label(ax, "Rewards", "step", "log G, nats")
+    low, high, lower = _reach(seen)
+    ax.set_ylim(low, high)
+    across = ax.get_xaxis_transform()
+    marks = seen.step[seen.resampled]
+    ax.plot(marks + 0.5, np.full(len(marks), 0.98), "|", color=ORANGE, markersize=7, transform=across)
+    crowded = len(seen.step) > 40
+    for t, dead in zip(seen.step, seen.dead):
+        if dead and not crowded:
+            write(ax, t, 0.0, f"{dead}", xytext=(0, 2), xycoords=across, ha="center", color=ORANGE, fontsize=7)
+    killed = f"{int(seen.dead.sum()):,} killed" + ("" if crowded else ", by step at the foot")
+    notes = [(seen.dead.any(), killed), (lower, f"{lower:,} below the axis"), (len(marks), "| resampled")]
+    _note(ax, "; ".join(text for holds, text in notes if holds), ORANGE)
+    if not len(seen.step):
+        _note(ax, "no factor")
+    return ax.figure
+
+
+def overview(posterior: Posterior, *, figsize: Size = None) -> Any:
+    """Draw genealogy, ESS, evidence, rewards and weights in one figure: the first look at a run."""
+    from ..drawing.figure import picture
+
+    figure = picture(figsize or (9.5, 7.0))
+    layout = [["tree", "tree"], ["ess", "evidence"], ["rewards", "weights"]]
+    panels: Any = figure.subplot_mosaic(layout, height_ratios=(1.5, 1, 1))
+    genealogy(posterior, ax=panels["tree"])
+    for name, draw in (("ess", ess), ("evidence", evidence), ("rewards", rewards), ("weights", weights)):
+        draw(posterior, ax=panels[name])
+    return figure
+
+
+# -- small parts ------------------------------------------------------------------------------------------------
+
+
+def _longest(posterior: Posterior) -> int:
+    return max(len(chain.steps) for chain in posterior.chains)
+
+
+def _finite(logs: Any) -> Any:
+    """Return the numbers with −∞ as NaN, which matplotlib leaves out."""
+    logs = np.asarray(logs, float)
+    return np.where(np.isfinite(logs), logs, np.nan)
+
+
+def _line(ax: Any, ys: Any, color: str = BLUE, **options: Any) -> None:
+    """Draw values by step; a single one as a dot."""
+    ax.plot(ys, color=color, marker="o" if len(ys) == 1 else None, **{"linewidth": 1.5, **options})
+
+
+def _curve(ax: Any, mass: Any, color: str = BLUE, **options: Any) -> None:
+    """Draw a mass curve, with as many points as can be seen."""
+    index = np.unique(np.geomspace(1, len(mass), 400).astype(int)) - 1
+    ax.plot(index + 1, mass[index], color=color, marker="o" if len(mass) == 1 else None, **options)
+
+
+def _scattered(seen: views.Rewards) -> tuple[Any, Any]:
+    """Return up to 64 particles of each step as points, equal ones side by side."""
+    xs, ys = [np.empty(0)], [np.empty(0)]
+    for t, points in zip(seen.step, seen.points):
+        ys.append(np.sort(points)[np.linspace(0, len(points) - 1, min(len(points), 64)).astype(int)])
+        xs.append(t + 0.5 * (np.arange(len(ys[-1])) * 0.618 % 1) - 0.25)
+    return np.concatenate(xs), np.concatenate(ys)
+
+
+def _reach(seen: views.Rewards) -> tuple[float, float, int]:
+    """Return a range that shows the bulk of the rewards, and how many lie below it."""
+    if not any(map(len, seen.points)):
+        return -1.0, 1.0, 0
+    every = np.concatenate(seen.points)
+    high, bulk = float(every.max()), float(np.nanmin(seen.quantiles[0]))
+    low = max(float(every.min()), bulk - 0.5 * (high - bulk)) if high > bulk else float(every.min())
+    room = 0.1 * (high - low) or 0.5
+    foot = 2.0 * room if seen.dead.any() else room
+    return low - foot, high + room, int((every < low - foot).sum())
+
+
+def _share_axis(ax: Any) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    ax.set_ylim(0, 1.05)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def _note(ax: Any, text: str, color: str = INK) -> None:
+    """Write a remark at the end of the title's line."""
+    from ..drawing.figure import SMALL
+
+    ax.set_title(text, loc="right", fontsize=SMALL, color=color)

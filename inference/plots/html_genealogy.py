@@ -1,0 +1,120 @@
+"""The genealogy of one chain as SVG: steps go down, the text of the best line stands beside, the mouse tells more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+from ..base.chain import Chain
+from ..drawing.palette import BRANCHES, INK
+from ..drawing.svg import Html, drawing
+from ..drawing.views import cut, number, step_text
+from ..results.posterior import Posterior
+from .lineages import MOST_PARTICLES, Level, levels
+
+_FEW = 32
+"""With more than 64 particles, so many are drawn; and twice as many steps."""
+_NODES = 2500
+"""With more nodes in all, those of lines that died say nothing."""
+_WIDTH, _TEXT, _LEFT = 380.0, 62, 34.0
+
+
+def genealogy_html(posterior: Posterior, *, chain: int = 0, label: Callable[[Any], str] | None = None) -> Html:
+    """Draw the tree of ancestors of a chain as HTML, without matplotlib; a notebook shows it.
+
+    Steps go down the page. Surviving lines are coloured by branch, and as wide as the weight of their descendants;
+    those that died are grey. The best particle's line has dots, with its text beside. Each node tells its text, log G
+    and weight where the mouse is on it. Up to 64 particles all are drawn, of more 32
+    that survived, picked evenly by weight; of more than 64 steps, 64 of them, evenly spaced.
+
+    Args:
+        posterior: of any engine.
+        chain: number of the chain.
+        label: the text of a step: a function of a particle's choices (its sites). None shows what it drew.
+
+    Raises IndexError for a chain that is not there.
+
+    >>> import feynkac as fk
+    >>> @fk.program
+    ... async def two():
+    ...     for _ in range(2):
+    ...         face = await fk.sample("face", fk.dist.DiscreteUniform(1, 6))
+    ...         await fk.factor("G", float(face))
+    >>> page = fk.plots.genealogy_html(fk.infer(two(), fk.SMC(4), seed=0))
+    >>> page.count("<circle")
+    8
+    """
+    if not 0 <= chain < len(posterior.chains):
+        raise IndexError(f"chain {chain} of {len(posterior.chains)}")
+    run = posterior.chains[chain]
+    many = len(run.log_weights) > MOST_PARTICLES
+    tree, say = levels(run, _FEW if many else MOST_PARTICLES, 2 * _FEW), label or step_text
+    rows = max(len(level.particle) for level in tree)
+    width = min(_WIDTH, 14.0 * rows)
+    gap = 20.0 if len(tree) <= 32 else 16.0
+    all_nodes = sum(len(level.particle) for level in tree) <= _NODES
+    dead, lines, nodes, texts = [], [], [], []
+    for row, level in enumerate(tree):
+        y = 12.0 + gap * row
+        for k in range(len(level.particle)):
+            x = _LEFT + width * level.height[k]
+            if row:
+                path = _path(_LEFT + width * tree[row - 1].height[level.parent[k]], y - gap, x, y)
+                if level.alive[k]:
+                    lines.append(
+                        f'<path d="{path}" stroke="{_colour(level, k)}" stroke-width="{1.2 + 4 * level.mass[k]:.1f}"/>'
+                    )
+                else:
+                    dead.append(path)
+            if all_nodes or level.alive[k]:
+                nodes.append(_node(run, level, k, x, y, say))
+        texts.append(_beside(run, level, y, width, say))
+    inside = (
+        f'<g fill="none"><path d="{"".join(dead)}" stroke="{INK}" stroke-width="0.7" opacity="0.45"/>{"".join(lines)}'
+        f"</g>{''.join(nodes)}{''.join(texts)}"
+    )
+    return Html(drawing(_LEFT + width + 12 + 6.6 * _TEXT, 24 + gap * (len(tree) - 1), inside, "genealogy"))
+
+
+def _colour(level: Level, k: int) -> str:
+    return BRANCHES[level.clade[k] % len(BRANCHES)] if level.clade[k] >= 0 else INK
+
+
+def _path(x0: float, y0: float, x1: float, y1: float) -> str:
+    if abs(x1 - x0) < 0.05:
+        return f"M{x0:.1f} {y0:.0f}V{y1:.0f}"
+    middle = (y0 + y1) / 2
+    return f"M{x0:.1f} {y0:.0f}C{x0:.1f} {middle:.0f} {x1:.1f} {middle:.0f} {x1:.1f} {y1:.0f}"
+
+
+def _node(run: Chain, level: Level, k: int, x: float, y: float, say: Callable[[Any], str]) -> str:
+    """Draw a node that tells what its particle did."""
+    step, i = run.steps[level.step], int(level.particle[k])
+    told = [f"step {level.step}, particle {i}", f"log G {number(float(step.log_potential[i]), 3)}"]
+    told.append(f"weight of its descendants {level.mass[k]:.3f}" if level.alive[k] else "no descendant is left")
+    text = cut(say(step.choices[i]), 400)
+    title = escape("\n".join([", ".join(told), text] if text else [", ".join(told)]))
+    radius, opacity = (3.2, 1.0) if k == level.best else (2.0, 0.9) if level.alive[k] else (1.3, 0.5)
+    colour = "currentColor" if k == level.best else _colour(level, k)
+    return (
+        f'<circle cx="{x:.1f}" cy="{y:.0f}" r="{radius}" fill="{colour}" opacity="{opacity}" stroke="{INK}" '
+        f'stroke-opacity="0" stroke-width="8" pointer-events="all"><title>{title}</title></circle>'
+    )
+
+
+def _beside(run: Chain, level: Level, y: float, width: float, say: Callable[[Any], str]) -> str:
+    """Write the number of the step on the left (bold after a resampling) and the best line's text on the right."""
+    step = run.steps[level.step]
+    text = say(step.choices[int(level.particle[level.best])])
+    bold = ' font-weight="bold"' if step.resampled else ' opacity="0.7"'
+    number = (
+        f'<text x="{_LEFT - 12:.0f}" y="{y + 4:.0f}" text-anchor="end" fill="currentColor"{bold}>{level.step}</text>'
+    )
+    if not text:
+        return number
+    shown = escape(cut(text, _TEXT).strip())
+    return (
+        f'{number}<text x="{_LEFT + width + 12:.0f}" y="{y + 4:.0f}" fill="currentColor">{shown}'
+        f"<title>{escape(cut(text, 2000))}</title></text>"
+    )

@@ -1,0 +1,197 @@
+"""The tree of a search as a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..base.search_tree import SearchTree
+from ..drawing.palette import INK
+from ..drawing.views import cut, words
+from ..results.posterior import Posterior
+from .plot_genealogy import one_chain
+
+MOST_LEAVES = 96
+"""With more, only the likeliest are drawn, and the nodes that lead to them."""
+
+
+def tree(
+    posterior: Posterior,
+    *,
+    chain: int = 0,
+    label: Callable[[Any], str] | None = None,
+    image: Callable[[Any], Any] | None = None,
+    most: int = MOST_LEAVES,
+    ax: Any = None,
+    figsize: tuple[float, float] | None = None,
+) -> Any:
+    """Draw the tree that an engine such as `TreeSampling` or `TreeSearch` grew.
+
+    Depth goes from left to right; only nodes where lines part, and leaves, have a dot: as large as the share of
+    rollouts that went through it, and coloured by its worth, the log-weight of the path to it plus its value, in nats.
+    Worths that the weights make equal to nothing are left grey. A ring marks the heaviest leaf.
+
+    Args:
+        posterior: of an engine that grows a tree.
+        chain: number of the chain.
+        label: what to write beside a dot: a function of the choices of its step, "" for nothing. None writes what was
+            drawn, where that is text and there is room.
+        image: from the choices of a step to a picture (height, width) or (height, width, 3 or 4), or None; it is shown
+            in place of the dot, which becomes its frame.
+        most: leaves to draw.
+        ax: axes to draw in; None makes a figure.
+        figsize: of the new figure, in inches.
+
+    Raises:
+        IndexError: for a chain that is not there.
+        ValueError: for a posterior without a tree.
+
+    >>> import feynkac as fk
+    >>> @fk.program
+    ... async def two():
+    ...     for _ in range(2):
+    ...         face = await fk.sample("face", fk.dist.DiscreteUniform(1, 6))
+    ...         await fk.factor("G", float(face))
+    >>> figure = fk.plots.tree(fk.infer(two(), fk.TreeSampling(20), seed=0))
+    >>> figure.axes[0].get_title(loc="left")
+    'Search tree'
+    """
+    from ..drawing.figure import SMALL, axes, steps_axis
+    from ..drawing.figure import label as title
+
+    run = one_chain(posterior, chain)
+    if run.tree is None:
+        raise ValueError(f"{posterior.engine} grows no tree: this is for engines such as TreeSampling and TreeSearch")
+    grown = run.tree
+    nodes, above, heights = layout(grown, _drawn(grown, run.log_weights, most))
+    leaves = int(heights.max()) + 1
+    ax = axes(ax, figsize, (8.0, min(max(2.4, (0.3 if image else 0.14) * leaves + 0.8), 9.0)))
+    depths, share = grown.depth[nodes], grown.visits[nodes] / max(int(grown.visits[0]), 1)
+    for k in range(1, len(nodes)):
+        a, b = above[k], k
+        xs = [depths[a], depths[a] + min(1.0, depths[b] - depths[a]), depths[b]]
+        ax.plot(
+            xs,
+            [heights[a], heights[b], heights[b]],
+            color=INK,
+            linewidth=0.5 + 3.5 * share[k],
+            alpha=0.6,
+            zorder=1,
+        )
+    worth = grown.log_weight[nodes] + grown.value[nodes]
+    dots = _dots(ax, depths, heights, share, worth)
+    best = np.flatnonzero(nodes == grown.particles[int(np.argmax(run.log_weights))])
+    ax.scatter(depths[best], heights[best], s=90, facecolors="none", edgecolors=INK, linewidths=1.2, zorder=4)
+    if image is not None:
+        _images(ax, grown, nodes, depths, heights, image, dots)
+    else:
+        _labels(ax, grown, nodes, depths, heights, label or words)
+    steps_axis(ax, int(depths.max()) + 1)
+    ax.set_xlim(-1.4, depths.max() + 0.8)
+    ax.set_ylim(leaves - 0.5, -0.5)
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    title(ax, "Search tree", "step")
+    whole = len(grown.particles)
+    of = f"{whole:,} leaves" if leaves == whole else f"{leaves} of {whole:,} leaves"
+    ax.set_title(f"{of}, {int(grown.visits[0]):,} rollouts", loc="right", fontsize=SMALL, color=INK)
+    return ax.figure
+
+
+def layout(tree: SearchTree, leaves: Any) -> tuple[Any, Any, Any]:
+    """Place the nodes where lines part, and the given leaves (node numbers), so that no two lines cross.
+
+    Returns their numbers (k,), root first, the position of the drawn node above each (−1 for the root), and their
+    heights (k,), in units of one leaf.
+    """
+    wanted = np.zeros(len(tree), bool)
+    node = np.asarray(leaves)
+    while len(node):
+        wanted[node] = True
+        node = np.unique(tree.parent[node])
+        node = node[node >= 0]
+    nodes, above, heights, placed = [], [], [], 0.0
+    stack: list[tuple[int, int]] = [(0, -1)]
+    while stack:
+        x, up = stack.pop()
+        children = [int(c) for c in tree.children(x) if wanted[c]]
+        if len(children) != 1 or x == 0:
+            nodes.append(x)
+            above.append(up)
+            heights.append(placed if not children else np.nan)
+            placed += not children
+            up = len(nodes) - 1
+        stack += [(c, up) for c in reversed(children)]
+    rows = np.array(heights)
+    for k in range(len(nodes) - 1, -1, -1):
+        if np.isnan(rows[k]):
+            rows[k] = np.mean([rows[j] for j in range(k + 1, len(nodes)) if above[j] == k])
+    return np.array(nodes), np.array(above), rows
+
+
+def _drawn(tree: SearchTree, log_weights: Any, most: int) -> Any:
+    """Return the leaves to draw: those that weigh most, and among equals those worth most."""
+    if most < 1:
+        raise ValueError(f"most must be a positive number of leaves, not {most!r}")
+    order = np.lexsort((-tree.log_mass[tree.particles], -log_weights))
+    return np.sort(tree.particles[order[:most]])
+
+
+def _dots(ax: Any, depths: Any, heights: Any, share: Any, worth: Any) -> Any:
+    """Draw the dots with a colour bar, and return their colours."""
+    finite = np.isfinite(worth)
+    low, high = np.quantile(worth[finite], [0.02, 1.0]) if finite.any() else (0.0, 1.0)
+    size = 10 + 250 * share
+    ax.scatter(depths[~finite], heights[~finite], s=size[~finite], color=INK, alpha=0.6, linewidths=0, zorder=2)
+    drawn = ax.scatter(
+        depths[finite],
+        heights[finite],
+        s=size[finite],
+        c=worth[finite],
+        cmap="viridis",
+        vmin=low,
+        vmax=max(high, low + 1e-9),
+        linewidths=0,
+        zorder=3,
+    )
+    bar = ax.figure.colorbar(drawn, ax=ax, pad=0.01, fraction=0.03)
+    bar.ax.tick_params(labelsize=7, colors=INK, length=2)
+    bar.outline.set_visible(False)
+    bar.set_label("worth, nats", fontsize=7, color=INK)
+    colours = np.tile([0.5, 0.5, 0.5, 1.0], (len(worth), 1))
+    colours[finite] = drawn.to_rgba(worth[finite])
+    return colours
+
+
+def _images(ax: Any, tree: SearchTree, nodes: Any, depths: Any, heights: Any, image: Any, colours: Any) -> None:
+    """Show pictures at the nodes."""
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    height = ax.figure.get_size_inches()[1] * 72 / (heights.max() + 2)
+    for k in range(1, len(nodes)):
+        choices = tree.choices[nodes[k]]
+        picture = image(choices) if len(choices) else None
+        if picture is None:
+            continue
+        picture = np.asarray(picture)
+        if picture.ndim not in (2, 3):
+            raise ValueError(f"image= must return (height, width) or (height, width, colours), not {picture.shape}")
+        shown = OffsetImage(picture, zoom=min(max(height, 14.0), 40.0) / picture.shape[0], cmap="gray")
+        frame = {"edgecolor": colours[k], "linewidth": 1.5, "boxstyle": "square,pad=0.05"}
+        ax.add_artist(AnnotationBbox(shown, (depths[k], heights[k]), pad=0.0, bboxprops=frame, zorder=5))
+
+
+def _labels(ax: Any, tree: SearchTree, nodes: Any, depths: Any, heights: Any, say: Callable[[Any], str]) -> None:
+    """Write what the steps of the nodes drew, where there is room."""
+    from ..drawing.figure import write
+
+    if heights.max() > 60:
+        return
+    room = int(ax.figure.get_size_inches()[0] / (depths.max() + 2) * 14)
+    for k in range(1, len(nodes)):
+        choices = tree.choices[nodes[k]]
+        text = say(choices).strip() if len(choices) else ""
+        if text and room >= 3:
+            write(ax, depths[k], heights[k], cut(text, room), xytext=(5, -2), fontsize=7, zorder=6)

@@ -1,0 +1,140 @@
+"""A report of a posterior that stands alone in one HTML file."""
+
+from __future__ import annotations
+
+import os
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from ..drawing.html import _STYLE, facts_html, values_html, warnings_html
+from ..drawing.html_charts import ess_chart, evidence_chart, rewards_chart, weights_chart
+from ..drawing.views import cut, number
+from ..results.khat import verdict
+from ..results.posterior import Posterior
+from .html_genealogy import genealogy_html
+from .html_tokens import tokens_html
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>{style}
+<style>
+:root {{ color-scheme: light dark; --ground: #fff; --ink: #24292f; --line: #d0d7de; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --ground: #16191d; --ink: #d5dae0; --line: #3a4149; }} }}
+body {{ background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
+       max-width: 58em; margin: 2em auto; padding: 0 1.2em; }}
+h1 {{ font-size: 1.35em; margin: 0; }}
+h2 {{ font-size: 1.05em; margin: 2em 0 .5em; border-top: 1px solid var(--line); padding-top: .8em; }}
+p, .why {{ margin: .3em 0 .8em; }}
+.why {{ opacity: .75; font-size: .9em; }}
+.charts {{ display: flex; flex-wrap: wrap; gap: 1em; }}
+.fk {{ font-size: 14px; max-width: none; }}
+td, th {{ border-bottom: 1px solid var(--line); }}
+th {{ text-align: left; font-weight: normal; opacity: .75; padding: .25em 1em .25em .6em; vertical-align: top; }}
+</style></head>
+<body><div class="fk"><h1>{heading}</h1>{body}</div></body></html>
+"""
+
+
+def report(posterior: Posterior, path: str | os.PathLike[str]) -> Path:
+    """Write a report of a posterior as one HTML file, and return its path.
+
+    It holds the facts, the warnings and the cost, the values of largest weight, charts of ESS, evidence, rewards and
+    weights, the genealogy of the chain that the best particle is in, with the text of each step, and what that
+    particle did. It needs no other file, no network, no script and no matplotlib; it follows the reader's light or
+    dark colours, and stays small for many particles and steps. It is written whole or not at all.
+
+    Raises:
+        OSError: where the file cannot be written.
+
+    >>> import feynkac as fk, tempfile
+    >>> @fk.program
+    ... async def coin():
+    ...     heads = await fk.sample("heads", fk.dist.Bernoulli(0.5))
+    ...     await fk.factor("G", 1.0 * heads)
+    ...     return heads
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = fk.report(fk.infer(coin(), fk.SMC(8), seed=0), f"{folder}/coin.html")
+    ...     path.read_text(encoding="utf-8")[:15]
+    '<!DOCTYPE html>'
+    """
+    target = Path(path)
+    page = _page(posterior)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return target
+
+
+def _page(posterior: Posterior) -> str:
+    charts = "".join(chart(posterior) for chart in (ess_chart, evidence_chart, rewards_chart, weights_chart))
+    best = posterior._best()
+    body = [
+        f'<p class="fk-facts">{facts_html(posterior)}</p>{warnings_html(posterior)}',
+        _section("Values", values_html(posterior, 10, 2000), "Distinct values of largest weight, with their total."),
+        _section("The run, step by step", f'<div class="charts">{charts}</div>'),
+        _genealogy(posterior, best),
+        _section(
+            f"What the best particle did (number {best})",
+            str(tokens_html(posterior, best)),
+            "Each step's text; point at it for its numbers.",
+        ),
+        _section("How it was made", _facts(posterior)),
+    ]
+    heading = f"{escape(posterior.engine)} on {escape(cut(posterior.model, 100))}"
+    return _PAGE.format(title=heading, heading=heading, style=_STYLE, body="".join(body))
+
+
+def _genealogy(posterior: Posterior, best: int) -> str:
+    ends = np.cumsum([len(chain.log_weights) for chain in posterior.chains])
+    chain = int(np.searchsorted(ends, best, side="right"))
+    which = f" of chain {chain} of {len(ends)}, which has the best particle" if len(ends) > 1 else ""
+    why = (
+        "Steps go down. Coloured lines survive, as wide as the weight of their descendants; grey ones died. Dots and "
+        "text follow the best particle; a bold number is a step that began with resampling. Point at a node for more."
+    )
+    return _section(f"Genealogy{which}", str(genealogy_html(posterior, chain=chain)), why)
+
+
+def _section(title: str, body: str, why: str = "") -> str:
+    told = f'<p class="why">{escape(why)}</p>' if why else ""
+    return f"<h2>{escape(title)}</h2>{told}{body}"
+
+
+def _facts(posterior: Posterior) -> str:
+    """Return a table of what one needs to run it again, and what it cost."""
+    particles = sorted({len(chain.log_weights) for chain in posterior.chains})
+    facts = [
+        ("engine", posterior.engine),
+        ("model", cut(posterior.model, 2000)),
+        ("seed", str(posterior.seed)),
+        ("guarantee", posterior.guarantee),
+        ("chains", f"{len(posterior.chains)} of {', '.join(map(str, particles))} particles"),
+        ("steps", str(max(len(chain.steps) for chain in posterior.chains))),
+        ("stopped", posterior.stopped or "no: ran to its end"),
+        ("k-hat of the final weights", _khat(posterior)),
+        *((unit, amount) for unit, amount in posterior._spent()),
+        ("feynkac", _version()),
+    ]
+    return "<table>" + "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts) + "</table>"
+
+
+def _khat(posterior: Posterior) -> str:
+    try:
+        return f"{number(posterior.khat, 2)} ({verdict(posterior.khat)})"
+    except ImportError:
+        return "not computed: it needs arviz-stats"
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("feynkac")
+    except PackageNotFoundError:  # run from its folder, without an installation
+        return "unknown"

@@ -1,0 +1,1 @@
+"""Engines that finish independent runs, then choose among them."""

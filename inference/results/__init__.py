@@ -1,0 +1,1 @@
+"""The posterior: what an engine found, how far it can be trusted, and how it is kept."""

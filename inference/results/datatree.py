@@ -1,0 +1,228 @@
+"""The posterior as ArviZ knows it: an ``xarray.DataTree``."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...ppl import keys as _keys
+from ...ppl.model import Floats, Index
+from ...ppl.sites import Site
+from ..base.chain import Chain
+from ..base.resampling import systematic
+from .columns import columns, free
+from .khat import khat
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+_DIMS = ("chain", "draw", "step", "particle", "log_weight", "complete")
+_KINDS = ("sample", "deterministic")
+
+
+def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) -> DataTree:
+    """Return a posterior as an ``xarray.DataTree`` with the conventions of ArviZ.
+
+    Groups:
+        posterior: numbers, (chain=1, draw): equally weighted draws, resampled from the complete particles of all
+            chains in proportion to their weights, in random order. Bools are 0 and 1. The coordinate ``particle`` of
+            each draw is the particle it is a copy of.
+        posterior_text: what is text (strings, `Text`, other objects by ``str``) of the same draws. It is a group of
+            its own, since ``az.summary`` and its kin take numbers alone.
+        particles: (chain, draw): the particles as they are, unfinished ones too, numbers and texts alike, with their
+            unnormalised ``log_weight`` and whether they are ``complete``. A chain with fewer is filled up with NaN,
+            of weight zero.
+        smc: (chain, step): ``ess``, ``entropy``, ``log_normalizer_increment`` (they sum to the chain's
+            ``log_normalizer``, but for engines that have no evidence), ``resampled`` before the step,
+            ``n_unique_ancestors``, ``temperature``, ``khat`` of the (twisted) weights after the step, and ``ancestor``
+            (chain, step, particle). Where a chain is shorter than the longest it is NaN, False or −1.
+
+    The tree's own attributes name the engine, model, seed, guarantee, cost, log evidence and version of the library.
+
+    A value that is a mapping, named tuple or dataclass has a variable for each of its keys; see `columns` for the
+    rest, and for what stands where a particle has nothing. With ``sites``, what programs drew and recorded follows
+    under its name (but for "output", the value so far); a name visited more than once has one more dimension,
+    ``<name>_visit``. A slash (of a scope or branch) becomes a dot, and a name that is taken gets an underscore.
+
+    ArviZ's functions do not know weights: use them on ``posterior``, whose draws need none. But the draws are copies
+    of few particles, in random order, so that ``az.ess``, ``az.rhat`` and ``az.mcse`` on them measure nothing (and on
+    ``particles`` take twins for autocorrelation). How good the sample is, say ``posterior.ess``, ``khat``,
+    ``estimate(fn)`` and ``warnings``.
+
+    Args:
+        posterior: a `Posterior`.
+        draws: equally weighted draws; more of them follow the weights more closely.
+        seed: of the draws.
+        sites: whether to add the sites of programs.
+
+    Raises:
+        ImportError: without arviz-base (``pip install feynkac[plots]``).
+        ValueError: where no complete particle has positive weight.
+
+    >>> import feynkac as fk
+    >>> @fk.program
+    ... async def walk():
+    ...     x = 0.0
+    ...     for _ in range(3):
+    ...         x = await fk.sample("x", fk.dist.Normal(x, 1.0))
+    ...         await fk.factor("G", -x * x)
+    ...     return {"end": x, "sign": "up" if x > 0 else "down"}
+    >>> tree = fk.infer(walk(), fk.SMC(100, chains=2), seed=0).to_datatree(draws=500)
+    >>> sorted(tree.children), list(tree.posterior), tree.posterior["x"].dims
+    (['particles', 'posterior', 'posterior_text', 'smc'], ['end', 'x'], ('chain', 'draw', 'x_visit'))
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be a positive integer, not {draws!r}")
+    try:
+        import arviz_base
+        import xarray
+    except ImportError as error:
+        raise ImportError("to_datatree needs arviz-base and xarray: pip install feynkac[plots]") from error
+
+    index = equal_draws(posterior, draws, seed)
+    found, dims = _variables(posterior, sites)
+    numbers = {name: _number(array[index]) for name, array in found.items() if array.dtype.kind in "biufc"}
+    texts = {name: array[index] for name, array in found.items() if name not in numbers}
+    library = {"inference_library": "feynkac", "inference_library_version": importlib.metadata.version("feynkac")}
+
+    def group(data: dict[str, NDArray[Any]], lead: list[str]) -> Any:
+        return arviz_base.dict_to_dataset(
+            data,
+            sample_dims=lead,
+            dims={name: dims[name] for name in data if name in dims},
+            attrs=library,
+            check_conventions=False,  # it takes more chains than particles for a mistake
+        )
+
+    sizes = [len(chain.log_weights) for chain in posterior.chains]
+    raw = {name: _by_chain(array, sizes) for name, array in found.items()}
+    raw["log_weight"] = _by_chain(posterior.log_weights, sizes, -np.inf)
+    raw["complete"] = _by_chain(posterior.complete, sizes)
+    coords = {"chain": [0], "draw": np.arange(draws), "particle": ("draw", index)}
+    groups = {
+        name: group({key: array[None] for key, array in data.items()}, ["chain", "draw"]).assign_coords(coords)
+        for name, data in (("posterior", numbers), ("posterior_text", texts))
+        if data or name == "posterior"
+    }
+    groups["particles"] = group(raw, ["chain", "draw"])
+    history = _history(posterior.chains)
+    groups["smc"] = xarray.merge(
+        [
+            group({name: array for name, array in history.items() if array.ndim == rank}, lead)
+            for rank, lead in ((1, ["chain"]), (2, ["chain", "step"]), (3, ["chain", "step", "particle"]))
+        ],
+        combine_attrs="override",
+    )
+    attrs = arviz_base.base.make_attrs({**library, **_facts(posterior)})
+    return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attrs), **groups})
+
+
+def equal_draws(posterior: Any, draws: int, seed: int) -> Index:
+    """Draw complete particles (their indices) in proportion to their weights, in random order, shape (draws,).
+
+    By systematic resampling: a particle of probability p comes ⌊draws·p⌋ or ⌈draws·p⌉ times.
+    """
+    weights = np.where(posterior.complete, posterior.probabilities, 0.0)
+    if not weights.sum() > 0:
+        raise ValueError("no particle ran to its end, so there is nothing to draw from; raise the budget")
+    key = _keys.fold(_keys.root(seed), _keys.tag("draws"))
+    order = np.argsort(_keys.uniform(_keys.fold(key, 1), draws)[0], kind="stable")
+    return systematic(weights / weights.sum(), draws, key)[order]
+
+
+def _variables(posterior: Any, sites: bool) -> tuple[dict[str, NDArray[Any]], dict[str, list[str]]]:
+    """Return the columns of values and sites, (particles, …), and the names of their further dimensions."""
+    found = columns(posterior.values, reserved=_DIMS)
+    stacked = set()
+    for name, visits in (_visited(posterior.chains) if sites else {}).items():
+        times = 1 + max(visit for _, visit in visits)
+        flat = [visits.get((i, v)) for i in range(len(posterior)) for v in range(times)]
+        for key, array in columns(flat, name, (*_DIMS, *found)).items():
+            found[key] = array if times == 1 else array.reshape(len(posterior), times, *array.shape[1:])
+            stacked |= {key} if times > 1 else set()
+    dims: dict[str, list[str]] = {}
+    for key, array in found.items():
+        ends = ["visit"] * (key in stacked) + [f"dim_{d}" for d in range(array.ndim - 1 - (key in stacked))]
+        dims[key] = [free(f"{key}_{end}", {*found, *_DIMS}) for end in ends]
+    return found, dims
+
+
+def _visited(chains: Sequence[Chain]) -> dict[str, dict[tuple[int, int], Any]]:
+    """Return, for each name of a site that was drawn or recorded, its value by final particle and visit."""
+    found: dict[str, dict[tuple[int, int], Any]] = {}
+    first = 0
+    for chain in chains:
+        for step, line in zip(chain.steps, chain.lines.tolist()):
+            for i, ancestor in enumerate(line, first):
+                chosen = step.choices[ancestor]
+                for site in chosen if isinstance(chosen, tuple) else ():
+                    if isinstance(site, Site) and site.kind in _KINDS and not site.hidden and site.name != "output":
+                        found.setdefault(site.name, {})[i, site.visit] = site.value
+        first += len(chain.log_weights)
+    return found
+
+
+def _history(chains: Sequence[Chain]) -> dict[str, NDArray[Any]]:
+    """Return what happened by chain and step, (chains,), (chains, steps) or (chains, steps, particles)."""
+    c, t = len(chains), max(len(chain.steps) for chain in chains)
+    n = max(len(step.ancestors) for chain in chains for step in chain.steps)
+    numbers = ("ess", "entropy", "log_normalizer_increment", "temperature", "khat")
+    out: dict[str, NDArray[Any]] = {name: np.full((c, t), np.nan) for name in numbers}
+    out["resampled"] = np.zeros((c, t), bool)
+    out["n_unique_ancestors"] = np.full((c, t), -1)
+    out["ancestor"] = np.full((c, t, n), -1)
+    out["log_normalizer"] = np.array([chain.evidence for chain in chains])
+    for row, chain in enumerate(chains):
+        out["log_normalizer_increment"][row, : len(chain.steps)] = _increments([s.log_evidence for s in chain.steps])
+        for s, step in enumerate(chain.steps):
+            for name in ("ess", "entropy", "temperature", "resampled"):
+                out[name][row, s] = getattr(step, name)
+            out["khat"][row, s] = khat(step.log_weights + step.log_twist)
+            out["n_unique_ancestors"][row, s] = step.unique_ancestors
+            out["ancestor"][row, s, : len(step.ancestors)] = step.ancestors
+    return out
+
+
+def _increments(log_evidence: Sequence[float]) -> Floats:
+    """Return what each step added to log Ẑ; 0 once it is −inf."""
+    levels = np.array([0.0, *log_evidence])
+    dead = np.isneginf(levels[:-1])
+    return np.where(dead, 0.0, levels[1:] - np.where(dead, 0.0, levels[:-1]))
+
+
+def _by_chain(array: NDArray[Any], sizes: Sequence[int], fill: float = np.nan) -> NDArray[Any]:
+    """Cut (particles, …) into (chain, draw, …); where chains differ in size, a shorter one is filled up.
+
+    With NaN (integers become floats then), "" among texts, False among bools.
+    """
+    n = max(sizes)
+    if min(sizes) < n:
+        kind = array.dtype.kind
+        dtype = np.result_type(array, np.float64) if kind in "iu" else array.dtype
+        out = np.full((len(sizes), n, *array.shape[1:]), {"U": "", "b": False}.get(kind, fill), dtype)
+        for row, part in zip(out, np.split(array, np.cumsum(sizes)[:-1])):
+            row[: len(part)] = part
+        return out
+    return array.reshape(len(sizes), n, *array.shape[1:])
+
+
+def _number(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(np.int64) if array.dtype == bool else array
+
+
+def _facts(posterior: Any) -> dict[str, Any]:
+    return {
+        "engine": posterior.engine,
+        "model": posterior.model,
+        "seed": posterior.seed,
+        "guarantee": posterior.guarantee,
+        "stopped": posterior.stopped or "",
+        "log_evidence": posterior.log_evidence,
+        "log_evidence_se": posterior.log_evidence_se,
+        **{f"cost_{unit}": amount for unit, amount in dataclasses.asdict(posterior.cost).items()},
+    }

@@ -1,0 +1,352 @@
+"""What an engine found: weighted values, evidence, and the history that says how far to trust them."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...ppl import keys as _keys
+from ...ppl.cost import Cost
+from ...ppl.model import Floats, Index
+from ...ppl.sites import Site
+from ..base.chain import Chain
+from ..base.engine import Guarantee
+from ..base.selection import best_of
+from ..base.step import Step
+from ..base.weights import ess, logmeanexp, normalize
+from ..drawing.html import posterior_html
+from .files import load, save
+from .khat import khat, verdict
+from .standard_error import Error, Estimate, evidence_error, mean_error
+from .trust import reservations
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+T = TypeVar("T", bound=np.generic)
+
+
+@dataclass(frozen=True, repr=False)
+class Posterior:
+    """Weighted particles with their evidence, history and cost. Made by `infer`.
+
+    Attributes:
+        values: what each particle returned, all chains in order; None (or its last ``"output"``) if unfinished.
+        chains: the independent runs; their weights share one scale, so that pooling is in proportion to Ẑ_c.
+        cost: what the run used.
+        guarantee: what the engine promises: "unbiased", "consistent", "discretised" or "heuristic".
+        engine: the engine and its settings.
+        model: the model and its arguments.
+        seed: the seed it was run with.
+        stopped: why it was cut short ("tokens", "interrupted", "callback", …), or None.
+    """
+
+    values: tuple[Any, ...]
+    chains: tuple[Chain, ...]
+    cost: Cost
+    guarantee: Guarantee
+    engine: str
+    model: str
+    seed: int
+    stopped: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @cached_property
+    def log_weights(self) -> Floats:
+        """Unnormalised log-weights of all particles, shape (len(self),)."""
+        return _fixed(np.concatenate([chain.log_weights for chain in self.chains]))
+
+    @cached_property
+    def probabilities(self) -> Floats:
+        """Normalised weights, shape (len(self),). Raises ValueError where every weight is zero."""
+        if np.isneginf(self.log_weights).all():
+            raise ValueError(
+                "every particle has weight zero: the posterior has no probabilities (log_evidence is -inf)"
+            )
+        return _fixed(normalize(self.log_weights))
+
+    @cached_property
+    def complete(self) -> NDArray[np.bool_]:
+        """Whether each particle ran to its end, shape (len(self),)."""
+        return _fixed(np.concatenate([chain.complete for chain in self.chains]))
+
+    @cached_property
+    def log_evidence(self) -> float:
+        """log Ẑ, the log of the mean of the chains' evidence estimates. Biased down by about Var(log Ẑ)/2.
+
+        NaN where the engine gives none.
+        """
+        evidence = np.array([chain.evidence for chain in self.chains])
+        return math.nan if np.isnan(evidence).any() else logmeanexp(evidence)
+
+    @cached_property
+    def _evidence_error(self) -> Error:
+        return evidence_error(self.chains)
+
+    @property
+    def log_evidence_se(self) -> float:
+        """Standard error of log Ẑ (delta method); NaN where there is none, see ``log_evidence_se_reason``.
+
+        From the spread of the chains; for one chain from its genealogy, which needs multinomial resampling (or none)
+        and several founders (Lee and Whiteley 2018, doi:10.1093/biomet/asy028; see `standard_error`).
+        """
+        value: float = self._evidence_error.value
+        return value
+
+    @property
+    def log_evidence_se_reason(self) -> str:
+        """Why ``log_evidence_se`` is NaN; empty where it is a number."""
+        return self._evidence_error.reason
+
+    @cached_property
+    def ess(self) -> float:
+        """Effective sample size of the final weights, in 0…len(self)."""
+        return ess(self.log_weights)
+
+    @cached_property
+    def khat(self) -> float:
+        """Pareto k̂ of the final weights: below 0.5 good, below 0.7 usable, above it means cannot be trusted.
+
+        It speaks of the weights since the last resampling (`to_datatree` has it for each step). NaN where there is no
+        tail to fit; see `khat.khat`. Raises ImportError without arviz-stats (``pip install feynkac[plots]``).
+        """
+        return khat(self.log_weights)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence for each reason not to trust this posterior, and what to do; see `trust.reservations`."""
+        return reservations(self)
+
+    @cached_property
+    def log_potential(self) -> Floats:
+        """The reward of each particle: log G of its whole path, Σ_t log G_t, shape (len(self),)."""
+        return _fixed(np.concatenate([chain.log_potential for chain in self.chains]))
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The history of the first chain; see ``chains`` for the others."""
+        return self.chains[0].steps
+
+    def best(self) -> Any:
+        """Return the value of the particle with the largest weight (a complete one, where there is any).
+
+        Of an engine that holds a vote, it is the one with the largest weight among those of the winning answer.
+        """
+        return self.values[self._best()]
+
+    def _best(self) -> int:
+        log_weights = np.where(self.complete, self.log_weights, -np.inf)
+        if np.isneginf(log_weights).all():
+            log_weights = self.log_weights
+        elif self._answers is not None:
+            winner = next(iter(self.vote()))
+            log_weights = np.where(
+                [answer is winner or answer == winner for answer in self._answers], log_weights, -np.inf
+            )
+        return int(log_weights.argmax())
+
+    @cached_property
+    def _answers(self) -> tuple[Any, ...] | None:
+        """What each particle votes for, of an engine that holds a vote."""
+        answers = [chain.answers for chain in self.chains if chain.answers is not None]
+        return tuple(answer for chain in answers for answer in chain) if answers else None
+
+    def sample(self, n: int, *, seed: int) -> list[Any]:
+        """Draw n values with replacement, in proportion to their weights."""
+        u = _keys.uniform(_keys.fold(_keys.root(seed), np.arange(n)))
+        ends = np.cumsum(self.probabilities)
+        index = np.searchsorted(ends, u * ends[-1], side="right")
+        return [self.values[i] for i in index]
+
+    def expect(self, fn: Callable[[Any], Any]) -> Any:
+        """Return the weighted mean of ``fn(value)`` (a number or an array) over the complete particles.
+
+        Raises ValueError where no complete particle has positive weight.
+        """
+        weights, used, terms = self._terms(fn)
+        return _plain(np.tensordot(weights[used], terms, 1))
+
+    def _terms(self, fn: Callable[[Any], Any]) -> tuple[Floats, Index, Floats]:
+        """Return the weights of the complete particles (len(self),), which are positive, and their ``fn(value)``."""
+        weights = np.where(self.complete, self.probabilities, 0.0)
+        if not weights.sum() > 0:
+            raise ValueError("no particle ran to its end, so there is nothing to average; raise the budget")
+        used = np.flatnonzero(weights)
+        terms: Floats = np.stack([np.asarray(fn(self.values[i]), float) for i in used])
+        return weights / weights.sum(), used, terms
+
+    def estimate(self, fn: Callable[[Any], Any]) -> Estimate:
+        """Return `expect` of ``fn(value)`` with its standard error: ``mean, se, reason = posterior.estimate(fn)``.
+
+        From several chains, or from the genealogy of one that was resampled by the multinomial scheme or not at all
+        (Lee and Whiteley 2018, doi:10.1093/biomet/asy028); else NaN, and the reason. Both rest on the delta method,
+        and say too little where few founders survive.
+
+        >>> import feynkac as fk
+        >>> @fk.program
+        ... async def coin():
+        ...     heads = await fk.sample("heads", fk.dist.Bernoulli(0.5))
+        ...     await fk.factor("G", 1.0 * heads)
+        ...     return heads
+        >>> mean, se, _ = fk.infer(coin(), fk.SMC(400), seed=0).estimate(float)
+        >>> abs(mean - 0.731) < 3 * se < 0.1
+        True
+        """
+        weights, used, terms = self._terms(fn)
+        mean = np.tensordot(weights[used], terms, 1)
+        residuals = np.zeros((len(self), *terms.shape[1:]))
+        residuals[used] = (terms - mean) * weights[used].reshape(-1, *[1] * (terms.ndim - 1))
+        se, reason = mean_error(self.chains, weights, residuals)
+        return Estimate(_plain(mean), _plain(se), reason)
+
+    def best_of(self, k: int, quality: Callable[[Any], float]) -> float:
+        """Return the expected ``quality(value)`` of best-of-k, ranked by reward, from this pool of runs.
+
+        Unbiased for every k up to the number of complete runs: one pool shows how best-of-k grows with k. A run with
+        a reward of zero has quality 0. Raises ValueError for runs that were resampled, since they are not
+        independent. See `selection.best_of`.
+        """
+        if any(step.resampled for chain in self.chains for step in chain.steps):
+            raise ValueError(
+                "best_of needs independent runs, and these were resampled: use BestOfN or ImportanceSampling"
+            )
+        runs = np.flatnonzero(self.complete)
+        scores = self.log_potential[runs]
+        found = [float(quality(self.values[i])) if score > -np.inf else 0.0 for i, score in zip(runs, scores)]
+        return best_of(scores, found, k)
+
+    def vote(self, key: Callable[[Any], Hashable] | None = None) -> dict[Any, float]:
+        """Return the total weight of each ``key(value)``, largest first: a weighted majority vote.
+
+        Without a key the values vote, or the answers of an engine that holds a vote (`SelfConsistency`). It is empty
+        where no particle ran to its end.
+        """
+        voters = self._answers if key is None and self._answers is not None else self.values
+        totals: dict[Any, float] = {}
+        for voter, weight, complete in zip(voters, self.probabilities.tolist(), self.complete):
+            if complete and weight > 0:
+                choice = voter if key is None else key(voter)
+                totals[choice] = totals.get(choice, 0.0) + weight
+        return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+    # -- history ------------------------------------------------------------------------------------------------
+
+    def _locate(self, particle: int) -> tuple[Chain, int]:
+        if not 0 <= particle < len(self):
+            raise IndexError(f"particle {particle} of {len(self)}")
+        for chain in self.chains:
+            if particle < len(chain.log_weights):
+                return chain, particle
+            particle -= len(chain.log_weights)
+        raise AssertionError("unreachable")
+
+    def genealogy(self, particle: int) -> Index:
+        """Return the index of a final particle's ancestor at each step of its chain, shape (steps,)."""
+        chain, i = self._locate(particle)
+        return chain.lines[:, i]
+
+    def trace(self, particle: int) -> dict[str, Site]:
+        """Return the sites of a particle by address, from its start to its end (programs only)."""
+        chain, i = self._locate(particle)
+        sites = [s for step, j in zip(chain.steps, chain.lines[:, i]) for s in step.choices[j]]
+        return {site.address: site for site in sites if not site.hidden}
+
+    def site(self, address: str) -> list[Any]:
+        """Return the value of a site in every particle, None where a particle has not visited it."""
+        traces = [self.trace(i) for i in range(len(self))]
+        return [trace[address].value if address in trace else None for trace in traces]
+
+    # -- showing ------------------------------------------------------------------------------------------------
+
+    def to_datatree(self, *, draws: int = 1000, seed: int | None = None, sites: bool = True) -> DataTree:
+        """Return the posterior as ArviZ knows it, an ``xarray.DataTree``; see `datatree.to_datatree`.
+
+        Raises ImportError without arviz-base (``pip install feynkac[plots]``).
+        """
+        from .datatree import to_datatree
+
+        return to_datatree(self, draws=draws, seed=self.seed if seed is None else seed, sites=sites)
+
+    def summary(self, top: int = 5) -> str:
+        """Return a short text: evidence, ESS, cost, warnings, and the values of largest weight.
+
+        k̂ is in it where arviz-stats is loaded already (to load it takes a second or two); ask for ``khat`` otherwise.
+        """
+        se = "" if math.isnan(self.log_evidence_se) else f" ± {self.log_evidence_se:.2g}"
+        lines = [
+            f"{self.engine} on {_short(self.model, 70)}",
+            f"log evidence {self.log_evidence:.4g}{se} ({self.guarantee}); "
+            f"ESS {self.ess:.1f} of {len(self)}{self._tail()}; {int(self.complete.sum())} complete"
+            + (f"; stopped: {self.stopped}" if self.stopped else ""),
+            "cost: " + ", ".join(f"{amount} {unit}" for unit, amount in self._spent()),
+            *(f"note: {warning}" for warning in self.warnings),
+        ]
+        for weight, value in self._top(top):
+            lines.append(f"  {weight:6.3f}  {_short(str(value), 90)}")
+        return "\n".join(lines)
+
+    def _tail(self) -> str:
+        if self.guarantee == "heuristic" or "arviz_stats" not in sys.modules or math.isnan(self.khat):
+            return ""
+        return f", k-hat {self.khat:.2f} ({verdict(self.khat)})"
+
+    def _spent(self) -> list[tuple[str, str]]:
+        cost = self.cost
+        counts = [("model calls", cost.model_calls), ("tokens in", cost.tokens_in), ("tokens out", cost.tokens_out)]
+        counts += [("denoiser evaluations", cost.nfe), ("reward calls", cost.reward_calls)]
+        return [(unit, f"{n:,}") for unit, n in counts if n] + [("s", f"{cost.seconds:.2f}")]
+
+    def _top(self, top: int) -> list[tuple[float, Any]]:
+        """Distinct values with their total weight, largest first."""
+        if np.isneginf(self.log_weights).all():
+            return []
+        totals: dict[str, tuple[float, Any]] = {}
+        for value, weight in zip(self.values, self.probabilities.tolist()):
+            shown = str(value)
+            totals[shown] = (totals.get(shown, (0.0, None))[0] + weight, value)
+        return sorted(totals.values(), key=lambda item: -item[0])[:top]
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def _repr_html_(self) -> str:
+        return posterior_html(self)
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def save(self, path: Any) -> None:
+        """Write to one file (a zip of JSON and arrays, no pickle); see `load`.
+
+        Values may be texts, numbers, strings, arrays and containers of them; TypeError names any other.
+        """
+        save(self, path)
+
+    @staticmethod
+    def load(path: Any) -> Posterior:
+        """Read what `save` wrote. Raises ValueError for a file that is corrupt or not a posterior."""
+        return Posterior(**load(path))
+
+
+def _fixed(array: NDArray[T]) -> NDArray[T]:
+    """Make a new array read-only."""
+    array.flags.writeable = False
+    return array
+
+
+def _plain(number: Any) -> Any:
+    """A float for an array without dimensions."""
+    return float(number) if np.ndim(number) == 0 else number
+
+
+def _short(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"

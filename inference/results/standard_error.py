@@ -1,0 +1,125 @@
+"""Standard errors of the evidence and of means, from several chains or from the genealogy of one.
+
+Both cut the particles into groups that are independent of each other: chains, or the descendants of one founder (a
+particle of step 0). With s_g the share of the weight in group g, the relative variance of Ẑ is estimated by
+
+    V = 1 − c·(1 − Σ_g s_g²),
+
+and the variance of a weighted mean m of f by c·Σ_g (Σ_{i in g} W_i (f_i − m))² (delta method of the ratio).
+
+For C chains c = C/(C−1), and V is the usual variance of a mean. For one chain of N particles that was resampled R
+times by the multinomial scheme, c = (N/(N−1))^(R+1). Then Ẑ²·V is an unbiased estimate of Var(Ẑ): pairs of
+different founders are independent given the past, and each resampling keeps (N−1)/N of their mass in expectation.
+The argument asks for neither fixed resampling times nor equal weights after them, only that the past settles both;
+so it covers adaptive resampling and twists. With R = 0 it is the variance of importance sampling. Other schemes draw
+ancestors that depend on each other, and have no such estimate.
+
+Source: Chan and Lai (2013), doi:10.1214/13-AOS1172; Lee and Whiteley (2018), doi:10.1093/biomet/asy028,
+arXiv:1509.00394.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...ppl.model import Floats, Index
+from ..base.chain import Chain
+from ..base.weights import logmeanexp, normalize
+
+_FEWEST = 1.5
+"""Effective groups, 1 / Σ s², below which one of them holds so much that there is nothing to compare it with."""
+_ROUNDING = 1e-9
+
+
+class Error(NamedTuple):
+    """A standard error, or NaN and the reason why there is none."""
+
+    value: Any
+    reason: str = ""
+
+
+class Estimate(NamedTuple):
+    """A posterior mean and its standard error (numbers, or arrays of one shape); NaN and a reason where unknown."""
+
+    mean: Any
+    se: Any
+    reason: str = ""
+
+
+def evidence_error(chains: Sequence[Chain]) -> Error:
+    """Return the standard error of log Ẑ."""
+    evidence = np.array([chain.evidence for chain in chains])
+    if np.isnan(evidence).any():
+        return Error(math.nan, "the engine gives no evidence")
+    if np.isneginf(evidence).all():
+        return Error(math.nan, "every particle has weight zero")
+    groups, factor, reason = _groups(chains)
+    shares = normalize(evidence)
+    if len(chains) == 1:
+        weights = chains[0].steps[-1].log_weights
+        if not abs(evidence[0] - logmeanexp(weights)) < _ROUNDING * max(1.0, abs(evidence[0])):
+            return Error(math.nan, "the engine's evidence is not the mean weight of its last step")
+        shares = np.bincount(groups, normalize(weights)).astype(np.float64)
+        reason = reason or _dominated(shares, "first draw")
+    if reason:
+        return Error(math.nan, reason)
+    variance = 1.0 - factor * (1.0 - float((shares**2).sum()))
+    if variance < -_ROUNDING:
+        return Error(math.nan, "the estimate of the variance is negative, which happens where it is small beside 1/n")
+    return Error(math.sqrt(max(variance, 0.0)))
+
+
+def mean_error(chains: Sequence[Chain], weights: Floats, residuals: Floats) -> Error:
+    """Return the standard error of a weighted mean.
+
+    Args:
+        chains: the independent runs.
+        weights: (n,) normalised weights of all particles.
+        residuals: (n, …) each particle's Wᵢ (fᵢ − m).
+    """
+    groups, factor, reason = _groups(chains)
+    if len(chains) == 1 and not _same_shape(chains[0].log_weights, chains[0].steps[-1].log_weights):
+        reason = "the engine's weights select, and are not those of its last step: use chains=4"
+    shares: Floats = np.bincount(groups, weights).astype(np.float64)
+    reason = reason or _dominated(shares, "first draw" if len(chains) == 1 else "chain")
+    if reason:
+        return Error(np.full(residuals.shape[1:], math.nan), reason)
+    sums = np.zeros((len(shares), *residuals.shape[1:]))
+    np.add.at(sums, groups, residuals)
+    return Error(np.sqrt(factor * (sums**2).sum(0)))
+
+
+def _groups(chains: Sequence[Chain]) -> tuple[Index, float, str]:
+    """Return the independent group of each particle, the factor c, and the reason if there is none."""
+    sizes = [len(chain.log_weights) for chain in chains]
+    if len(chains) > 1:
+        return np.repeat(np.arange(len(chains)), sizes), len(chains) / (len(chains) - 1), ""
+    (n,), steps = sizes, chains[0].steps
+    if n == 1:
+        return np.zeros(1, np.intp), math.nan, "one particle has no spread: use more, or chains=4"
+    schemes = {step.scheme for step in steps if step.resampled}
+    reason = ""
+    if "tree" in schemes:
+        reason = "one tree says nothing of its error: use chains=4"
+    elif schemes - {"multinomial"}:
+        names = ", ".join(sorted(str(scheme) for scheme in schemes))
+        reason = (
+            f'one run says nothing of its error under {names} resampling: use chains=4, or resampling="multinomial"'
+        )
+    factor = (n / (n - 1)) ** (1 + sum(step.resampled for step in steps))
+    return chains[0].lines[0], factor, reason
+
+
+def _dominated(shares: Floats, what: str) -> str:
+    if 1.0 / (shares**2).sum() >= _FEWEST:
+        return ""
+    return f"one {what} holds {shares.max():.0%} of the weight, and there is nothing to compare it with"
+
+
+def _same_shape(a: Floats, b: Floats) -> bool:
+    """Whether two sets of log-weights are in proportion."""
+    return bool(np.allclose(normalize(a), normalize(b), rtol=1e-9, atol=0.0))

@@ -1,0 +1,105 @@
+"""How far to trust a posterior: what its weights, genealogy and chains say against it, in plain sentences."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..base.weights import normalize
+
+_LOW = 0.1
+_DOMINANT = 0.9
+_BAD_KHAT = 0.7
+_SPREAD = 0.5
+_SINGLE = 0.95
+
+
+def reservations(posterior: Any) -> tuple[str, ...]:
+    """Return one sentence for each reason not to trust a posterior; none where nothing speaks against it.
+
+    The limits are set so that a good run stays silent: an effective sample size below a tenth of the particles (or
+    below 2), a particle with 90% of the weight, k̂ above 0.7, a founder with 95% of the weight in every chain, a
+    relative standard error of the evidence above one half. k̂ takes part where arviz-stats is loaded already.
+    """
+    if np.isneginf(posterior.log_weights).all():
+        return ("every particle has weight zero: the posterior is empty",)
+    found = [*_unfinished(posterior)]
+    if posterior.guarantee == "heuristic":
+        found.append("the weights select and are no posterior probabilities (heuristic): to get those, use SMC")
+        return tuple(found)
+    found += [*_weights(posterior), *_founders(posterior), *_evidence(posterior)]
+    return tuple(found)
+
+
+def founders(posterior: Any) -> list[int]:
+    """Return, for each chain, how many particles of its first step have a descendant of positive weight at the end.
+
+    >>> import feynkac as fk
+    >>> @fk.program
+    ... async def walk():
+    ...     for _ in range(20):
+    ...         await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+    ...         await fk.factor("G", 0.0)
+    >>> founders(fk.infer(walk(), fk.SMC(8, ess_threshold=0.0, chains=2), seed=0))
+    [8, 8]
+    """
+    return [len(np.unique(chain.lines[0][chain.log_weights > -np.inf])) for chain in posterior.chains]
+
+
+def _unfinished(posterior: Any) -> Iterator[str]:
+    n, complete = len(posterior), int(posterior.complete.sum())
+    if complete == 0:
+        yield (
+            f"no particle ran to its end (stopped: {posterior.stopped}): the values are unfinished, and there is "
+            "nothing to average or vote on; raise the budget"
+        )
+    elif complete < n:
+        yield (
+            f"{n - complete} of {n} particles did not run to their end (stopped: {posterior.stopped}); expect, vote "
+            "and best leave them out, which favours short runs"
+        )
+
+
+def _weights(posterior: Any) -> Iterator[str]:
+    n, ess, most = len(posterior), posterior.ess, float(posterior.probabilities.max())
+    if n > 1 and most > _DOMINANT:
+        yield f"one particle holds {most:.0%} of the weight: this is one draw, no sample; use more particles or a twist"
+    elif n > 1 and ess < max(_LOW * n, 2.0):
+        yield (
+            f"the effective sample size is {ess:.1f} of {n}: means are as rough as those of {ess:.0f} draws; use more "
+            "particles, a twist or a better proposal"
+        )
+    if "arviz_stats" in sys.modules and posterior.khat > _BAD_KHAT:
+        yield (
+            f"k-hat is {posterior.khat:.2f}: the weights have so heavy a tail that more particles would still change "
+            "means and evidence much; use a twist or a better proposal"
+        )
+
+
+def _founders(posterior: Any) -> Iterator[str]:
+    chains, n = posterior.chains, len(posterior.chains[0].log_weights)
+    if n == 1 or not any(step.resampled for step in posterior.steps):
+        return
+    most = min(float(np.bincount(chain.lines[0], normalize(chain.log_weights)).max(initial=0.0)) for chain in chains)
+    if most > _SINGLE:
+        each = " of each chain" if len(chains) > 1 else ""
+        share = "all particles" if most > 1 - 1e-9 else f"particles with {most:.0%} of the weight"
+        yield (
+            f"{share}{each} descend from one of the {n} first draws: the early steps rest on {len(chains)} "
+            f"draw{'s' * (len(chains) > 1)}; use more particles, a lower ess_threshold or more chains"
+        )
+
+
+def _evidence(posterior: Any) -> Iterator[str]:
+    se, chains = posterior.log_evidence_se, len(posterior.chains)
+    if se > _SPREAD and chains > 1:
+        spread = [chain.evidence for chain in posterior.chains]
+        yield (
+            f"the {chains} chains disagree: their log evidence goes from {min(spread):.3g} to {max(spread):.3g}; use "
+            "more particles"
+        )
+    elif se > _SPREAD:
+        yield f"the evidence is known to a factor of {np.exp(se):.1f} only; use more particles"

@@ -1,0 +1,1 @@
+"""Engines that grow a tree of partial runs."""

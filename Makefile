@@ -49,8 +49,9 @@ $(LINKED): $(INSTALLED)
 demo: fetch
 	$(BIN)/python notebooks/demo.py
 
+# A worker for each core, with one thread each; some test ids follow the order of a set, which all workers must share.
 test: venv
-	$(BIN)/python -m pytest -m "not slow and not real" $(ARGS)
+	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not real" $(ARGS)
 
 test-slow: fetch-all
 	$(BIN)/python -m pytest -m "slow or real" $(ARGS)

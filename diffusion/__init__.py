@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from .generator import Diffusion
     from .kernels import begin, denoise
     from .mixture import Mixture
+    from .rewards.clip import Aesthetic, ClipScore
     from .rewards.motion import Motion, centroids
+    from .rewards.quality import ImageQuality
     from .schedule import Schedule
     from .shipped.convnets import Classifier
     from .shipped.zoo import NO_DIGIT, bouncing, bouncing_clip, bouncing_motion, digit_classifier, digit_judge, digits
@@ -26,12 +28,15 @@ if TYPE_CHECKING:
 
 _HOME = {
     "NO_DIGIT": "shipped.zoo",
+    "Aesthetic": "rewards.clip",
     "Classifier": "shipped.convnets",
+    "ClipScore": "rewards.clip",
     "Corrected": "correctors",
     "DiffusersNetwork": "adapters.networks",
     "Diffusion": "generator",
     "Frames": "frames",
     "Guided": "denoiser",
+    "ImageQuality": "rewards.quality",
     "Mixture": "mixture",
     "Motion": "rewards.motion",
     "Network": "denoiser",
@@ -56,12 +61,15 @@ _HOME = {
 
 __all__ = [
     "NO_DIGIT",
+    "Aesthetic",
     "Classifier",
+    "ClipScore",
     "Corrected",
     "DiffusersNetwork",
     "Diffusion",
     "Frames",
     "Guided",
+    "ImageQuality",
     "Mixture",
     "Motion",
     "Network",

@@ -20,7 +20,7 @@ from ..ppl.errors import InvalidWeight, Unsupported
 from .denoiser import Denoiser, join
 from .generator import Diffusion, Floats, Generator, Moved, log_normal, spread
 from .latents import Latents, replace_fields
-from .rewards.base import as_reward, slope
+from .rewards.base import as_reward, check_gradient, slope
 from .schedule import Schedule
 
 
@@ -324,8 +324,7 @@ def tilt(
 
     Raises Unsupported for a reward that is not differentiable.
     """
-    if not as_reward(reward).differentiable:
-        raise Unsupported("a tilt needs a reward that torch can differentiate; `Steering` takes any")
+    check_gradient(reward, "tilt")
     if of not in ("noisy", "estimate"):
         raise ValueError(f"of must be noisy or estimate, not {of!r}")
     parts, tilts = _raised(model, 1.0)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..ppl.errors import InvalidWeight
 from .latents import Latents, replace_fields
-from .rewards.base import as_reward, slope
+from .rewards.base import as_reward, check_gradient, slope
 
 if TYPE_CHECKING:
     from .generator import Generator
@@ -48,8 +48,9 @@ class Steering:
         temper: from the share of steps made, in [0, 1], to the share of λ that is in force there; 1 throughout by
             default. The last step has all of it.
 
-    Raises ValueError for an unknown potential or a setting out of range, and InvalidWeight in a run where a reward
-    is −inf on the way, or Unsupported where torch cannot differentiate one that a gradient is asked of.
+    Raises ValueError for an unknown potential or a setting out of range; Unsupported where a gradient is asked of a
+    reward that has none (in the run, if it does not say so before); and InvalidWeight in a run where a reward is −inf
+    on the way.
 
     >>> Steering(lambda x: x.sum(-1), scale=2.0, potential="max").every
     1
@@ -67,10 +68,8 @@ class Steering:
             raise ValueError(f"potential must be difference, max, sum or current, not {self.potential!r}")
         if self.every < 1:
             raise ValueError(f"every must be a positive number of steps, not {self.every}")
-        if self.gradient and not as_reward(self.reward).differentiable:
-            raise ValueError(
-                "gradient=True needs a reward that torch can differentiate: a function of a batch of tensors"
-            )
+        if self.gradient:
+            check_gradient(self.reward, "Steering(gradient=True)")
         if self.gradient and self.every != 1:
             raise ValueError("a gradient is used at every step: leave every=1")
 

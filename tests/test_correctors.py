@@ -337,7 +337,7 @@ def test_copies_part_and_nothing_is_clamped():
         (lambda m: product([m, model_of(UNEQUAL, Schedule.vp(9))]), ValueError, "one schedule"),
         (lambda m: anneal(model_of(UNEQUAL, Schedule.flow(8)), 2.0), ValueError, "start=0.99"),
         (lambda m: anneal(model_of(UNEQUAL, m.schedule, steering=Steering(one)), 2.0), Unsupported, "tilt"),
-        (lambda m: tilt(m, fk.reward(lambda x: 1.0)), Unsupported, "torch can differentiate"),
+        (lambda m: tilt(m, fk.reward(lambda x: 1.0)), Unsupported, "tilt needs its gradient"),
         (lambda m: tilt(m, one, of="data"), ValueError, "noisy or estimate"),
         (lambda m: anneal(object(), 2.0), Unsupported, "object"),
     ],

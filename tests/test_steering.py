@@ -293,7 +293,6 @@ def test_the_spread_of_weights_vanishes_with_the_steps():
         ({"potential": "add"}, "difference, max, sum or current"),
         ({"every": 0}, "positive"),
         ({"every": 2, "gradient": True}, "every=1"),
-        ({"reward": fk.reward(lambda x: 1.0), "gradient": True}, "differentiate"),
     ],
 )
 def test_settings_that_cannot_be(settings, match):

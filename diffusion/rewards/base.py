@@ -28,7 +28,12 @@ class TensorReward:
         """
         with rows(owners.tolist()):
             charge(reward_calls=np.ones(len(data), np.int64))
-            found = self._fn(data)
+            try:
+                found = self._fn(data)
+            except (RuntimeError, TypeError) as error:  # what torch raises where NumPy asks for such a tensor
+                if data.requires_grad and "numpy" in str(error):
+                    raise _without_gradient(self.name) from error
+                raise
         found = torch.as_tensor(found, dtype=torch.float64).cpu()
         if found.shape != (len(data),):
             raise InvalidWeight(f"reward {self.name!r} got {len(data)} samples and returned shape {tuple(found.shape)}")
@@ -46,6 +51,7 @@ class ScoredReward:
 
     def __init__(self, reward: Any) -> None:
         self._reward = reward
+        self.name: str = getattr(reward, "name", type(reward).__name__)
 
     def __call__(self, data: Any, latents: Any, owners: NDArray[np.intp]) -> Any:
         """Return the rewards (n,), float64."""
@@ -62,6 +68,23 @@ def as_reward(reward: Any) -> TensorReward | ScoredReward:
     return ScoredReward(reward) if scores else TensorReward(reward)
 
 
+def check_gradient(reward: Any, asker: str) -> None:
+    """Raise Unsupported where a gradient is asked of a reward that is known to have none.
+
+    Of a function that says nothing of it (it has no attribute ``differentiable``), `slope` finds out.
+    """
+    found = as_reward(reward)
+    if not found.differentiable:
+        raise _without_gradient(found.name, asker)
+
+
+def _without_gradient(name: str, asker: str = "what steers by it") -> Unsupported:
+    return Unsupported(
+        f"reward {name!r} cannot be differentiated, and {asker} needs its gradient: compute it by torch, from the "
+        "batch that it is given, or use it where none is needed, as in Steering(reward)"
+    )
+
+
 def slope(value: Any, x: Any, reward: Any) -> Any:
     """Return the gradient (n, …) of rewards (n,) by x (n, …).
 
@@ -69,7 +92,7 @@ def slope(value: Any, x: Any, reward: Any) -> Any:
     """
     name = getattr(reward, "name", type(reward).__name__)
     if not value.requires_grad:
-        raise Unsupported(f"reward {name!r} cannot be differentiated: compute it by torch, from the batch it is given")
+        raise _without_gradient(name)
     finite = value.detach() > -torch.inf
     (gradient,) = torch.autograd.grad(torch.where(finite, value, 0.0).sum(), x)
     bad = (~torch.isfinite(gradient.reshape(len(gradient), -1))).any(1)

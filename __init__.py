@@ -21,7 +21,9 @@ from .inference import plots
 from .inference.comparison.compare import compare
 from .inference.comparison.table import Comparison
 from .inference.infer import Session, infer, steps
+from .inference.particles.entropic import EntropicParticleFilter
 from .inference.particles.importance import ImportanceSampling
+from .inference.particles.particle_filter import ParticleFilter
 from .inference.particles.path_search import PathSearch
 from .inference.particles.rollover import RolloverBudget
 from .inference.particles.smc import SMC
@@ -30,11 +32,16 @@ from .inference.plots.report import report
 from .inference.pools.best_of_n import BestOfN
 from .inference.pools.self_consistency import SelfConsistency
 from .inference.results.posterior import Posterior
+from .inference.search.a_star import AStar
+from .inference.search.beam_search import BeamSearch
+from .inference.search.dvts import DVTS
+from .inference.search.mcts import MCTS
 from .inference.search.noise_search import NoiseSearch
+from .inference.search.rebase import Rebase
 from .inference.search.tree_of_frames import TreeOfFrames
 from .inference.search.tree_sampling import TreeSampling
 from .inference.search.tree_search import TreeSearch
-from .models import rewards
+from .models import rewards, tasks
 from .ppl import dist, errors, handlers, keys, oracles
 from .ppl.blocks import Blocks
 from .ppl.combine import combine
@@ -51,24 +58,31 @@ from .ppl.sites import Site
 __version__ = "0.1.0"
 
 __all__ = [
+    "DVTS",
+    "MCTS",
     "SMC",
     "SVDD",
+    "AStar",
     "Advance",
+    "BeamSearch",
     "BestOfN",
     "Blocks",
     "Budget",
     "Comparison",
     "Cost",
     "Draws",
+    "EntropicParticleFilter",
     "Enumeration",
     "FeynkacError",
     "FeynmanKac",
     "ImportanceSampling",
     "Kernel",
     "NoiseSearch",
+    "ParticleFilter",
     "PathSearch",
     "Posterior",
     "Program",
+    "Rebase",
     "Reward",
     "RolloverBudget",
     "Score",
@@ -105,5 +119,6 @@ __all__ = [
     "scan",
     "simulate",
     "steps",
+    "tasks",
     "twist",
 ]

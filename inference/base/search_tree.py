@@ -113,3 +113,25 @@ class SearchTree:
             choices=[self.choices[x] if fresh else () for x, fresh in zip(here.tolist(), new.tolist())],
             scheme="tree" if forked else None,
         )
+
+
+def accumulate(parent: Index, depth: Any, log_edge: Floats, ends: Any) -> tuple[Floats, Floats, Any]:
+    """Return ``log_weight``, ``log_mass`` and ``visits`` of nodes (m,); see `SearchTree`.
+
+    Args:
+        parent: (m,) the root, node 0, has −1.
+        depth: (m,)
+        log_edge: (m,) the log-weight of the step to each.
+        ends: (m,) how many rollouts ended in each.
+    """
+    crowd = np.log(np.maximum(np.bincount(parent[1:], minlength=len(parent)), 1))
+    log_weight, log_mass, visits = np.zeros(len(parent)), np.zeros(len(parent)), np.array(ends)
+    order = np.argsort(depth, kind="stable")
+    levels = np.split(order, np.searchsorted(depth[order], np.arange(depth.max() + 1)))[1:]
+    for level in levels:
+        above = parent[level]
+        log_weight[level] = log_weight[above] + log_edge[level]
+        log_mass[level] = log_mass[above] + log_edge[level] - crowd[above]
+    for level in reversed(levels):
+        np.add.at(visits, parent[level], visits[level])
+    return log_weight, log_mass, visits

@@ -61,6 +61,23 @@ class Ballot:
         return out
 
 
+def choose(scores: Floats, done: NDArray[np.bool_], temperature: float | None = None) -> Floats:
+    """Return log-weights (n,) that select by score: of the runs that have finished alive, where there are any.
+
+    Without a temperature the best has 0 (all of them, where several tie) and the others −inf; with temperature T the
+    log-weights are scores / T.
+
+    >>> choose(np.array([3.0, 2.0, 1.0]), np.array([False, True, True])).tolist()
+    [-inf, 0.0, -inf]
+    """
+    finished = done & (scores > -np.inf)
+    if finished.any():
+        scores = np.where(finished, scores, -np.inf)
+    if temperature is not None:
+        return scores / temperature
+    return np.where((scores == scores.max()) & (scores > -np.inf), 0.0, -np.inf)
+
+
 def best_of(scores: ArrayLike, quality: ArrayLike, k: int) -> float:
     """Return the expected quality of the best-scored of k runs, drawn without replacement from a pool of n.
 

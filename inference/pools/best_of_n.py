@@ -11,7 +11,7 @@ import numpy as np
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
 from ..base.engine import Guarantee, Run
-from ..base.selection import Ballot
+from ..base.selection import Ballot, choose
 from ..base.step import Step
 from ..particles.importance import ImportanceSampling, reweighted
 
@@ -74,12 +74,10 @@ class BestOfN:
 
         def select(state: Any, step: Step, log_potential: Floats) -> tuple[Floats, None]:
             finished = step.done & (log_potential > -np.inf)
-            scores = np.where(finished, log_potential, -np.inf) if finished.any() else log_potential
-            if self.temperature is not None:
-                return scores / self.temperature, None
             if self.by is not None and finished.any():
                 ballot.ask(lambda: model.values(state), finished)
-                scores = np.where(ballot.winner(scores), scores, -np.inf)
-            return np.where((scores == scores.max()) & (scores > -np.inf), 0.0, -np.inf), None
+                won = ballot.winner(np.where(finished, log_potential, -np.inf))
+                log_potential = np.where(won, log_potential, -np.inf)
+            return choose(log_potential, step.done, self.temperature), None
 
         return reweighted(model, key, self._runs(), select)

@@ -21,7 +21,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.chain import detach_choices
 from ..base.engine import Growing, Move, Report, Start, where
-from ..base.search_tree import SearchTree
+from ..base.search_tree import SearchTree, accumulate
 from ..base.step import Step
 from ..base.weights import logmeanexp, spread
 
@@ -313,19 +313,10 @@ class Growth:
 
     def record(self, nodes: int, leaves: int) -> SearchTree:
         """Return the tree of the first ``nodes`` nodes and ``leaves`` leaves, as they are kept."""
-        parent, depth, edge, visits = (
+        parent, depth, edge, ends = (
             np.array(column[:nodes]) for column in (self._parent, self._depth, self._log_edge, self._ends)
         )
-        crowd = np.log(np.maximum(np.bincount(parent[1:], minlength=nodes), 1))
-        log_weight, log_mass = np.zeros(nodes), np.zeros(nodes)
-        order = np.argsort(depth, kind="stable")
-        levels = np.split(order, np.searchsorted(depth[order], np.arange(depth.max() + 1)))[1:]
-        for level in levels:
-            above = parent[level]
-            log_weight[level] = log_weight[above] + edge[level]
-            log_mass[level] = log_mass[above] + edge[level] - crowd[above]
-        for level in reversed(levels):
-            np.add.at(visits, parent[level], visits[level])
+        log_weight, log_mass, visits = accumulate(parent, depth, edge, ends)
         return SearchTree(
             parent=parent,
             depth=depth,

@@ -13,6 +13,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, Index
 from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, positive
+from ..base.selection import choose
 from ..particles.smc import describe
 
 
@@ -93,7 +94,7 @@ class TreeOfFrames:
             step = replace(
                 describe(depth, advance, score, ancestors, None), log_evidence=-math.inf if dead else math.nan
             )
-            yield Report(advance.state, _best(score, advance.done), step, math.nan)
+            yield Report(advance.state, choose(score, advance.done), step, math.nan)
             if dead:
                 check_alive(step, self.all_dead)
             if advance.done.all():
@@ -114,10 +115,3 @@ class TreeOfFrames:
         if not self._judges(depth):
             return np.arange(len(promise))
         return np.sort(np.argsort(-promise, kind="stable")[: self.keep])
-
-
-def _best(score: Floats, done: Any) -> Floats:
-    """Return log-weights: 0 for the best, of those that have finished where there are any, −inf for the others."""
-    if done.any() and np.isfinite(score[done]).any():
-        score = np.where(done, score, -np.inf)
-    return np.where((score == score.max()) & (score > -np.inf), 0.0, -np.inf)

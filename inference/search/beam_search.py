@@ -1,0 +1,118 @@
+"""Beam search."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from ...ppl.keys import Keys
+from ...ppl.model import Advance, FeynmanKac, Floats
+from ..base.engine import Guarantee, Move, Run, Start
+from .expansion import Expanding, Expansion, Scoring, best_first, check_search
+
+Allot = Callable[[Expansion, list[int], list[int]], Expanding]
+"""From the tree, the nodes just made and those of them that can go on: the nodes to expand, once for each child."""
+
+
+@dataclass(frozen=True)
+class BeamSearch:
+    """Beam search over steps: keep the best of the beams at each step, and give each several children.
+
+    Feynman–Kac mapping: n particles make a step by M; the best n/M by score go on, each with M children. The score is
+    that of the potentials and the twist alone: log G of the last step ("last", for a process reward of the whole run so
+    far), Σ log G ("product", SMC's weight without p/q) or the least log G ("min"), plus log ψ. Particles that finish
+    leave the beam with their places, so that n have finished at the end; all weight goes to the best of them. A
+    heuristic for finding one good sample: there is no evidence, and no guarantee that the best is found.
+
+    With ``lookahead`` k each candidate is first run on by k steps of M, and has the score where it comes to. These
+    steps are thrown away: a step costs N·(k + 1) draws.
+
+    Args:
+        particles: n, how many candidates a step has.
+        width: M, children of each beam that is kept.
+        score: "last", "product" or "min"; see `expansion.Scoring`.
+        lookahead: k.
+        distinct: whether to leave out candidates that repeat a sibling; published code has it as an option.
+        temperature: None puts all weight on the best; T gives weights ∝ exp(score / T) among those that finished, so
+            that ``posterior.vote(key)`` is a weighted vote (T = 1: each votes with its r̂).
+        chains: independent searches.
+        all_dead: "error" raises `AllParticlesDead` when all candidates have weight zero; "zero" keeps the dead.
+
+    Source: Snell et al. (2024), arXiv:2408.03314, with look-ahead; a beam over steps with a verifier, Yao et al.
+    (2023), arXiv:2305.10601, and Xie et al. (2023), arXiv:2305.00633. Raises ValueError for settings out of range.
+
+    >>> import feynkac as fk
+    >>> @fk.program
+    ... async def dice():
+    ...     total = 0
+    ...     for _ in range(4):
+    ...         total += await fk.sample("face", fk.dist.DiscreteUniform(1, 6))
+    ...         await fk.factor("high", float(total))
+    ...     return total
+    >>> fk.infer(dice(), fk.BeamSearch(32, width=8), seed=0).best()
+    24
+    """
+
+    particles: int
+    width: int = 4
+    score: Scoring = "last"
+    lookahead: int = 0
+    distinct: bool = False
+    temperature: float | None = None
+    chains: int = 1
+    all_dead: Literal["error", "zero"] = "error"
+    guarantee: ClassVar[Guarantee] = "heuristic"
+
+    def __post_init__(self) -> None:
+        check_beams(self)
+
+    def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
+        """Yield what to compute and what came of it; see `engine`."""
+        return in_waves(model, key, self, self._allot, self.distinct)
+
+    def _allot(self, tree: Expansion, made: list[int], going: list[int]) -> Expanding:
+        places = self.particles - len(tree.results)
+        if not going or places <= 0:
+            return []
+        ahead = yield from look(tree, going, self.lookahead)
+        kept = best_first(ahead, math.ceil(places / self.width))
+        # The best have one child more where places cannot be shared evenly.
+        return [going[kept[i % len(kept)]] for i in range(places)]
+
+
+def in_waves(model: FeynmanKac[Any], key: Keys, settings: Any, allot: Allot, distinct: bool = False) -> Run:
+    """Search breadth first: make a wave of children, see which nodes are allotted how many, and make the next."""
+    tree = Expansion(model, key, settings.score)
+    made = yield from tree.expand([0] * settings.particles, distinct=distinct)
+    for wave in itertools.count():
+        going = tree.claim(made)
+        yield tree.growing(wave, going, settings.temperature)
+        parents = yield from allot(tree, made, going)
+        tree.release(list(set(going) - set(parents)))
+        if not parents:
+            break
+        made = yield from tree.expand(parents, distinct=distinct)
+    yield tree.growing(wave + 1, (), settings.temperature)
+    tree.check_alive(settings.all_dead)
+
+
+def look(tree: Expansion, nodes: list[int], steps: int) -> Generator[Start | Move, Advance[Any], Floats]:
+    """Return the scores of nodes (n,), or of where they come to in some more steps, which are thrown away."""
+    if not steps:
+        return tree.scores(nodes)
+    size = len(tree)
+    tips = yield from tree.roll(nodes, steps, keep=True)
+    tree.release(range(size, len(tree)))
+    return tree.scores(tips)
+
+
+def check_beams(settings: Any) -> None:
+    """Raise ValueError for a setting of a search by beams that is out of range."""
+    check_search(settings, "particles", "width")
+    if not isinstance(settings.lookahead, int | np.integer) or settings.lookahead < 0:
+        raise ValueError(f"lookahead is a number of steps, 0 for none, not {settings.lookahead!r}")

@@ -343,6 +343,12 @@ def test_a_greedy_search_follows_the_score_alone():
     assert found.best() == queue[0][1]
 
 
+def test_a_search_that_nothing_guides_runs_straight_to_an_end():
+    model = Scripted(lambda path: 0.0, lambda path: len(path) == 5)
+    assert fk.infer(model, fk.AStar(100, width=3), seed=0).complete.all()
+    assert [len(wave[0]) for wave in model.waves] == [1, 2, 3, 4, 5]
+
+
 def test_costs_see_the_node_before():
     seen = []
 

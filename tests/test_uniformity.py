@@ -234,6 +234,14 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "SVDD": (fk.SVDD(4, children=3), {}),
     "SVDD, the best": (fk.SVDD(4, children=3, temperature=None), {}),
     "RolloverBudget": (fk.RolloverBudget(3, chains=2), {}),
+    "BeamSearch": (fk.BeamSearch(6, width=3), {}),
+    "BeamSearch, ahead": (fk.BeamSearch(4, width=2, score="product", lookahead=1, distinct=True), {}),
+    "DVTS": (fk.DVTS(6, width=3, score="min"), {}),
+    "Rebase": (fk.Rebase(6, temperature=1.0), {}),
+    "AStar": (fk.AStar(60, width=2, score="product"), {}),
+    "AStar, falls": (fk.AStar(60, width=3, batch=2, results=2, cost="falls", chains=2), {}),
+    "MCTS": (fk.MCTS(3, width=2, batch=2), {}),
+    "MCTS, rollouts": (fk.MCTS(4, width=2, rule="puct", value="rollout", moves=False), {}),
 }
 
 

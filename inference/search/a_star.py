@@ -120,7 +120,7 @@ class _Agenda:
     def __init__(self, settings: AStar) -> None:
         self._settings = settings
         self._g, self._h = {0: 0.0}, {0: 0.0}
-        self._queue: list[tuple[float, bool, int]] = []
+        self._queue: list[tuple[float, bool, int, int]] = []
         self._popped = 0
 
     def add(self, tree: Expansion, nodes: Sequence[int]) -> None:
@@ -132,8 +132,8 @@ class _Agenda:
             guess = self._settings.heuristic
             self._h[x] = _number("heuristic", -math.expm1(min(node.score, 700.0)) if guess is None else guess(node), x)
             self._g[x] = self._g[above] + _number("cost", self._cost(tree, above, x), x)
-            # Of equals the finished first, then the oldest.
-            heapq.heappush(self._queue, (self._g[x] + self._h[x], not node.done, x))
+            # Of equals the finished first, then the deepest: a search that nothing guides runs straight to an end.
+            heapq.heappush(self._queue, (self._g[x] + self._h[x], not node.done, -node.depth, x))
 
     def _cost(self, tree: Expansion, above: int, x: int) -> float:
         cost = self._settings.cost
@@ -146,18 +146,18 @@ class _Agenda:
         """Take up to ``count`` nodes to expand; none where enough results came up, or the queue is empty."""
         chosen: list[int] = []
         while self._queue and self._popped < results and len(chosen) < count:
-            if tree.nodes[self._queue[0][2]].done:
+            if tree.nodes[self._queue[0][-1]].done:
                 if chosen:  # a child of theirs may still come before it
                     break
                 heapq.heappop(self._queue)
                 self._popped += 1
             else:
-                chosen.append(heapq.heappop(self._queue)[2])
+                chosen.append(heapq.heappop(self._queue)[-1])
         return chosen
 
     def open(self, tree: Expansion) -> list[int]:
         """Return the unfinished nodes of the queue, the most promising first."""
-        return [x for _, going, x in sorted(self._queue) if going]
+        return [x for _, going, _, x in sorted(self._queue) if going]
 
     def rank(self, nodes: Sequence[int]) -> Floats:
         """Return −f of some nodes (n,); −inf for the dead."""

@@ -344,12 +344,37 @@ def test_a_cut_run_says_so():
 
     some = fk.infer(uneven(), fk.SMC(50), seed=0, callbacks=[lambda step: step.depth == 1])
     left = 50 - int(some.complete.sum())
-    assert some.warnings == (
+    assert some.warnings[0] == (
         f"{left} of 50 particles did not run to their end (stopped: callback); expect, vote and best leave them out, "
-        "which favours short runs",
+        "which favours short runs"
     )
     none = fk.infer(Hmm(), fk.SMC(50), seed=0, budget=fk.Budget(seconds=0))
     assert none.warnings[0].startswith("no particle ran to its end (stopped: seconds)")
+
+
+def test_rewards_that_never_differ_are_noticed():
+    @fk.program
+    async def judged(reward):
+        x = await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+        await fk.factor("G", reward(x))
+        y = await fk.sample("y", fk.dist.Normal(x, 1.0))
+        await fk.factor("H", reward(y))
+
+    @fk.program
+    async def free():
+        await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+
+    def said(program, engine):
+        found = [text for text in fk.infer(program, engine, seed=0).warnings if "never differed" in text]
+        return found[0] if found else ""
+
+    for engine in (fk.SMC(8), fk.SMC(1, chains=8), fk.ImportanceSampling(8), fk.BestOfN(8)):
+        assert said(judged(lambda x: 0.0), engine).startswith("the rewards never differed: log G was 0 for every")
+        assert "log G was −3 for every particle" in said(judged(lambda x: -1.5), engine)
+        assert said(judged(lambda x: float(x > 2.5)), engine) == ""  # it differs where one particle has it
+        assert said(judged(lambda x: -math.inf if x > 1 else 0.0), engine) == ""  # it killed some
+        assert said(free(), engine) == ""  # no reward was asked for
+    assert said(judged(lambda x: 0.0), fk.SMC(1)) == ""  # with one particle nothing can differ
 
 
 def test_an_empty_posterior_says_that_alone():

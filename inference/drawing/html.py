@@ -7,6 +7,8 @@ from html import escape
 from typing import Any
 
 from .html_charts import ess_chart, evidence_chart
+from .html_images import grid_html, image_html
+from .pixels import Range, is_picture, pictures_in, range_of, written
 from .views import cut, number
 
 _SMALL = (340, 150)
@@ -16,7 +18,9 @@ _STYLE = (
     "vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere}"
     ".fk td:first-child{white-space:nowrap;width:9em}"
     ".fk .fk-bar{display:inline-block;height:.7em;background:#2f86c4;border-radius:2px;margin-right:.5em}"
-    ".fk .fk-warn{border-left:3px solid #dd7a1c;padding:.1em .7em;margin:.3em 0}</style>"
+    ".fk .fk-warn{border-left:3px solid #dd7a1c;padding:.1em .7em;margin:.3em 0}"
+    ".fk .fk-grid{display:flex;flex-wrap:wrap;gap:.9em;margin:.5em 0}.fk figure{margin:0}"
+    ".fk figcaption{font-size:.85em;opacity:.85;text-align:center}.fk img{display:block;max-width:100%}</style>"
 )
 
 
@@ -52,16 +56,23 @@ def warnings_html(posterior: Any) -> str:
 
 
 def values_html(posterior: Any, top: int, width: int = 4000) -> str:
-    """Return a table of the distinct values of largest weight, each cut to a width."""
+    """Return a table of the distinct values of largest weight, texts cut to a width; a grid where all are pictures."""
+    found = posterior._top(top)
+    shades = range_of(picture for value in posterior.values for picture in pictures_in(value))
+    if found and all(is_picture(value) for _, value in found):
+        return grid_html([(image_html(value, shades), f"{weight:.3f}") for weight, value in found])
     rows = "".join(
         f'<tr><td><span class="fk-bar" style="width:{4 * weight:.2f}em"></span>{weight:.3f}</td>'
-        f"<td>{escape(_whole(value, width))}</td></tr>"
-        for weight, value in posterior._top(top)
+        f"<td>{_whole(value, width, shades)}</td></tr>"
+        for weight, value in found
     )
     return f"<table>{rows}</table>"
 
 
-def _whole(value: Any, width: int) -> str:
-    """Show a value with its line ends, and a number in six digits."""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= width else text[: width - 1] + "…"
+def _whole(value: Any, width: int, shades: Range) -> str:
+    """Show a value with its line ends, a number in six digits, and the pictures in it."""
+    text = f"{value:.6g}" if isinstance(value, float) else written(value)
+    images = "".join(image_html(picture, shades) for picture in pictures_in(value))
+    if images and is_picture(value):
+        return images
+    return images + escape(text if len(text) <= width else text[: width - 1] + "…")

@@ -14,6 +14,7 @@ from ...ppl.sites import Site, short
 from ..base.chain import Chain
 from ..base.step import Step
 from ..base.weights import logmeanexp, normalize
+from .pixels import described
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -141,7 +142,7 @@ def cut(text: str, width: int) -> str:
 
 
 def shown(value: Any, width: int = 200) -> str:
-    """Show a value on a page: a text by what its last step added, a string as it is, a number in 4 digits."""
+    """Show a value on a page: a text by its last step, a string as it is, a number in 4 digits, an array by size."""
     steps = getattr(value, "steps", None)
     if isinstance(steps, tuple) and steps and isinstance(steps[-1], str):
         return steps[-1]
@@ -149,7 +150,7 @@ def shown(value: Any, width: int = 200) -> str:
         return value
     if isinstance(value, float | np.floating):
         return f"{value:.4g}"
-    return short(value, width)
+    return described(value) or short(value, width)
 
 
 def step_text(choices: Any) -> str:

@@ -31,19 +31,25 @@ from ..results.posterior import Posterior
 from .html_genealogy import genealogy_html
 from .html_tokens import tokens_html
 from .plot_genealogy import genealogy
+from .plot_images import film, images
 from .plot_tokens import tokens
 from .plot_tree import tree
+from .video import Video, video
 
 __all__ = [
+    "Video",
     "ess",
     "evidence",
+    "film",
     "genealogy",
     "genealogy_html",
+    "images",
     "overview",
     "rewards",
     "tokens",
     "tokens_html",
     "tree",
+    "video",
     "weights",
 ]
 

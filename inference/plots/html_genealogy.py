@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html import escape
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from ..base.chain import Chain
+from ..drawing.html_images import svg_image
 from ..drawing.palette import BRANCHES, INK
 from ..drawing.svg import Html, drawing
 from ..drawing.views import cut, number, step_text
 from ..results.posterior import Posterior
+from .faces import Faces, Show
 from .lineages import MOST_PARTICLES, Level, levels
 
 _FEW = 32
@@ -18,20 +23,27 @@ _FEW = 32
 _NODES = 2500
 """With more nodes in all, those of lines that died say nothing."""
 _WIDTH, _TEXT, _LEFT = 380.0, 62, 34.0
+_IMAGES, _IMAGE_STEPS, _SIDE = 20, 14, 38.0
+"""Particles and steps that are drawn as images, and the pixels that one takes."""
 
 
-def genealogy_html(posterior: Posterior, *, chain: int = 0, label: Callable[[Any], str] | None = None) -> Html:
+def genealogy_html(
+    posterior: Posterior, *, chain: int = 0, label: Callable[[Any], str] | None = None, image: Show | None = None
+) -> Html:
     """Draw the tree of ancestors of a chain as HTML, without matplotlib; a notebook shows it.
 
     Steps go down the page. Surviving lines are coloured by branch, and as wide as the weight of their descendants;
     those that died are grey. The best particle's line has dots, with its text beside. Each node tells its text, log G
     and weight where the mouse is on it. Up to 64 particles all are drawn, of more 32
-    that survived, picked evenly by weight; of more than 64 steps, 64 of them, evenly spaced.
+    that survived, picked evenly by weight; of more than 64 steps, 64 of them, evenly spaced. Where values are images,
+    those of surviving particles stand at their nodes, of 20 particles and 14 steps at most.
 
     Args:
         posterior: of any engine.
         chain: number of the chain.
         label: the text of a step: a function of a particle's choices (its sites). None shows what it drew.
+        image: from the choices of a step to a picture, or None for none; by default what `Faces` finds. No picture is
+            drawn where there is a ``label``.
 
     Raises IndexError for a chain that is not there.
 
@@ -48,33 +60,72 @@ def genealogy_html(posterior: Posterior, *, chain: int = 0, label: Callable[[Any
     if not 0 <= chain < len(posterior.chains):
         raise IndexError(f"chain {chain} of {len(posterior.chains)}")
     run = posterior.chains[chain]
+    faces = None if label else Faces(posterior, chain, image)
+    if faces:
+        return _with_images(run, faces)
     many = len(run.log_weights) > MOST_PARTICLES
     tree, say = levels(run, _FEW if many else MOST_PARTICLES, 2 * _FEW), label or step_text
     rows = max(len(level.particle) for level in tree)
     width = min(_WIDTH, 14.0 * rows)
     gap = 20.0 if len(tree) <= 32 else 16.0
     all_nodes = sum(len(level.particle) for level in tree) <= _NODES
-    dead, lines, nodes, texts = [], [], [], []
+    nodes, texts = [], []
     for row, level in enumerate(tree):
         y = 12.0 + gap * row
         for k in range(len(level.particle)):
-            x = _LEFT + width * level.height[k]
-            if row:
-                path = _path(_LEFT + width * tree[row - 1].height[level.parent[k]], y - gap, x, y)
-                if level.alive[k]:
-                    lines.append(
-                        f'<path d="{path}" stroke="{_colour(level, k)}" stroke-width="{1.2 + 4 * level.mass[k]:.1f}"/>'
-                    )
-                else:
-                    dead.append(path)
             if all_nodes or level.alive[k]:
-                nodes.append(_node(run, level, k, x, y, say))
+                nodes.append(_node(run, level, k, _LEFT + width * level.height[k], y, say))
         texts.append(_beside(run, level, y, width, say))
-    inside = (
-        f'<g fill="none"><path d="{"".join(dead)}" stroke="{INK}" stroke-width="0.7" opacity="0.45"/>{"".join(lines)}'
-        f"</g>{''.join(nodes)}{''.join(texts)}"
-    )
+    inside = f"{_lines(tree, width, gap, 12.0)}{''.join(nodes)}{''.join(texts)}"
     return Html(drawing(_LEFT + width + 12 + 6.6 * _TEXT, 24 + gap * (len(tree) - 1), inside, "genealogy"))
+
+
+def _with_images(run: Chain, faces: Faces) -> Html:
+    """Draw the tree with an image at each node that survived, as wide as the widest."""
+    stride = -(-(len(run.steps) - 1) // (_IMAGE_STEPS - 1)) or 1
+    tree = levels(run, _IMAGES, (len(run.steps) - 1) // stride + 1)
+    shown = {
+        (row, k): pixels
+        for row, level in enumerate(tree)
+        for k in np.flatnonzero(level.alive).tolist()
+        if (pixels := faces.step(level.step, int(level.particle[k]))) is not None
+    }
+    shape = max((pixels.shape[1] / pixels.shape[0] for pixels in shown.values()), default=1.0)
+    across = _SIDE * min(shape, 3.0)
+    high, gap = across / shape, across / shape + 14.0
+    width, top = (across + 6.0) * max(len(level.particle) for level in tree), high / 2 + 4
+    nodes, numbers = [], []
+    for row, level in enumerate(tree):
+        y = top + gap * row
+        numbers.append(_number(run, level, y))
+        for k in range(len(level.particle)):
+            x = _LEFT + width * level.height[k]
+            if (row, k) not in shown:
+                nodes.append(_node(run, level, k, x, y, step_text))
+                continue
+            colour, wide = ("currentColor", 2.5) if k == level.best else (_colour(level, k), 1.2)
+            nodes.append(svg_image(shown[row, k], x, y, high, colour, wide, _told(run, level, k, step_text)))
+    inside = f"{_lines(tree, width, gap, top)}{''.join(nodes)}{''.join(numbers)}"
+    return Html(drawing(_LEFT + width + 12, gap * (len(tree) - 1) + 2 * top, inside, "genealogy"))
+
+
+def _lines(tree: list[Level], width: float, gap: float, top: float) -> str:
+    """Draw the lines from ancestors to their children."""
+    dead, lines = [], []
+    for row, (before, level) in enumerate(pairwise(tree), 1):
+        y = top + gap * row
+        for k in range(len(level.particle)):
+            start, end = (_LEFT + width * height for height in (before.height[level.parent[k]], level.height[k]))
+            path = _path(start, y - gap, end, y)
+            if level.alive[k]:
+                wide = f'stroke-width="{1.2 + 4 * level.mass[k]:.1f}"'
+                lines.append(f'<path d="{path}" stroke="{_colour(level, k)}" {wide}/>')
+            else:
+                dead.append(path)
+    return (
+        f'<g fill="none"><path d="{"".join(dead)}" stroke="{INK}" stroke-width="0.7" opacity="0.45"/>{"".join(lines)}'
+        "</g>"
+    )
 
 
 def _colour(level: Level, k: int) -> str:
@@ -90,11 +141,7 @@ def _path(x0: float, y0: float, x1: float, y1: float) -> str:
 
 def _node(run: Chain, level: Level, k: int, x: float, y: float, say: Callable[[Any], str]) -> str:
     """Draw a node that tells what its particle did."""
-    step, i = run.steps[level.step], int(level.particle[k])
-    told = [f"step {level.step}, particle {i}", f"log G {number(float(step.log_potential[i]), 3)}"]
-    told.append(f"weight of its descendants {level.mass[k]:.3f}" if level.alive[k] else "no descendant is left")
-    text = cut(say(step.choices[i]), 400)
-    title = escape("\n".join([", ".join(told), text] if text else [", ".join(told)]))
+    title = escape(_told(run, level, k, say))
     radius, opacity = (3.2, 1.0) if k == level.best else (2.0, 0.9) if level.alive[k] else (1.3, 0.5)
     colour = "currentColor" if k == level.best else _colour(level, k)
     return (
@@ -103,18 +150,27 @@ def _node(run: Chain, level: Level, k: int, x: float, y: float, say: Callable[[A
     )
 
 
+def _told(run: Chain, level: Level, k: int, say: Callable[[Any], str]) -> str:
+    step, i = run.steps[level.step], int(level.particle[k])
+    told = [f"step {level.step}, particle {i}", f"log G {number(float(step.log_potential[i]), 3)}"]
+    told.append(f"weight of its descendants {level.mass[k]:.3f}" if level.alive[k] else "no descendant is left")
+    text = cut(say(step.choices[i]), 400)
+    return "\n".join([", ".join(told), text] if text else [", ".join(told)])
+
+
+def _number(run: Chain, level: Level, y: float) -> str:
+    """Write the number of a step on the left, bold after a resampling."""
+    bold = ' font-weight="bold"' if run.steps[level.step].resampled else ' opacity="0.7"'
+    return f'<text x="{_LEFT - 12:.0f}" y="{y + 4:.0f}" text-anchor="end" fill="currentColor"{bold}>{level.step}</text>'
+
+
 def _beside(run: Chain, level: Level, y: float, width: float, say: Callable[[Any], str]) -> str:
-    """Write the number of the step on the left (bold after a resampling) and the best line's text on the right."""
-    step = run.steps[level.step]
-    text = say(step.choices[int(level.particle[level.best])])
-    bold = ' font-weight="bold"' if step.resampled else ' opacity="0.7"'
-    number = (
-        f'<text x="{_LEFT - 12:.0f}" y="{y + 4:.0f}" text-anchor="end" fill="currentColor"{bold}>{level.step}</text>'
-    )
+    """Write the number of the step on the left, and the best line's text on the right."""
+    text = say(run.steps[level.step].choices[int(level.particle[level.best])])
     if not text:
-        return number
+        return _number(run, level, y)
     shown = escape(cut(text, _TEXT).strip())
     return (
-        f'{number}<text x="{_LEFT + width + 12:.0f}" y="{y + 4:.0f}" fill="currentColor">{shown}'
+        f'{_number(run, level, y)}<text x="{_LEFT + width + 12:.0f}" y="{y + 4:.0f}" fill="currentColor">{shown}'
         f"<title>{escape(cut(text, 2000))}</title></text>"
     )

@@ -11,10 +11,13 @@ from ..base.search_tree import SearchTree
 from ..drawing.palette import INK
 from ..drawing.views import cut, words
 from ..results.posterior import Posterior
-from .plot_genealogy import one_chain
+from .faces import Faces, Show
+from .plot_genealogy import one_chain, thumbnail
 
 MOST_LEAVES = 96
 """With more, only the likeliest are drawn, and the nodes that lead to them."""
+MOST_IMAGES = 24
+"""The same, where nodes are images."""
 
 
 def tree(
@@ -22,8 +25,8 @@ def tree(
     *,
     chain: int = 0,
     label: Callable[[Any], str] | None = None,
-    image: Callable[[Any], Any] | None = None,
-    most: int = MOST_LEAVES,
+    image: Show | None = None,
+    most: int | None = None,
     ax: Any = None,
     figsize: tuple[float, float] | None = None,
 ) -> Any:
@@ -37,10 +40,10 @@ def tree(
         posterior: of an engine that grows a tree.
         chain: number of the chain.
         label: what to write beside a dot: a function of the choices of its step, "" for nothing. None writes what was
-            drawn, where that is text and there is room.
-        image: from the choices of a step to a picture (height, width) or (height, width, 3 or 4), or None; it is shown
-            in place of the dot, which becomes its frame.
-        most: leaves to draw.
+            drawn, where that is text and there is room, or shows its image.
+        image: from the choices of a step to a picture, or None; it is shown in place of the dot, which becomes its
+            frame. By default, where values are images, leaves show theirs, and nodes what they chose.
+        most: leaves to draw; None is 96, or 24 where images are shown.
         ax: axes to draw in; None makes a figure.
         figsize: of the new figure, in inches.
 
@@ -65,9 +68,11 @@ def tree(
     if run.tree is None:
         raise ValueError(f"{posterior.engine} grows no tree: this is for engines such as TreeSampling and TreeSearch")
     grown = run.tree
+    faces = None if label else Faces(posterior, chain, image)
+    most = most if most is not None else MOST_IMAGES if faces else MOST_LEAVES
     nodes, above, heights = layout(grown, _drawn(grown, run.log_weights, most))
     leaves = int(heights.max()) + 1
-    ax = axes(ax, figsize, (8.0, min(max(2.4, (0.3 if image else 0.14) * leaves + 0.8), 9.0)))
+    ax = axes(ax, figsize, (8.0, min(max(2.4, (0.36 if faces else 0.14) * leaves + 0.8), 9.5)))
     depths, share = grown.depth[nodes], grown.visits[nodes] / max(int(grown.visits[0]), 1)
     for k in range(1, len(nodes)):
         a, b = above[k], k
@@ -84,8 +89,8 @@ def tree(
     dots = _dots(ax, depths, heights, share, worth)
     best = np.flatnonzero(nodes == grown.particles[int(np.argmax(run.log_weights))])
     ax.scatter(depths[best], heights[best], s=90, facecolors="none", edgecolors=INK, linewidths=1.2, zorder=4)
-    if image is not None:
-        _images(ax, grown, nodes, depths, heights, image, dots)
+    if faces:
+        _images(ax, grown, nodes, depths, heights, faces, dots)
     else:
         _labels(ax, grown, nodes, depths, heights, label or words)
     steps_axis(ax, int(depths.max()) + 1)
@@ -165,22 +170,15 @@ def _dots(ax: Any, depths: Any, heights: Any, share: Any, worth: Any) -> Any:
     return colours
 
 
-def _images(ax: Any, tree: SearchTree, nodes: Any, depths: Any, heights: Any, image: Any, colours: Any) -> None:
+def _images(ax: Any, tree: SearchTree, nodes: Any, depths: Any, heights: Any, faces: Faces, colours: Any) -> None:
     """Show pictures at the nodes."""
-    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-
-    height = ax.figure.get_size_inches()[1] * 72 / (heights.max() + 2)
+    height = 0.9 * ax.figure.get_size_inches()[1] * ax.get_position().height * 72 / (heights.max() + 1)
+    particles = {int(node): i for i, node in enumerate(tree.particles)}
     for k in range(1, len(nodes)):
-        choices = tree.choices[nodes[k]]
-        picture = image(choices) if len(choices) else None
-        if picture is None:
-            continue
-        picture = np.asarray(picture)
-        if picture.ndim not in (2, 3):
-            raise ValueError(f"image= must return (height, width) or (height, width, colours), not {picture.shape}")
-        shown = OffsetImage(picture, zoom=min(max(height, 14.0), 40.0) / picture.shape[0], cmap="gray")
-        frame = {"edgecolor": colours[k], "linewidth": 1.5, "boxstyle": "square,pad=0.05"}
-        ax.add_artist(AnnotationBbox(shown, (depths[k], heights[k]), pad=0.0, bboxprops=frame, zorder=5))
+        node = int(nodes[k])
+        pixels = faces.value(particles[node]) if node in particles else faces.choices(tree.choices[node])
+        if pixels is not None:
+            thumbnail(ax, depths[k], heights[k], pixels, min(max(height, 12.0), 40.0), colours[k], 1.5)
 
 
 def _labels(ax: Any, tree: SearchTree, nodes: Any, depths: Any, heights: Any, say: Callable[[Any], str]) -> None:

@@ -10,11 +10,14 @@ import numpy as np
 
 from ..drawing.html import _STYLE, facts_html, values_html, warnings_html
 from ..drawing.html_charts import ess_chart, evidence_chart, rewards_chart, weights_chart
+from ..drawing.html_images import grid_html, thumbnail_html
 from ..drawing.views import cut, number
 from ..results.khat import verdict
 from ..results.posterior import Posterior
+from .faces import Faces
 from .html_genealogy import genealogy_html
 from .html_tokens import tokens_html
+from .plot_images import reel
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -79,11 +82,7 @@ def _page(posterior: Posterior) -> str:
         _section("Values", values_html(posterior, 10, 2000), "Distinct values of largest weight, with their total."),
         _section("The run, step by step", f'<div class="charts">{charts}</div>'),
         _genealogy(posterior, best),
-        _section(
-            f"What the best particle did (number {best})",
-            str(tokens_html(posterior, best)),
-            "Each step's text; point at it for its numbers.",
-        ),
+        _past(posterior, best),
         _section("How it was made", _facts(posterior)),
     ]
     heading = f"{escape(posterior.engine)} on {escape(cut(posterior.model, 100))}"
@@ -95,10 +94,22 @@ def _genealogy(posterior: Posterior, best: int) -> str:
     chain = int(np.searchsorted(ends, best, side="right"))
     which = f" of chain {chain} of {len(ends)}, which has the best particle" if len(ends) > 1 else ""
     why = (
-        "Steps go down. Coloured lines survive, as wide as the weight of their descendants; grey ones died. Dots and "
-        "text follow the best particle; a bold number is a step that began with resampling. Point at a node for more."
+        "Steps go down. Coloured lines survive, as wide as the weight of their descendants; grey ones died. Dots (or "
+        "dark frames) and text follow the best particle; a bold number is a step that began with resampling. Point at "
+        "a node for more."
     )
     return _section(f"Genealogy{which}", str(genealogy_html(posterior, chain=chain)), why)
+
+
+def _past(posterior: Posterior, best: int) -> str:
+    """Show the past of a particle: as a film where values are pictures and the history has them, else as text."""
+    title = f"What the best particle did (number {best})"
+    chain = next(c for c, one in enumerate(posterior.chains) if one is posterior._locate(best)[0])
+    shown = reel(posterior, best, 10) if Faces(posterior, chain) else []
+    if len(shown) > 1:
+        film = grid_html([(thumbnail_html(pixels, f"step {t}", 72), f"step {t}") for t, _, pixels in shown])
+        return _section(title, film, "What it and its ancestors chose, at evenly spaced steps, and the value.")
+    return _section(title, str(tokens_html(posterior, best)), "Each step's text; point at it for its numbers.")
 
 
 def _section(title: str, body: str, why: str = "") -> str:

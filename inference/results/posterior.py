@@ -22,6 +22,7 @@ from ..base.selection import best_of
 from ..base.step import Step
 from ..base.weights import ess, logmeanexp, normalize
 from ..drawing.html import posterior_html
+from ..drawing.pixels import identity, written
 from .files import load, save
 from .khat import khat, verdict
 from .standard_error import Error, Estimate, evidence_error, mean_error
@@ -291,7 +292,7 @@ class Posterior:
             *(f"note: {warning}" for warning in self.warnings),
         ]
         for weight, value in self._top(top):
-            lines.append(f"  {weight:6.3f}  {_short(str(value), 90)}")
+            lines.append(f"  {weight:6.3f}  {_short(written(value), 90)}")
         return "\n".join(lines)
 
     def _tail(self) -> str:
@@ -309,10 +310,10 @@ class Posterior:
         """Distinct values with their total weight, largest first."""
         if np.isneginf(self.log_weights).all():
             return []
-        totals: dict[str, tuple[float, Any]] = {}
+        totals: dict[Any, tuple[float, Any]] = {}
         for value, weight in zip(self.values, self.probabilities.tolist()):
-            shown = str(value)
-            totals[shown] = (totals.get(shown, (0.0, None))[0] + weight, value)
+            key = identity(value)
+            totals[key] = (totals.get(key, (0.0, None))[0] + weight, value)
         return sorted(totals.values(), key=lambda item: -item[0])[:top]
 
     def __repr__(self) -> str:

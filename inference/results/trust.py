@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ...ppl.sites import Site
 from ..base.weights import normalize
+from ..drawing.views import moved, number
 
 _LOW = 0.1
 _DOMINANT = 0.9
@@ -22,11 +24,12 @@ def reservations(posterior: Any) -> tuple[str, ...]:
 
     The limits are set so that a good run stays silent: an effective sample size below a tenth of the particles (or
     below 2), a particle with 90% of the weight, k̂ above 0.7, a founder with 95% of the weight in every chain, a
-    relative standard error of the evidence above one half. k̂ takes part where arviz-stats is loaded already.
+    relative standard error of the evidence above one half; or rewards that never differed between particles. k̂ takes
+    part where arviz-stats is loaded already.
     """
     if np.isneginf(posterior.log_weights).all():
         return ("every particle has weight zero: the posterior is empty",)
-    found = [*_unfinished(posterior)]
+    found = [*_unfinished(posterior), *_equal(posterior)]
     if posterior.guarantee == "heuristic":
         found.append("the weights select and are no posterior probabilities (heuristic): to get those, use SMC")
         return tuple(found)
@@ -61,6 +64,33 @@ def _unfinished(posterior: Any) -> Iterator[str]:
             f"{n - complete} of {n} particles did not run to their end (stopped: {posterior.stopped}); expect, vote "
             "and best leave them out, which favours short runs"
         )
+
+
+def _equal(posterior: Any) -> Iterator[str]:
+    """Speak where rewards were asked for and told no particle from another; models without rewards are silent."""
+    chains, asked, told = posterior.chains, posterior.cost.reward_calls > 0, 0.0
+    if len(posterior) < 2:
+        return
+    for t in range(max(len(chain.steps) for chain in chains)):
+        here = [chain.steps for chain in chains if t < len(chain.steps)]
+        logs = np.concatenate([steps[t].log_potential[moved(steps, t)] for steps in here])
+        if not len(logs):
+            continue
+        if not np.ptp(logs) <= 1e-12 * max(1.0, abs(float(logs[0]))):  # −inf beside a number differs, NaN and all
+            return
+        told += float(logs[0])
+        asked = asked or told != 0.0 or any(map(_met_factor, (chosen for steps in here for chosen in steps[t].choices)))
+    if asked:
+        yield (
+            f"the rewards never differed: log G was {number(told)} for every particle, so that they selected nothing; "
+            "look at what the reward is given, and at what it returns"
+        )
+
+
+def _met_factor(choices: Any) -> bool:
+    """Return whether a particle of a program met a factor or an observation in a step."""
+    sites = [site for site in choices if isinstance(site, Site)] if isinstance(choices, tuple) else []
+    return any(site.kind in ("factor", "observe") for site in sites)
 
 
 def _weights(posterior: Any) -> Iterator[str]:

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import feynkac as fk
-from feynkac.diffusion import zoo
+from feynkac.diffusion.shipped import zoo
 
 HERE = Path(__file__).resolve().parent
 

@@ -14,7 +14,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import feynkac as fk  # noqa: E402
-from feynkac.diffusion import Steering, shipped, zoo  # noqa: E402
+from feynkac.diffusion import Steering  # noqa: E402
+from feynkac.diffusion.shipped import store as shipped  # noqa: E402
+from feynkac.diffusion.shipped import zoo  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

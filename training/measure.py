@@ -21,7 +21,7 @@ from clips import KICK, clips
 from data import load
 
 import feynkac as fk
-from feynkac.diffusion import zoo
+from feynkac.diffusion.shipped import zoo
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "diffusion" / "shipped" / "weights"
 

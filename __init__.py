@@ -29,7 +29,10 @@ from .inference.particles.rollover import RolloverBudget
 from .inference.particles.smc import SMC
 from .inference.particles.svdd import SVDD
 from .inference.plots.report import report
+from .inference.pools.adaptive_best_of_n import AdaptiveBestOfN
+from .inference.pools.adaptive_consistency import AdaptiveConsistency
 from .inference.pools.best_of_n import BestOfN
+from .inference.pools.first_finish import FirstFinish
 from .inference.pools.self_consistency import SelfConsistency
 from .inference.results.posterior import Posterior
 from .inference.search.a_star import AStar
@@ -63,6 +66,8 @@ __all__ = [
     "SMC",
     "SVDD",
     "AStar",
+    "AdaptiveBestOfN",
+    "AdaptiveConsistency",
     "Advance",
     "BeamSearch",
     "BestOfN",
@@ -75,6 +80,7 @@ __all__ = [
     "Enumeration",
     "FeynkacError",
     "FeynmanKac",
+    "FirstFinish",
     "ImportanceSampling",
     "Kernel",
     "NoiseSearch",

@@ -6,13 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .text import Text
+from .thinking import think
 
 if TYPE_CHECKING:
     from .rewards.judge import Judge
     from .sampling import Sampling
     from .transformers_lm import TransformersLM
 
-__all__ = ["Judge", "Sampling", "Text", "TransformersLM"]
+__all__ = ["Judge", "Sampling", "Text", "TransformersLM", "think"]
 
 _HOME = {"Judge": "rewards.judge", "Sampling": "sampling", "TransformersLM": "transformers_lm"}
 

@@ -72,6 +72,7 @@ class Expansion:
         nodes: what is known of each.
         visits: how often each was gone through, where the search counts that itself.
         results: nodes that were claimed as finished alive.
+        dead: those of the last claim in which any had died.
     """
 
     def __init__(self, model: FeynmanKac[Any], key: Keys, score: Scoring) -> None:
@@ -84,7 +85,7 @@ class Expansion:
         self._log_edge, self._carry, self._born = [0.0], [start], [0]
         self._lineage = [np.uint64(0)]
         self._states: dict[int, Any] = {}
-        self._dead: list[int] = []
+        self.dead: list[int] = []
         self._shown = 1
 
     def __len__(self) -> int:
@@ -178,8 +179,8 @@ class Expansion:
         """Take those that finished alive as results, and return those that can go on."""
         dead = [x for x in nodes if self.nodes[x].score == -math.inf]
         if dead:
-            self.release(self._dead)
-            self._dead = dead
+            self.release(self.dead)
+            self.dead = dead
         self.results += [x for x in nodes if self.nodes[x].done and self.nodes[x].score > -math.inf]
         return [x for x in nodes if not self.nodes[x].done]
 
@@ -190,11 +191,11 @@ class Expansion:
 
     def check_alive(self, policy: str) -> None:
         """Raise `AllParticlesDead` where a search ended without a result, unless the policy is "zero"."""
-        if self.results or not self._dead or policy == "zero":
+        if self.results or not self.dead or policy == "zero":
             return
         raise AllParticlesDead(
-            f"all {len(self._dead)} particles have weight zero at step {self.nodes[self._dead[0]].depth} "
-            f"({where([self.nodes[x].choices for x in self._dead])}), and none had finished before. Search wider, "
+            f"all {len(self.dead)} particles have weight zero at step {self.nodes[self.dead[0]].depth} "
+            f"({where([self.nodes[x].choices for x in self.dead])}), and none had finished before. Search wider, "
             'soften the factor, or set all_dead="zero" to keep the dead'
         )
 
@@ -212,7 +213,7 @@ class Expansion:
         All weight is on the best by ``rank`` (by default the score), of the results where there are any; with a
         temperature weights are ∝ exp(rank / temperature). Where nothing is alive, those that died last are shown.
         """
-        nodes = [*self.results, *going] or list(self._dead)
+        nodes = [*self.results, *going] or list(self.dead)
         done = np.array([self.nodes[x].done for x in nodes])
         log_weights = choose((rank or self.scores)(nodes), done, temperature)
         return self.report(wave, nodes, log_weights)

@@ -1,0 +1,89 @@
+"""Budget forcing: a thought that may neither end too early nor go on too long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..ppl.effects import sample
+from ..ppl.program import program
+from .text import Text
+
+
+@program
+async def think(
+    lm: Any,
+    text: Text,
+    *,
+    end: str = "</think>",
+    wait: str = "Wait",
+    ignore: int = 1,
+    max_tokens: int = 1024,
+    **sampling: Any,
+) -> Text:
+    """Let a model think for a while: budget forcing, as a program to be awaited inside another one.
+
+    The text goes on until the model ends its thought, by the delimiter or an end token. The first ``ignore`` times
+    that is taken off and ``wait`` is put in its place, so that the model thinks again; the last time the thought ends.
+    After ``max_tokens`` sampled tokens in all it is ended in any case. The delimiter is appended, and the answer may
+    follow: ``text = await fk.sample("answer", lm.complete(text))``.
+
+    It is a part of the model, not of an engine: each segment is a site "thought", drawn from ``lm.until``, so that it
+    runs under every engine (`BestOfN`, `SMC`, searches) and is replayed and traced like any other. The
+    tokens taken off keep their log-probability, as they were drawn. There is no step end inside: a thought is one step,
+    or a part of one.
+
+    Args:
+        lm: a `TransformersLM`, or a model with its ``until`` and texts.
+        text: what to go on from, such as ``lm.prompt(question).append("<think>")``.
+        end: the delimiter, as the tokenizer displays it. A special token is not displayed; if it is an end token, as in
+            s1, that is as good.
+        wait: what is put in its place.
+        ignore: how often.
+        max_tokens: of all segments together; what is appended does not count.
+        sampling: keywords of `Sampling`.
+
+    Returns the text with the delimiter at its end; without it where the model's context is full. Raises ValueError for
+    ``ignore`` or ``max_tokens`` out of range.
+
+    Source: Muennighoff et al. (2025), arXiv:2501.19393.
+
+    >>> import feynkac as fk
+    >>> from feynkac.models.testing import tiny_lm
+    >>> lm = tiny_lm()
+    >>> run = fk.simulate(fk.models.think(lm, lm.prompt("Who?"), end="e", wait=" Wait", max_tokens=40), seed=0)
+    >>> str(run.value).count(" Wait"), str(run.value)[-1]
+    (1, 'e')
+    """
+    if ignore < 0 or max_tokens < 1:
+        raise ValueError(f"think needs ignore >= 0 and max_tokens >= 1, not {ignore!r} and {max_tokens!r}")
+    left = max_tokens
+    while True:
+        after: Text = await sample("thought", lm.until(text, end, max_tokens=left, **sampling))
+        left -= len(after.tokens) - len(text.tokens)
+        if after.finish_reason == "context":
+            return after
+        ended = after.finish_reason == "eos" or after.shown is not None
+        text, rest = _without_end(text, after)
+        if not ended or not ignore or left <= 0:
+            return text.append(rest + end)
+        text, ignore = text.append(rest + wait), ignore - 1
+
+
+def _without_end(before: Text, after: Text) -> tuple[Text, str]:
+    """Take off the tokens that hold the stop string that a step ended at, if it did.
+
+    Returns the text, and the string that these tokens hold before the stop string.
+    """
+    if after.shown is None or after.lm is None or after.node is None:
+        return after, ""  # an end token is taken off when something is appended
+    sampled, string = after.tokens[len(before.tokens) :], str(after)
+    for kept in range(len(sampled) - 1, -1, -1):
+        reading = before.reading.read(after.lm.decode, sampled[:kept]) if kept else before.reading
+        if len(reading.string) <= len(string):
+            break
+    rest = string[len(reading.string) :]
+    node = after.node.ancestor(after.node.length - len(sampled) + kept)
+    step = after.steps[-1][: len(after.steps[-1]) - len(rest)]
+    steps = (*after.steps[:-1], step) if step else after.steps[:-1]
+    return replace(after, node=node, reading=reading, steps=steps, shown=None, begin=len(reading.raw)), rest

@@ -18,15 +18,21 @@ reward models, and one set of inference engines runs over them all.
 
 from . import diffusion, models
 from .inference import plots
+from .inference.comparison.bounds import bounds
 from .inference.comparison.compare import compare
 from .inference.comparison.table import Comparison
 from .inference.infer import Session, infer, steps
+from .inference.mcmc.parallel_tempering import ParallelTempering
+from .inference.mcmc.particle_gibbs import ParticleGibbs
+from .inference.mcmc.power_sampling import PowerSampling
+from .inference.mcmc.suffix_mh import SuffixMH
 from .inference.particles.entropic import EntropicParticleFilter
 from .inference.particles.importance import ImportanceSampling
 from .inference.particles.particle_filter import ParticleFilter
 from .inference.particles.path_search import PathSearch
 from .inference.particles.rollover import RolloverBudget
 from .inference.particles.smc import SMC
+from .inference.particles.smc_steer import SMCSteer
 from .inference.particles.svdd import SVDD
 from .inference.plots.report import report
 from .inference.pools.adaptive_best_of_n import AdaptiveBestOfN
@@ -44,7 +50,7 @@ from .inference.search.rebase import Rebase
 from .inference.search.tree_of_frames import TreeOfFrames
 from .inference.search.tree_sampling import TreeSampling
 from .inference.search.tree_search import TreeSearch
-from .models import rewards, tasks
+from .models import constraints, rewards, tasks
 from .ppl import dist, errors, handlers, keys, oracles
 from .ppl.blocks import Blocks
 from .ppl.combine import combine
@@ -52,6 +58,7 @@ from .ppl.cost import Budget, Cost
 from .ppl.effects import batched, call, deterministic, factor, gather, observe, sample, scan, twist
 from .ppl.enumeration import Enumeration, enumerate_program
 from .ppl.errors import FeynkacError
+from .ppl.induced import induced
 from .ppl.model import Advance, Draws, FeynmanKac, Kernel
 from .ppl.program import Program, program
 from .ppl.score import Reward, Score, reward
@@ -84,25 +91,32 @@ __all__ = [
     "ImportanceSampling",
     "Kernel",
     "NoiseSearch",
+    "ParallelTempering",
     "ParticleFilter",
+    "ParticleGibbs",
     "PathSearch",
     "Posterior",
+    "PowerSampling",
     "Program",
     "Rebase",
     "Reward",
     "RolloverBudget",
+    "SMCSteer",
     "Score",
     "SelfConsistency",
     "Session",
     "Simulation",
     "Site",
+    "SuffixMH",
     "TreeOfFrames",
     "TreeSampling",
     "TreeSearch",
     "batched",
+    "bounds",
     "call",
     "combine",
     "compare",
+    "constraints",
     "deterministic",
     "diffusion",
     "dist",
@@ -111,6 +125,7 @@ __all__ = [
     "factor",
     "gather",
     "handlers",
+    "induced",
     "infer",
     "keys",
     "models",

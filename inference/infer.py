@@ -166,6 +166,7 @@ class Session:
                     steps=tuple(task.history) if tree is None else tree.steps,
                     answers=None if report.answers is None else tuple(detach(a) for a in report.answers),
                     tree=tree,
+                    info=dict(report.info),
                 )
             )
         return Posterior(

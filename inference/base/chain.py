@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -66,6 +67,7 @@ class Chain:
         steps: its history.
         answers: (n,) what each particle votes for, of engines that hold a vote.
         tree: of engines that grow one; the steps are then its own.
+        info: numbers by name that say how the engine fared, such as "acceptance".
 
     All its arrays are read-only.
     """
@@ -76,6 +78,7 @@ class Chain:
     steps: tuple[Step, ...]
     answers: tuple[Any, ...] | None = None
     tree: SearchTree | None = None
+    info: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         freeze(self, "log_weights", "complete")

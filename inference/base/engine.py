@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
@@ -73,6 +73,7 @@ class Report:
         log_evidence: overrides the mean weight; NaN where the engine has none.
         answers: (n,) what each particle votes for (None while it is unfinished), of engines that hold a vote.
         tree: of engines that grow one; it is their history.
+        info: numbers by name that say how the engine fares, such as the acceptance rate of a Markov chain.
     """
 
     state: Any
@@ -81,6 +82,7 @@ class Report:
     log_evidence: float | None = None
     answers: Sequence[Any] | None = None
     tree: SearchTree | None = None
+    info: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

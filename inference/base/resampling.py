@@ -155,3 +155,69 @@ def _split(probabilities: ArrayLike, m: int) -> tuple[Index, Floats]:
     whole = np.floor(expected)
     rest: Floats = expected - whole
     return whole.astype(np.intp), rest
+
+
+def conditional(probabilities: Floats, m: int, key: Keys, scheme: Scheme = "multinomial", kept: int = 0) -> Index:
+    """Draw m ancestors of which the first is ``kept``, by the law of the scheme given that one of them is.
+
+    It is what conditional SMC needs. A multinomial draw leaves the others as they are. In a systematic draw the
+    particles are taken in a random order, and a point is drawn in the share of the one that is kept, which sets all
+    the points: so each offset has the chance ∝ the copies that it gives to ``kept``.
+
+    Raises ValueError for other schemes.
+
+    Source: Andrieu, Doucet and Holenstein (2010), doi:10.1111/j.1467-9868.2009.00736.x; Chopin and Singh (2015),
+    doi:10.3150/14-BEJ629, arXiv:1304.1887.
+
+    >>> conditional(np.array([0.5, 0.5, 0.0]), 4, _keys.root(0), "systematic", kept=1).tolist()
+    [1, 1, 0, 0]
+    """
+    if scheme == "multinomial":
+        return np.concatenate([[kept], multinomial(probabilities, m - 1, key)])
+    if scheme != "systematic":
+        raise ValueError(f'conditional resampling is "multinomial" or "systematic", not {scheme!r}')
+    p = _check(probabilities)
+    order = np.argsort(_keys.uniform(_keys.fold(key, 0), len(p))[0])
+    ends = p[order].cumsum()
+    share, end = p[kept], ends[int(np.flatnonzero(order == kept)[0])]
+    point = m * max(float(end - share * _uniforms(_keys.fold(key, 1), 1)[0]), 0.0) / float(ends[-1])
+    slot = min(int(point), m - 1)
+    drawn = order[_invert(p[order] / ends[-1], (np.arange(m) + point - slot) / m)]
+    return np.concatenate([[kept], np.delete(drawn, slot)])
+
+
+def optimal(weights: Floats, m: int, key: Keys) -> tuple[Index, Floats]:
+    """Keep at most m of n weighted particles, each once, without bias and with the least variance.
+
+    With c such that Σ min(1, c·w) = m, those of c·w ≥ 1 are kept with their weight, and the rest are drawn by
+    systematic sampling with probability c·w each, and get the weight 1/c.
+
+    Returns:
+        The positions of those kept in increasing order, and the chance that each had, min(1, c·w): divide its weight
+        by it. Particles of weight zero are dropped.
+
+    Source: Fearnhead and Clifford (2003), doi:10.1111/1467-9868.00421.
+
+    >>> optimal(np.array([0.7, 0.2, 0.1, 0.0]), 3, _keys.root(0))
+    (array([0, 1, 2]), array([1., 1., 1.]))
+    >>> index, chance = optimal(np.array([0.6, 0.1, 0.1, 0.1, 0.1]), 3, _keys.root(0))
+    >>> index.tolist(), chance.tolist()
+    ([0, 2, 4], [1.0, 0.5, 0.5])
+    """
+    w = np.asarray(weights, np.float64)
+    alive = np.flatnonzero(w > 0)
+    if len(alive) <= m:
+        return alive, np.ones(len(alive))
+    ranked = np.sort(w[alive])[::-1]
+    rest = ranked[::-1].cumsum()[::-1]  # of each and all below it
+    # The k largest are kept if, with c = (m − k)/rest[k], the next is not.
+    scale = (m - np.arange(m)) / rest[:m]
+    sure = int(np.flatnonzero(ranked[:m] * scale < 1.0 + 1e-12)[0])
+    chance = np.minimum(w * scale[sure], 1.0)
+    kept = np.flatnonzero(w >= ranked[sure - 1]) if sure else np.zeros(0, np.intp)
+    kept = kept[np.argsort(-w[kept], kind="stable")[:sure]]
+    others = np.setdiff1d(alive, kept)
+    chance[kept] = 1.0
+    drawn = others[systematic(chance[others] / chance[others].sum(), m - sure, key)]
+    index = np.union1d(kept, drawn)
+    return index, chance[index]

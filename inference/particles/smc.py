@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -10,10 +10,12 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, positive
+from ..base.engine import Growing, Guarantee, Move, Report, Run, Start, check_alive, positive
+from ..base.paths import MarkovKernel, Path, describe_paths, growing
 from ..base.resampling import SCHEMES, Scheme
 from ..base.step import Step
 from ..base.weights import logmeanexp, normalize, spread
+from .path_filter import path_filter
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,11 @@ class SMC:
         resampling: "systematic", "stratified", "residual", "ssp" or "multinomial".
         chains: independent runs, pooled in proportion to their evidence; several give a standard error.
         all_dead: "error" raises `AllParticlesDead` when all weights are zero; "zero" returns log Z = −inf.
+        move: a Markov kernel such as ``SuffixMH(3)``, which moves the particles after each resampling and leaves their
+            target as it is (resample–move): it brings back what resampling lost. The history is then a tree.
 
     Source: Gordon, Salmond and Smith (1993), doi:10.1049/ip-f-2.1993.0015; twists as in Whiteley and Lee (2014),
-    doi:10.1214/13-AOS1167.
+    doi:10.1214/13-AOS1167; moves: Gilks and Berzuini (2001), doi:10.1111/1467-9868.00280.
 
     >>> import feynkac as fk
     >>> @fk.program
@@ -54,6 +58,7 @@ class SMC:
     resampling: Scheme = "systematic"
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
+    move: MarkovKernel | None = None
     guarantee: ClassVar[Guarantee] = "unbiased"
 
     def __post_init__(self) -> None:
@@ -65,9 +70,27 @@ class SMC:
             raise ValueError(f"resampling must be one of {sorted(SCHEMES)}, not {self.resampling!r}")
         if self.all_dead not in ("error", "zero"):
             raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+        if self.move is not None and (
+            not callable(getattr(self.move, "move", None)) or getattr(self.move, "power", 1.0) != 1.0
+        ):
+            raise ValueError(
+                f"move must be a Markov kernel of the target itself, such as SuffixMH(1), not {self.move!r}"
+            )
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
+        return self._plain(model, key) if self.move is None else self._moved(model, key)
+
+    def _moved(self, model: FeynmanKac[Any], key: Keys) -> Run:
+        def watch(depth: int, paths: list[Path], log_weights: Floats, resampled: bool) -> Growing:
+            step = describe_paths(depth, paths, log_weights)
+            check_alive(step, self.all_dead)
+            scheme = self.resampling if resampled else None
+            return growing(model, replace(step, resampled=resampled, scheme=scheme), paths, log_weights, None)
+
+        yield from path_filter(model, key, self, watch, move=self.move)
+
+    def _plain(self, model: FeynmanKac[Any], key: Keys) -> Run:
         n = self.particles
         themselves = np.arange(n)
         lineage = _keys.fold(key, _keys.tag("particle"), themselves)

@@ -21,7 +21,7 @@ from ..base.search_tree import SearchTree
 from ..base.step import Step
 
 _FORMAT = 3
-"""Format 1 had no temperatures, schemes and answers; format 2 no trees."""
+"""Format 1 had no temperatures, schemes and answers; format 2 no trees. Chains may have no info."""
 _FACTS = ("guarantee", "engine", "model", "seed", "stopped")
 _SCALARS = ("depth", "ess", "entropy", "resampled", "temperature", "scheme")
 _ARRAYS = ("ancestors", "log_weights", "log_potential", "log_twist", "done")
@@ -120,6 +120,7 @@ def save(posterior: Any, path: str | os.PathLike[str]) -> None:
                 "log_evidence": encoder.encode(chain.log_evidence, "log_evidence"),
                 "answers": encoder.encode(chain.answers, f"the answers of chain {c}"),
                 "steps": steps,
+                "info": encoder.encode(dict(chain.info), f"the info of chain {c}"),
                 "tree": chain.tree and encoder.encode(_rows(chain.tree.choices), f"the choices of chain {c}"),
             }
         )
@@ -187,7 +188,8 @@ def _read(archive: zipfile.ZipFile, head: dict[str, Any]) -> dict[str, Any]:
             choices = _decode(chain["tree"], arrays)
             tree = SearchTree(**{name: arrays[f"chain{c}/tree/{name}"] for name in _TREE}, choices=choices)
         made = tuple(steps) if tree is None else tree.steps
-        chains.append(Chain(log_weights, complete, log_evidence, made, answers, tree))
+        info = _decode(chain["info"], arrays) if "info" in chain else {}
+        chains.append(Chain(log_weights, complete, log_evidence, made, answers, tree, info))
     return {
         "values": tuple(_decode(value, arrays) for value in head["values"]),
         "chains": tuple(chains),

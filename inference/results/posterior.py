@@ -133,6 +133,12 @@ class Posterior:
         return _fixed(np.concatenate([chain.log_potential for chain in self.chains]))
 
     @property
+    def info(self) -> dict[str, float]:
+        """Numbers that say how the engine fared, by name, each the mean over the chains: ``info["acceptance"]``."""
+        names = dict.fromkeys(name for chain in self.chains for name in chain.info)
+        return {name: float(np.mean([chain.info[name] for chain in self.chains])) for name in names}
+
+    @property
     def steps(self) -> tuple[Step, ...]:
         """The history of the first chain; see ``chains`` for the others."""
         return self.chains[0].steps

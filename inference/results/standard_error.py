@@ -82,7 +82,7 @@ def mean_error(chains: Sequence[Chain], weights: Floats, residuals: Floats) -> E
         residuals: (n, …) each particle's Wᵢ (fᵢ − m).
     """
     groups, factor, reason = _groups(chains)
-    if len(chains) == 1 and not _same_shape(chains[0].log_weights, chains[0].steps[-1].log_weights):
+    if len(chains) == 1 and not reason and not _same_shape(chains[0].log_weights, chains[0].steps[-1].log_weights):
         reason = "the engine's weights select, and are not those of its last step: use chains=4"
     shares: Floats = np.bincount(groups, weights).astype(np.float64)
     reason = reason or _dominated(shares, "first draw" if len(chains) == 1 else "chain")
@@ -103,7 +103,9 @@ def _groups(chains: Sequence[Chain]) -> tuple[Index, float, str]:
         return np.zeros(1, np.intp), math.nan, "one particle has no spread: use more, or chains=4"
     schemes = {step.scheme for step in steps if step.resampled}
     reason = ""
-    if "tree" in schemes:
+    if "acceptance" in chains[0].info:
+        reason = "the draws of one Markov chain depend on each other: use chains=4"
+    elif "tree" in schemes:
         reason = "one tree says nothing of its error: use chains=4"
     elif schemes - {"multinomial"}:
         names = ", ".join(sorted(str(scheme) for scheme in schemes))

@@ -1,0 +1,1 @@
+"""Engines that run Markov chains over whole paths."""

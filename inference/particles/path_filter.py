@@ -1,0 +1,127 @@
+"""Sequential Monte Carlo on whole paths: with a path that is given, and with moves after resampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+
+from ...ppl import keys as _keys
+from ...ppl.errors import Unsupported
+from ...ppl.keys import Keys
+from ...ppl.model import Advance, FeynmanKac, Floats
+from ..base.engine import Growing, Move, Start
+from ..base.paths import Asking, MarkovKernel, Path, alike, extend
+from ..base.resampling import SCHEMES, Scheme, conditional
+from ..base.weights import logmeanexp, normalize, spread
+
+T = TypeVar("T")
+Filtering: TypeAlias = Generator[Start | Move | Growing, Advance[Any], T]
+Watch: TypeAlias = Callable[[int, list[Path], Floats, bool], Growing]
+"""Makes a report of a step: its number, the paths, their log-weights, and whether they were resampled before it."""
+
+
+class Settings(Protocol):
+    """What a filter needs to know, as in `SMC`."""
+
+    @property
+    def particles(self) -> int:
+        """How many there are."""
+
+    @property
+    def ess_threshold(self) -> float:
+        """When to resample."""
+
+    @property
+    def resampling(self) -> Scheme:
+        """And how."""
+
+
+def path_filter(
+    model: FeynmanKac[Any],
+    key: Keys,
+    settings: Settings,
+    watch: Watch | None = None,
+    reference: Path | None = None,
+    ancestor_sampling: bool = False,
+    move: MarkovKernel | None = None,
+) -> Filtering[tuple[list[Path], Floats]]:
+    """Run SMC as `SMC` does, and return the n paths with their log-weights (n,).
+
+    Args:
+        model: a Feynman–Kac model.
+        key: (1,)
+        settings: particles, and when and how to resample.
+        watch: makes a report of each step, which is yielded.
+        reference: a finished path that particle 0 repeats: conditional SMC.
+        ancestor_sampling: whether the reference's past is drawn anew at each resampling.
+        move: a kernel that moves the paths after each resampling.
+    """
+    n, line = settings.particles, [] if reference is None else reference.steps()
+    pinned = int(bool(line))
+    lineage = _keys.fold(key, _keys.tag("particle"), np.arange(n))
+    paths: Sequence[Path | None] = [None] * n
+    log_weights, depth, resampled = np.zeros(n), 0, False
+    while True:
+        made = yield from extend(model, paths[pinned:], _keys.fold(lineage[pinned:], depth))
+        made = [*([line[min(depth, len(line) - 1)]] if line else []), *made]
+        gained = [0.0 if new is old else new.log_increment for old, new in zip(paths, made)]
+        log_weights, paths = log_weights + gained, made
+        if watch is not None:
+            yield watch(depth, made, log_weights, resampled)
+        if all(path.done for path in made):
+            return made, log_weights
+        twist = np.array([path.log_twist for path in made])
+        guided = log_weights + twist
+        size = spread(guided).ess
+        resampled = 0.0 < size <= settings.ess_threshold * n * (1 + 1e-12)
+        if resampled:
+            draw = _keys.fold(key, _keys.tag("resample"), depth)
+            if line:
+                ancestors = conditional(normalize(guided), n, draw, settings.resampling)
+                if ancestor_sampling and len(line) > depth + 1:
+                    ancestors[0], line = yield from _ancestor(model, made, log_weights, line, draw)
+            else:
+                ancestors = SCHEMES[settings.resampling](normalize(guided), n, draw)
+            paths = [made[a] for a in ancestors.tolist()]
+            lineage = _keys.inherit(lineage, ancestors, depth)
+            if move is not None:
+                kicks = _keys.fold(lineage, _keys.tag("move"), depth)
+                paths, _ = yield from move.move(model, paths, kicks, depth + 1, np.ones(n))
+            log_weights = logmeanexp(guided) - np.array([path.log_twist for path in paths])
+        depth += 1
+
+
+def _ancestor(
+    model: FeynmanKac[Any], paths: Sequence[Path], log_weights: Floats, line: list[Path], key: Keys
+) -> Asking[tuple[int, list[Path]]]:
+    """Draw a new past for the reference from the particles, ∝ w·p·G of its future given that past.
+
+    Returns the particle, and the steps of the reference with it as its past. The future is forced on each particle,
+    one step after the other; where it does not fit, or does not end as the reference does, the chance is zero.
+    """
+    own = paths[0]
+    future = [step.choices for step in line[own.length :]]
+    rivals = [i for i, path in enumerate(paths) if i and not path.done and log_weights[i] > -np.inf]
+    ends: list[Path] = [paths[i] for i in rivals]
+    fits = [True] * len(rivals)
+    for t, choices in enumerate(future):
+        before = ends
+        if rivals:
+            keys = _keys.fold(key, _keys.tag("ancestor"), t, np.array(rivals))
+            ends = yield from extend(model, ends, keys, [choices] * len(rivals))
+        fits = [ok and new is not old and alike(new.choices, choices) for ok, old, new in zip(fits, before, ends)]
+    if not all(path.scored for path in (line[-1], *ends)):
+        raise Unsupported(f"ancestor sampling scores the choices of a path, and {model!r:.200} gives no log-probs")
+    scores = np.full(len(paths), -np.inf)
+    scores[0] = log_weights[0] + _worth(line[-1]) - _worth(own)
+    for i, end, ok in zip(rivals, ends, fits):
+        if ok and end.done and end.log_weight > -np.inf:
+            scores[i] = log_weights[i] + _worth(end) - _worth(paths[i])
+    chosen = int(SCHEMES["multinomial"](normalize(scores), 1, _keys.fold(key, _keys.tag("ancestor")))[0])
+    return chosen, line if chosen == 0 else ends[rivals.index(chosen)].steps()
+
+
+def _worth(path: Path) -> float:
+    return path.log_prob + path.log_potential

@@ -66,8 +66,9 @@ class Corrected(Generator):
         zeta: ζ, how much noise; `zeta_for` gives the values that have names.
         interval: weights count only while the share of steps made is within it.
 
-    Raises ValueError for a schedule that begins without any data (use ``Schedule.flow(steps, start=0.99)``) and for
-    powers that do not add up to a positive number, and Unsupported for ζ = 0, where copies of a particle never part.
+    Raises ValueError for a schedule that begins without any data (use ``Schedule.flow(steps, start=0.99)``), for powers
+    that do not add up to a positive number and for settings out of range, and Unsupported for ζ = 0, where copies of a
+    particle never part.
     The transforms raise Unsupported for powers that vary in time, whose weights need log q_t and not scores alone.
     """
 
@@ -90,13 +91,17 @@ class Corrected(Generator):
             raise Unsupported(
                 "at zeta=0 a step is deterministic, so copies made by resampling never part; use zeta > 0"
             )
+        if not math.isfinite(zeta):
+            raise ValueError(f"zeta must be a finite number, not {zeta}")
+        if not interval[0] <= interval[1]:
+            raise ValueError(f"interval goes from one share of the steps to a later one, not {interval}")
         if not self.schedule.alpha[0] > 0:
             raise ValueError("a corrector needs some data in its first level: use Schedule.flow(steps, start=0.99)")
         self.parts = tuple(parts)
         self.tilts = tuple(tilts)
         self.zeta = zeta
         self.interval = interval
-        if not self.power > 0:
+        if not 0 < self.power < math.inf:
             raise ValueError(f"the powers add up to {self.power:g}: the product of the noises has no law")
 
     def __repr__(self) -> str:
@@ -118,7 +123,7 @@ class Corrected(Generator):
         """Return log G_0 (n,), 0 where the tilts begin at 0, and the particles with their scores."""
         latents = self.look(latents)
         log_g = np.zeros(len(latents))
-        for k, tilt in enumerate(self.tilts):
+        for k, tilt in enumerate(self.tilts if self.interval[0] <= 0.0 else ()):
             log_g = log_g + tilt.schedule(0.0) * latents.fields[f"r{k}"].double().cpu().numpy()
         return log_g, latents
 
@@ -172,7 +177,7 @@ class Corrected(Generator):
                 x = part.x.detach().requires_grad_(True)
                 seen = x if tilt.of == "noisy" else self._estimate(replace(part, x=x), going)
                 found = reward(self.decoded(seen), latents, going)
-                gradient[at] = slope(found, x, reward)
+                gradient[at] = slope(found, x, reward, ~part.done)
             if tilt.of == "estimate":
                 later = self.decoded(self._estimate(replace(part, step=part.step + 1), going))
                 change[at] = (reward(later, latents, going) - found.detach()).to(value)
@@ -232,11 +237,7 @@ def zeta_for(beta: float, a: float) -> float:
 
 def _raised(model: Generator, beta: float) -> tuple[tuple[Part, ...], tuple[Tilt, ...]]:
     """Return the parts and tilts of a model to the power β."""
-    if callable(beta):
-        raise Unsupported(
-            "a power that varies in time needs the log-densities of the noisy data, and a denoiser has scores alone: "
-            "give a number, and let `tilt` vary"
-        )
+    _check_constant(beta)
     if isinstance(model, Corrected):
         parts = tuple(replace(part, beta=beta * part.beta) for part in model.parts)
         return parts, tuple(replace(tilt, schedule=_scaled(tilt.schedule, beta)) for tilt in model.tilts)
@@ -245,6 +246,15 @@ def _raised(model: Generator, beta: float) -> tuple[tuple[Part, ...], tuple[Tilt
     if model.steering is not None:
         raise Unsupported("correctors replace steering: take the model without it, and use `tilt`")
     return (Part(model.denoiser, beta, model.condition),), ()
+
+
+def _check_constant(power: float) -> None:
+    """Raise Unsupported for a power that is a function of time."""
+    if callable(power):
+        raise Unsupported(
+            "a power that varies in time needs the log-densities of the noisy data, and a denoiser has scores alone: "
+            "give a number, and let `tilt` vary"
+        )
 
 
 def _scaled(schedule: Callable[[float], float], beta: float) -> Callable[[float], float]:
@@ -276,8 +286,10 @@ def anneal(model: Generator, beta: float, **settings: Any) -> Corrected:
 def product(models: Sequence[Generator], betas: Sequence[float] | None = None, **settings: Any) -> Corrected:
     """Return the model of Π p_i(x)^β_i, normalised (β_i = 1 by default), of models with one schedule and shape.
 
-    Raises ValueError where their levels or shapes differ.
+    Raises ValueError where their levels or shapes differ, or there are none.
     """
+    if not models:
+        raise ValueError("a product needs at least one model")
     first = models[0]
     powers = [1.0] * len(models) if betas is None else list(betas)
     if len(powers) != len(models):
@@ -295,6 +307,7 @@ def guide(model: Generator, gamma: float, unconditional: Any, **settings: Any) -
     ``unconditional`` is a batch of one empty condition, or another model of the unconditional law. Where the
     conditional law is narrower than γ/(γ − 1) times the other, as it should be, the result has finite mass.
     """
+    _check_constant(gamma)
     if isinstance(unconditional, Generator):
         return product([model, unconditional], [gamma, 1.0 - gamma], **settings)
     parts, tilts = _raised(model, 1.0)
@@ -325,6 +338,8 @@ def tilt(
     Raises Unsupported for a reward that is not differentiable.
     """
     check_gradient(reward, "tilt")
+    if not callable(schedule):
+        raise ValueError(f"schedule is a function of the share of steps made, such as lambda s: 2 * s, not {schedule}")
     if of not in ("noisy", "estimate"):
         raise ValueError(f"of must be noisy or estimate, not {of!r}")
     parts, tilts = _raised(model, 1.0)

@@ -71,7 +71,9 @@ class Guided:
         self.prediction: Prediction = denoiser.prediction
 
     def __call__(self, x: Any, time: Any, condition: Any) -> Any:
-        """Return the guided prediction."""
+        """Return the guided prediction. Raises ValueError where there is no condition to guide to."""
+        if condition is None:
+            raise ValueError("guidance needs a condition to guide to: give the model one, or leave Guided out")
         empty = repeat(self.unconditional, len(x))
         with rows([*range(len(x))] * 2):
             both = self._denoiser(torch.cat([x, x]), torch.cat([time, time]), join([condition, empty]))

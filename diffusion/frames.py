@@ -26,7 +26,8 @@ class Frames(Generator):
     Feynman–Kac mapping: each frame is one step that draws noise and T that denoise it, so that a clip takes
     frames·(T + 1) − 1 steps and ``unit`` = T + 1 of them make a frame. With a reward r of the frames so far, the
     potential of a step that ends frame t is exp(scale·(r_t − r_{t−1})), where r_0 = 0; their product is
-    exp(scale·r(clip)). Judges may come in stages, at some frames alone: r then keeps its last value in between.
+    exp(scale·r(clip)). Judges may come in stages, at some frames alone: r then keeps its last value in between, and
+    −inf for good.
     `Blocks` makes a step one whole frame, and `frame` is a kernel for programs.
 
     Args:
@@ -167,7 +168,8 @@ class Frames(Generator):
         for count in sorted(set(whole.tolist()) & set(self.judges)):
             at = np.flatnonzero(whole == count)
             value[at] = self.scale_of_reward * self.judges[count](latents.fields["clip"][at, :count], latents, at)
-        gained = torch.where(value == before, 0.0, value - before)  # −inf stays −inf
+        value = torch.where(before.isneginf(), before, value)  # what is impossible stays so, whatever comes
+        gained = torch.where(value == before, 0.0, value - before)
         return gained.numpy(), replace_fields(latents, reward=value)
 
     def values(self, state: Latents) -> list[Any]:

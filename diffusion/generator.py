@@ -115,7 +115,7 @@ class Generator:
 
     def levels(self, step: NDArray[np.int64]) -> tuple[Any, Any]:
         """Return α and σ at levels (n,), as tensors that broadcast against a batch."""
-        width = (-1,) + (1,) * len(self.shape)
+        width = (len(step),) + (1,) * len(self.shape)
         alpha, sigma = self.schedule.alpha[step], self.schedule.sigma[step]
         return self.tensor(alpha).reshape(width), self.tensor(sigma).reshape(width)
 
@@ -270,15 +270,15 @@ def log_normal(x: Any, mean: Any, std: Any) -> Floats:
 
     Summed in float64. ``std`` is a number, or a tensor with one entry per particle.
     """
-    n, size = len(x), x[0].numel() if len(x) else 1
+    n, size = len(x), math.prod(x.shape[1:])
     width = torch.as_tensor(std, dtype=torch.float64, device=x.device).reshape(-1, 1)
-    off = (x.double() - mean).reshape(n, -1)
+    off = (x.double() - mean).reshape(n, size)
     safe = width.clamp(min=1e-300)
     squares = torch.linalg.vector_norm(off, dim=1, keepdim=True).div(safe).square()[:, 0]
     density = -0.5 * squares - size * (safe.log()[:, 0] + 0.5 * math.log(2.0 * math.pi))
     if bool((width > 0).all()):
         return density.detach().cpu().numpy()  # type: ignore[no-any-return]
-    met = off.abs().amax(1) <= 1e-4 * (1.0 + x.double().abs().reshape(n, -1).amax(1))
+    met = off.abs().amax(1) <= 1e-4 * (1.0 + x.double().abs().reshape(n, size).amax(1))
     certain = torch.where(met, 0.0, -math.inf)
     result: Floats = torch.where(width[:, 0] > 0, density, certain).detach().cpu().numpy()
     return result

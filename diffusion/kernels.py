@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import math
 import zlib
@@ -11,6 +12,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from ..ppl.keys import Keys
 from ..ppl.model import Advance, Draws, Floats
@@ -52,8 +54,13 @@ def begin(model: Generator, condition: Any = None) -> Step:
 
 
 def denoise(particle: Particle) -> Step:
-    """Return the kernel of one denoising step of a particle; a finished one gives itself, with probability 1."""
-    return Step(particle.model, particle, None)
+    """Return the kernel of one denoising step of a particle; a finished one gives itself, with probability 1.
+
+    Raises ValueError for a particle from a file, which has no model.
+    """
+    if particle.model is None:
+        raise ValueError("a particle from a file has no model to go on with: begin again, from a seed")
+    return Step(particle.model, particle)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +68,11 @@ class Particle:
     """One particle of a generator on its way, immutable.
 
     Attributes:
-        model: the generator.
+        model: the generator; None for one that was read from a file (a saved posterior's).
         latents: a population of one.
     """
 
-    model: Generator
+    model: Generator | None
     latents: Latents
 
     @property
@@ -90,7 +97,9 @@ class Particle:
 
     @cached_property
     def image(self) -> Any:
-        """The data, decoded; of a particle on its way the estimate of it."""
+        """The data, decoded; of a particle on its way the estimate of it. Raises ValueError for one from a file."""
+        if self.model is None:
+            raise ValueError("a particle from a file has no model to decode it: see its estimate")
         return _array(self.model.values(self.latents))
 
     @cached_property
@@ -99,7 +108,22 @@ class Particle:
         return zlib.crc32(np.ascontiguousarray(self.x).tobytes())
 
     def __repr__(self) -> str:
-        return f"<particle of {self.model!r} after {self.step} steps>"
+        return f"<particle of {'a file' if self.model is None else repr(self.model)} after {self.step} steps>"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what can be seen of the particle as plain data for JSON: where it is, and its estimate."""
+        return {
+            "step": self.step,
+            "steps": self.latents.steps,
+            "x": _packed(self.x),
+            "estimate": _packed(self.estimate),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Particle:
+        """Return the particle that `to_json` described, without its model."""
+        x, estimate = (torch.from_numpy(_unpacked(data[name])[None].copy()) for name in ("x", "estimate"))
+        return cls(None, Latents(x, np.array([data["step"]]), data["steps"], None, {"estimate": estimate}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +172,9 @@ class Step:
         given = [value.x for value in values]
         moved = self._move(_unseeing(self.model), requests, np.zeros(len(requests), np.uint64), given)
         fits = np.array([value.step == step for value, step in zip(values, reached)])
+        for i, (request, value) in enumerate(zip(requests, values)):  # a finished one gives itself, and nothing else
+            if request.particle is not None and request.particle.done:
+                fits[i] = value.step == request.particle.step and np.array_equal(value.x, request.particle.x)
         return np.where(fits, moved.log_prob, -math.inf)
 
     @staticmethod
@@ -168,6 +195,18 @@ def _array(batch: Any) -> Any:
     array = np.asarray(batch[0]).view()
     array.flags.writeable = False
     return array
+
+
+def _packed(array: Any) -> dict[str, Any]:
+    return {
+        "dtype": str(array.dtype),
+        "shape": array.shape,
+        "bytes": base64.b64encode(np.ascontiguousarray(array).tobytes()).decode(),
+    }
+
+
+def _unpacked(data: dict[str, Any]) -> Any:
+    return np.frombuffer(base64.b64decode(data["bytes"]), data["dtype"]).reshape(data["shape"])
 
 
 def _unseeing(model: Generator) -> Generator:

@@ -24,7 +24,7 @@ class Schedule:
         time: what the network is told of the level, in its own units.
         initial: standard deviation of the noise that a generation begins with; None: that of `Generator.scale`.
 
-    Raises ValueError where the ratio α/σ does not grow from level to level.
+    Raises ValueError where the ratio α/σ does not grow from level to level, or a level is not a finite number.
 
     >>> schedule = Schedule.flow(4)
     >>> schedule.sigma.tolist(), len(schedule)
@@ -43,8 +43,10 @@ class Schedule:
             object.__setattr__(self, name, levels)
         if not len(self.alpha) == len(self.sigma) == len(self.time) >= 2:
             raise ValueError("alpha, sigma and time must have one length, of at least 2 levels")
+        if not all(np.isfinite(levels).all() for levels in (self.alpha, self.sigma, self.time)):
+            raise ValueError("alpha, sigma and time must be finite numbers")
         noise = self.sigma / np.maximum(self.alpha, 1e-300)
-        if not (np.diff(noise) < 0).all() or (self.sigma < 0).any() or not np.isfinite(self.alpha).all():
+        if not (np.diff(noise) < 0).all() or (self.sigma < 0).any():
             raise ValueError("the noise-to-data ratio sigma / alpha must fall from level to level, and sigma be ≥ 0")
 
     def __len__(self) -> int:
@@ -78,12 +80,13 @@ class Schedule:
 
     @classmethod
     def ve(cls, steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
-        """Return the variance-exploding levels of EDM, and 0 at the end; ``time`` is σ.
+        """Return the variance-exploding levels of EDM, from ``sigma_max`` to ``sigma_min``, and 0 at the end.
 
-        Karras et al. (2022), arXiv:2206.00364.
+        ``time`` is σ. A single step has ``sigma_max`` alone. Karras et al. (2022), arXiv:2206.00364.
         """
         ramp = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), steps)
         sigma = np.append(ramp**rho, 0.0)
+        sigma[steps - 1], sigma[0] = sigma_min, sigma_max  # the powers do not quite undo each other
         return cls(np.ones(steps + 1), sigma, sigma)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,9 +49,9 @@ class Steering:
         temper: from the share of steps made, in [0, 1], to the share of λ that is in force there; 1 throughout by
             default. The last step has all of it.
 
-    Raises ValueError for an unknown potential or a setting out of range; Unsupported where a gradient is asked of a
-    reward that has none (in the run, if it does not say so before); and InvalidWeight in a run where a reward is −inf
-    on the way.
+    Raises ValueError for an unknown potential or a setting out of range; TypeError for what is no reward; Unsupported
+    where a gradient is asked of a reward that has none (in the run, if it does not say so before); and InvalidWeight in
+    a run where a reward is −inf on the way.
 
     >>> Steering(lambda x: x.sum(-1), scale=2.0, potential="max").every
     1
@@ -64,10 +65,13 @@ class Steering:
     temper: Callable[[float], float] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        as_reward(self.reward)
         if self.potential not in ("difference", "max", "sum", "current"):
             raise ValueError(f"potential must be difference, max, sum or current, not {self.potential!r}")
-        if self.every < 1:
+        if not isinstance(self.every, int | np.integer) or self.every < 1:
             raise ValueError(f"every must be a positive number of steps, not {self.every}")
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale must be a finite number, not {self.scale}")
         if self.gradient:
             check_gradient(self.reward, "Steering(gradient=True)")
         if self.gradient and self.every != 1:
@@ -95,6 +99,8 @@ class Steering:
         if self.temper is None:
             return self.scale * torch.ones(len(share), dtype=torch.float64)
         tempered = [1.0 if s >= 1.0 else float(self.temper(float(s))) for s in share]
+        if not np.isfinite(tempered).all():
+            raise ValueError(f"temper must give finite shares of the scale, and gave {tempered}")
         return self.scale * torch.tensor(tempered, dtype=torch.float64)
 
     def _look(self, generator: Generator, latents: Latents, last: Any) -> Latents:
@@ -115,7 +121,7 @@ class Steering:
             looked = generator.look(Latents(x, latents.step, latents.steps, latents.condition, latents.fields))
             found = reward(generator.decoded(looked.fields["estimate"]), latents, np.arange(len(latents)))
             value = strength * _finite_on_the_way(found, latents, np.arange(len(latents)))
-            gradient = slope(value, x, reward)
+            gradient = slope(value, x, reward, ~latents.done)
         return replace_fields(
             latents, estimate=looked.fields["estimate"].detach(), reward=value.detach(), gradient=gradient.detach()
         )

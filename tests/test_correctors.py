@@ -316,6 +316,9 @@ def test_weights_count_only_within_the_interval():
     moved = [bool(step.log_potential.any()) for step in steps]
     assert moved == [False] * 4 + [True] * 4 + [False] * 3
     assert anneal(model, 2.0).interval == (0.3, 0.6)
+    tilted = tilt(model_of(RIGHT, Schedule.vp(10)), one, lambda t: 1.0, interval=(0.3, 1.0))
+    steps = fk.infer(tilted, fk.SMC(5), seed=0).steps
+    assert [bool(step.log_potential.any()) for step in steps] == [False] * 4 + [True] * 7
     assert product([model_of(UNEQUAL, Schedule.vp(10)), model], zeta=3.0).zeta == 3.0
 
 
@@ -332,6 +335,14 @@ def test_copies_part_and_nothing_is_clamped():
         (lambda m: anneal(m, 2.0, zeta=0.0), Unsupported, "never part"),
         (lambda m: anneal(m, lambda t: t), Unsupported, "log-densities"),
         (lambda m: anneal(anneal(m, 2.0), lambda t: t), Unsupported, "log-densities"),
+        (lambda m: product([m, m], [1.0, lambda t: t]), Unsupported, "log-densities"),
+        (lambda m: guide(m, lambda t: t, torch.tensor([1])), Unsupported, "log-densities"),
+        (lambda m: guide(m, lambda t: t, m), Unsupported, "log-densities"),
+        (lambda m: anneal(m, math.inf), ValueError, "add up to inf"),
+        (lambda m: anneal(m, 2.0, zeta=math.inf), ValueError, "finite"),
+        (lambda m: anneal(m, 2.0, interval=(0.6, 0.3)), ValueError, "later one"),
+        (lambda m: product([]), ValueError, "at least one"),
+        (lambda m: tilt(m, one, 0.5), ValueError, "lambda s: 2"),
         (lambda m: anneal(m, -1.0), ValueError, "add up to -1"),
         (lambda m: product([m, m], [1.0]), ValueError, "2 models need as many"),
         (lambda m: product([m, model_of(UNEQUAL, Schedule.vp(9))]), ValueError, "one schedule"),

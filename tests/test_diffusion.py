@@ -65,6 +65,8 @@ def test_ddpm_takes_the_levels_that_trailing_spacing_takes():
     [
         (lambda: Schedule([0.5, 1.0], [0.5, 0.5, 0.0], [1, 0]), "one length"),
         (lambda: Schedule([1.0, 1.0], [0.5, 0.5], [1, 0]), "must fall"),
+        (lambda: Schedule([0.5, 1.0], [np.inf, 0.0], [1, 0]), "finite"),
+        (lambda: Schedule([0.5, 1.0], [0.5, 0.0], [np.nan, 0]), "finite"),
         (lambda: Schedule.ddpm(2000), "between 1 and the 1000"),
         (lambda: Network(lambda x, t: x, "eps"), "epsilon, sample, v, flow"),
         (lambda: model_of(Schedule.vp(3), eta=1.5), "eta"),
@@ -446,3 +448,48 @@ def test_large_noise_begins_as_its_schedule_says():
     assert model_of(Schedule.vp(5)).scale == 1.0
     assert model_of(Schedule.flow(5)).scale == 1.0
     assert abs(z_score(model_of(Schedule.ve(5)).start(some_keys(4000)).choices[:, 0] ** 2 / 80.0**2, 1.0)) < Z_LIMIT
+
+
+@pytest.mark.parametrize(("sigma_min", "sigma_max"), [(0.002, 80.0), (0.01, 40.0), (0.0317, 51.3)])
+def test_the_ends_of_exploding_noise_are_what_was_asked_for(sigma_min, sigma_max):
+    schedule = Schedule.ve(18, sigma_min, sigma_max)
+    assert (schedule.sigma[0], schedule.sigma[-2], schedule.sigma[-1]) == (sigma_max, sigma_min, 0.0)
+    assert model_of(schedule).scale == sigma_max
+    assert Schedule.ve(1, sigma_min, sigma_max).sigma.tolist() == [sigma_max, 0.0]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_an_empty_batch_is_a_batch(kind):
+    model = ALL[kind](Schedule.vp(3))
+    made = run(model, 0)
+    assert len(made[-1].state) == 0
+    assert made[-1].log_increment.shape == (0,)
+    assert model.values(made[-1].state) == []
+    some = model.start(some_keys(2)).state
+    assert len(model.select(some, [])) == 0
+    assert len(model.concat([model.select(some, []), some])) == 2
+
+
+def test_guidance_without_a_condition_is_refused():
+    """It would be no guidance at all, at twice the price."""
+    guided = Guided(Network(lambda x, t: 0 * x, "sample"), 2.0, torch.zeros(1, 1))
+    with pytest.raises(ValueError, match="guidance needs a condition"):
+        Diffusion(guided, Schedule.vp(2), (1,)).start(some_keys(2))
+
+
+@pytest.mark.parametrize("name", ["vp", "ve", "flow"])
+def test_densities_in_float32_are_those_of_float64(name):
+    """Of 784 pixels: the log-weights of the twisted sampler, whose log p and log q are in the hundreds, to 1e-2."""
+    schedule = {"vp": Schedule.vp, "ve": Schedule.ve, "flow": Schedule.flow}[name](30)
+    law = Mixture([0.5, 0.5], np.random.default_rng(0).normal(size=(2, 784)), [0.1, 0.1])
+    made = []
+    for dtype in (torch.float32, torch.float64):
+        steering = Steering(lambda x: -0.1 * x.square().sum(-1), gradient=True)
+        model = Diffusion(law.denoiser(schedule), schedule, (784,), steering=steering, dtype=dtype)
+        given = None if not made else [one.choices for one in made[0]]
+        made.append(run(model, 3, given))
+    for rough, fine in zip(*made):
+        np.testing.assert_allclose(rough.log_prob, fine.log_prob, rtol=2e-6, atol=2e-3)
+    totals = [sum(one.log_increment for one in each) for each in made]
+    assert np.abs(totals[1]).min() > 50.0
+    np.testing.assert_allclose(totals[0], totals[1], atol=1e-2)

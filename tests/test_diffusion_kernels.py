@@ -139,3 +139,40 @@ def test_models_that_weigh_are_refused():
     many = Diffusion(Network(lambda x, t, c: c, "sample"), LEVELS, (1,), condition=torch.zeros(3, 1))
     with pytest.raises(ValueError, match="several"):
         begin(many)
+
+
+def test_a_program_with_particles_is_kept_in_a_file(tmp_path):
+    plain = model()
+
+    @fk.program
+    async def last():
+        particle = await fk.sample("noise", begin(plain))
+        while not particle.done:
+            particle = await fk.sample("step", denoise(particle))
+            await fk.factor("right", float(particle.estimate[0]) / 10)
+        return particle
+
+    posterior = fk.infer(last(), fk.SMC(4), seed=0)
+    posterior.save(tmp_path / "run")
+    again = fk.Posterior.load(tmp_path / "run")
+    half = [p.trace(2)["step[3]"].value for p in (posterior, again)]
+    for mine, theirs in [*zip(posterior.values, again.values), half]:
+        assert (mine.step, mine.done, mine.digest) == (theirs.step, theirs.done, theirs.digest)
+        np.testing.assert_array_equal(mine.x, theirs.x)
+        np.testing.assert_array_equal(mine.estimate, theirs.estimate)
+    assert not half[1].done
+    assert repr(half[1]) == "<particle of a file after 4 steps>"
+    for act in (denoise, lambda particle: particle.image):
+        with pytest.raises(ValueError, match="from a file has no model"):
+            act(half[1])
+
+
+def test_a_forced_value_is_what_the_request_can_give():
+    plain = model()
+    some = keys.fold(keys.root(0), np.arange(2))
+    one, other = begin(plain).sample_batch([begin(plain)] * 2, some).values
+    early = denoise(one).sample_batch([denoise(one)], some[:1]).values[0]
+    assert denoise(one).log_prob_batch([denoise(one)] * 2, [early, other]).tolist()[1] == -np.inf  # a step too few
+    while not one.done:
+        one, other = denoise(one).sample_batch([denoise(one), denoise(other)], some).values
+    assert denoise(one).log_prob_batch([denoise(one)] * 3, [one, other, early]).tolist() == [0.0, -np.inf, -np.inf]

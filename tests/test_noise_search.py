@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -366,3 +367,21 @@ def test_search_over_paths_says_what_it_needs(tmp_path):
     assert posterior.stopped == "nfe"
     posterior.save(tmp_path / "paths.fk")
     assert (fk.Posterior.load(tmp_path / "paths.fk").log_weights == posterior.log_weights).all()
+
+
+class Nameless(Counted):
+    """Weighs a particle by NaN, as a model of one's own may."""
+
+    def advance(self, state, keys, given=None):
+        advance = super().advance(state, keys, given)
+        return replace(advance, log_potential=np.where(np.arange(len(keys)) == 1, math.nan, advance.log_potential))
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [fk.SVDD(2, children=3), fk.SVDD(2, children=3, temperature=None), fk.PathSearch(2, 2, first=3, back=1, forward=2)],
+)
+def test_a_weight_that_is_no_number_is_not_taken_for_the_best_or_the_dead(engine):
+    model = Nameless(DATA.denoiser(FLOW), FLOW, (3,))
+    with pytest.raises(fk.errors.InvalidWeight, match="got nan"):
+        fk.infer(model, engine, seed=0)

@@ -19,7 +19,7 @@ from feynkac.diffusion.generator import Generator, Moved, replace_fields, transi
 from feynkac.diffusion.latents import Latents  # noqa: E402
 from feynkac.diffusion.rewards.base import TensorReward  # noqa: E402
 from feynkac.ppl import keys as _keys  # noqa: E402
-from feynkac.ppl.errors import InvalidWeight, Unsupported  # noqa: E402
+from feynkac.ppl.errors import AmbiguousScore, InvalidWeight, Unsupported  # noqa: E402
 from laws import Z_LIMIT, check_unbiased, z_score  # noqa: E402
 
 MEAN, VARIANCE = np.array([0.8, -0.5]), 0.4
@@ -292,6 +292,9 @@ def test_the_spread_of_weights_vanishes_with_the_steps():
     [
         ({"potential": "add"}, "difference, max, sum or current"),
         ({"every": 0}, "positive"),
+        ({"every": 1.5}, "positive"),
+        ({"scale": math.nan}, "finite"),
+        ({"scale": math.inf}, "finite"),
         ({"every": 2, "gradient": True}, "every=1"),
     ],
 )
@@ -367,3 +370,42 @@ def test_a_reward_of_the_library_steers_too():
     error = Z_LIMIT * math.sqrt(variance / posterior.steps[-1].ess)
     assert abs(posterior.expect(lambda x: x[0]) - mean[0] - 2.0 * variance) < error
     assert posterior.cost.reward_calls == 31 * 500
+
+
+def test_a_probability_is_not_a_reward_to_steer_by():
+    @fk.reward(kind="probability")
+    def sure(x):
+        return 0.9
+
+    with pytest.raises(AmbiguousScore, match="'sure' gives probabilities"):
+        Steering(sure)
+    with pytest.raises(TypeError, match="a reward is a function"):
+        Steering(sure(np.zeros(2)))
+
+
+def test_a_typed_reward_that_is_no_number_names_the_particle():
+    @fk.reward(batched=True)
+    def odd(xs):
+        return [math.nan if i == 2 else 0.0 for i, _ in enumerate(xs)]
+
+    with pytest.raises(InvalidWeight, match="particle 2: reward 'odd'"):
+        fk.infer(gaussian(Schedule.vp(3), 1.0, Steering(odd)), fk.SMC(5), seed=0)
+
+
+def test_a_tempering_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="temper must give finite"):
+        fk.infer(gaussian(Schedule.vp(3), 1.0, Steering(likelihood, temper=lambda s: math.nan)), fk.SMC(3), seed=0)
+
+
+def test_finished_data_need_no_gradient():
+    """log ReLU of the data has none where it is −inf: such a particle dies, and its fellows go on."""
+
+    class OnData(TensorReward):
+        def __call__(self, data, latents, owners):
+            done = torch.tensor(latents.done[owners])
+            return torch.where(done, torch.relu(data[:, 0] - 0.8).log(), data[:, 0])
+
+    posterior = fk.infer(gaussian(Schedule.vp(3), 1.0, Steering(OnData(None), 0.1, gradient=True)), fk.SMC(60), seed=0)
+    right = np.stack(posterior.values)[:, 0] > 0.8
+    assert 0 < right.sum() < 60
+    assert (np.isfinite(posterior.log_weights) == right).all()

@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import feynkac as fk  # noqa: E402
-from feynkac.diffusion import Frames, Motion, Schedule, centroids, zoo  # noqa: E402
+from feynkac.diffusion import Frames, Motion, Schedule, centroids  # noqa: E402
+from feynkac.diffusion.shipped import zoo  # noqa: E402
 from feynkac.ppl import keys  # noqa: E402
 from laws import T2_ORDER, T2_POSTERIOR, T2_Z, Z_LIMIT, check_unbiased, t2, z_score  # noqa: E402
 
@@ -209,6 +210,17 @@ def test_an_impossible_clip_stays_impossible():
         seed=0,
     )
     assert np.isneginf(never.log_weights).all()
+
+    # Whatever a later judge says: it would have to make up for −inf.
+    def early(clips):
+        return torch.where(clips[:, 0, 0] > 0.8, -math.inf, 0.0)
+
+    for model in (video := linear(steps=3, reward={1: early, 3: lambda c: c[:, 0, 0]}), fk.Blocks(video, video.unit)):
+        found = fk.infer(model, fk.ImportanceSampling(40), seed=0)
+        first = np.stack(found.values)[:, 0]
+        dead = first[:, 0] > 0.8
+        assert 5 < dead.sum() < 35
+        np.testing.assert_array_equal(found.log_weights, np.where(dead, -np.inf, first[:, 0]))
 
 
 def test_frames_refuse_bad_settings():

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from ...ppl.cost import charge, rows
-from ...ppl.errors import InvalidWeight, Unsupported
-from ...ppl.score import Score, evaluate
+from ...ppl.errors import AmbiguousScore, InvalidWeight, Unsupported
+from ...ppl.score import ScoreError, evaluate
 
 
 class TensorReward:
@@ -45,27 +45,39 @@ class TensorReward:
 
 
 class ScoredReward:
-    """A `feynkac.reward` of one array, as a reward of a batch: typed, cached, not differentiable."""
+    """A `feynkac.reward` of one array, as a reward of a batch: typed, not differentiable.
+
+    Raises AmbiguousScore for one whose numbers are probabilities.
+    """
 
     differentiable = False
 
     def __init__(self, reward: Any) -> None:
         self._reward = reward
         self.name: str = getattr(reward, "name", type(reward).__name__)
+        if getattr(reward, "kind", "real") == "probability":
+            raise AmbiguousScore(
+                f"reward {self.name!r} gives probabilities, and log-weights are made of r: let it return log p, with "
+                'kind="log_weight"'
+            )
 
     def __call__(self, data: Any, latents: Any, owners: NDArray[np.intp]) -> Any:
-        """Return the rewards (n,), float64."""
+        """Return the rewards (n,), float64. Raises InvalidWeight for NaN and +inf, naming the particle."""
         with rows(owners.tolist()):
             scores = [self._reward(one) for one in data.detach().cpu().numpy()]
-            return torch.tensor(evaluate(scores), dtype=torch.float64)
+            try:
+                return torch.tensor(evaluate(scores), dtype=torch.float64)
+            except ScoreError as error:
+                raise InvalidWeight(f"particle {owners[error.index]}: {error}") from error
 
 
 def as_reward(reward: Any) -> TensorReward | ScoredReward:
-    """Return a reward of batches, of a function of a batch or of a `feynkac.reward`."""
+    """Return a reward of batches, of a function of a batch or a `feynkac.reward`; raises TypeError for neither."""
     if isinstance(reward, TensorReward | ScoredReward):
         return reward
-    scores = hasattr(reward, "score_batch") or isinstance(reward, Score)
-    return ScoredReward(reward) if scores else TensorReward(reward)
+    if not callable(reward):
+        raise TypeError(f"a reward is a function of a batch (n, …) to (n,), or a feynkac.reward, not {reward!r:.200}")
+    return ScoredReward(reward) if hasattr(reward, "score_batch") else TensorReward(reward)
 
 
 def check_gradient(reward: Any, asker: str) -> None:
@@ -85,17 +97,18 @@ def _without_gradient(name: str, asker: str = "what steers by it") -> Unsupporte
     )
 
 
-def slope(value: Any, x: Any, reward: Any) -> Any:
-    """Return the gradient (n, …) of rewards (n,) by x (n, …).
+def slope(value: Any, x: Any, reward: Any, going: NDArray[np.bool_]) -> Any:
+    """Return the gradient (n, …) of rewards (n,) by x (n, …), 0 for particles that are not ``going`` (n,) on.
 
     Raises Unsupported where torch has no way from one to the other, and InvalidWeight where the gradient is not finite.
     """
     name = getattr(reward, "name", type(reward).__name__)
     if not value.requires_grad:
         raise _without_gradient(name)
-    finite = value.detach() > -torch.inf
-    (gradient,) = torch.autograd.grad(torch.where(finite, value, 0.0).sum(), x)
-    bad = (~torch.isfinite(gradient.reshape(len(gradient), -1))).any(1)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    needed = torch.as_tensor(going, device=x.device).reshape(-1, *[1] * (x.dim() - 1))
+    gradient = torch.where(needed, gradient, 0.0)  # at finished data it may be anything
+    bad = (~torch.isfinite(gradient.flatten(1))).any(1)
     if bool(bad.any()):
         raise InvalidWeight(
             f"reward {name!r} has a gradient that is not finite for particle {int(bad.nonzero()[0, 0])}"

@@ -14,6 +14,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.engine import Ask, Guarantee, Move, Report, Run, Start, check_alive, positive
 from ..base.step import Step
+from ..base.weights import logmeanexp
 from .smc import describe
 
 
@@ -100,7 +101,7 @@ class PathSearch:
             rewards = rewards[ancestors] + advance.log_potential
 
     def _describe(self, turn: int, advance: Advance[Any], rewards: Floats, ancestors: Index) -> Step:
-        dead = not (rewards > -np.inf).any()
+        dead = logmeanexp(rewards) == -math.inf  # refuses NaN, which would be taken for dead
         log_weights = np.where((rewards == rewards.max()) & (rewards > -np.inf), 0.0, -np.inf)
         chosen = "best" if len(np.unique(ancestors)) < len(ancestors) else None
         step = describe(turn, advance, log_weights, ancestors, chosen)

@@ -13,7 +13,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, pick, positive
-from ..base.weights import normalize
+from ..base.weights import logmeanexp, normalize
 from .smc import describe
 
 
@@ -93,6 +93,7 @@ class SVDD:
     def _choose(self, advance: Advance[Any], parents: Index, keys: Keys) -> Index:
         """Return the child (its row) that each of n parents goes on with; parents are sorted."""
         scores: Floats = np.asarray(advance.log_increment + advance.log_twist, float)
+        logmeanexp(scores)  # refuses NaN, which would be taken for the best
         start = np.searchsorted(parents, np.arange(len(keys) + 1))
         draws, chosen = _keys.uniform(keys), np.empty(len(keys), np.intp)
         for i, (a, b) in enumerate(pairwise(start)):

@@ -242,6 +242,9 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "AStar, falls": (fk.AStar(60, width=3, batch=2, results=2, cost="falls", chains=2), {}),
     "MCTS": (fk.MCTS(3, width=2, batch=2), {}),
     "MCTS, rollouts": (fk.MCTS(4, width=2, rule="puct", value="rollout", moves=False), {}),
+    "FirstFinish": (fk.FirstFinish(5, first=2, key=answer, chains=2), {}),
+    "AdaptiveConsistency": (fk.AdaptiveConsistency(8, batch=4, key=answer), {}),
+    "AdaptiveBestOfN": (fk.AdaptiveBestOfN(8, threshold=1.0, batch=4, prune={0: 0.5}), {}),
 }
 
 

@@ -17,6 +17,8 @@ class Host(Protocol):
     identity: str
     vocab_size: int
     sampling: Sampling
+    tokenizer: Any
+    eos: frozenset[int]
     tree: Tree
     forwarder: Forwarder
 

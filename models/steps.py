@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 _SENTENCE = re.compile(r"[.!?…]+(?:[\"'”’»)\]]+|(?=\s))")
-_MOST_SUPPORT = 512
+MOST_SUPPORT = 512
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Ending:
     stops: tuple[str, ...] = ()
     include_stop: bool = False
     sentence: bool = False
+    whole: bool = False
+    """Whether the step is to reach the text's end: a constrained one ends it after ``max_tokens``."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -102,7 +104,7 @@ class Step:
         Returns the texts and their log-probabilities (n,); −inf, and the text unchanged, where a mask allows
         nothing.
         """
-        runs = [_Run(request) for request in requests]
+        runs = [Run(request) for request in requests]
         tally = Tally(len(runs))
         active = [i for i, run in enumerate(runs) if not run.over]
         offset = 0
@@ -127,9 +129,9 @@ class Step:
         or later. The missing positions go through the model in one ragged batch, and are kept.
         """
         result = np.zeros(len(requests))
-        jobs: list[tuple[int, Step, _Run]] = []
+        jobs: list[tuple[int, Step, Run]] = []
         for i, (request, value) in enumerate(zip(requests, values)):
-            run = _replay(request, value)
+            run = replay(request, value)
             if run is None:
                 result[i] = -math.inf
             elif run.count:
@@ -156,9 +158,9 @@ class Step:
 
     def support(self) -> list[Text] | None:
         """Return all the texts that one token can lead to; None where the vocabulary is above 512."""
-        if self.ending.max_tokens > 1 or self.lm.vocab_size > _MOST_SUPPORT:
+        if self.ending.max_tokens > 1 or self.lm.vocab_size > MOST_SUPPORT:
             return None
-        start = _Run(self)
+        start = Run(self)
         if start.over:
             return [start.text()]
         texts = []
@@ -170,13 +172,13 @@ class Step:
             log_prob = log_prob_of(warp(rows, self.sampling, _stack([self] * len(rows), logits)), everything)
         charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
         for token in np.flatnonzero(log_prob > -math.inf).tolist():
-            run = _Run(self)
+            run = Run(self)
             run.advance(token, float(log_prob[token]))
             texts.append(run.text())
         return texts
 
 
-class _Run:
+class Run:
     """One request on its way: the history so far, how it reads, and whether the step is over."""
 
     def __init__(self, request: Step) -> None:
@@ -241,9 +243,9 @@ class _Run:
         )
 
 
-def _replay(request: Step, value: Text) -> _Run | None:
+def replay(request: Step, value: Text) -> Run | None:
     """Walk a request along a given text; None unless the step ends exactly where the text does."""
-    run = _Run(request)
+    run = Run(request)
     before, after = run.start.tokens, value.tokens
     if run.start.identity != value.identity or run.start.prompt_tokens != value.prompt_tokens:
         return None

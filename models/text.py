@@ -88,7 +88,8 @@ class Text:
         prompt: the prompt as a string, a chat's template filled in.
         prompt_tokens: its token ids.
         steps: what each step added, as displayed: one string per sampled or appended step.
-        log_prob: log-probability of all sampled tokens, under the laws they were really drawn from.
+        log_prob: log-probability of all sampled tokens, under the laws they were really drawn from; of constrained
+            steps, under the model's own times the potential.
         finish_reason: ``"eos"`` after an end token, ``"context"`` where the model's context is full, else
             None.
 

@@ -274,7 +274,7 @@ class TransformersLM:
 
     def complete(self, text: Text, *, max_tokens: int = 256, **sampling: Any) -> Step:
         """Return the kernel of the rest of the response: to an end token or ``max_tokens``."""
-        return Step(self, text, Ending(max_tokens), self._law(sampling))
+        return Step(self, text, Ending(max_tokens, whole=True), self._law(sampling))
 
     # Scores
 

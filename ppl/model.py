@@ -105,10 +105,14 @@ class Draws(NamedTuple):
     """What a kernel drew: n values, and their log-probabilities (n,) or None where it cannot say.
 
     A log-probability of −inf says that the request had no possible outcome: the particle dies there.
+
+    A kernel that draws from a law q of its own, not from its p, gives log q as ``log_proposal``. Then p need not be
+    normalised, and q may be random, as long as the draw is properly weighted: E[p(x)/q · 1{x}] = p(x).
     """
 
     values: Sequence[Any] | NDArray[Any]
     log_prob: Floats | None
+    log_proposal: Floats | None = None
 
 
 @runtime_checkable
@@ -117,7 +121,8 @@ class Kernel(Protocol):
 
     Requests whose ``batch_key`` are equal are served by one call to ``sample_batch`` of any of them. A request
     may also offer ``support()`` (all its values, where they are few), and ``covers(other)`` (whether it can reach
-    all that ``other`` can; needed of a proposal that restricts its own support). With ``expensive = True`` its calls
+    all that ``other`` can; needed of a proposal that restricts its own support). One whose draws have a ``log_proposal``
+    has ``log_proposal_batch(requests, values)``, too, for values that are forced. With ``expensive = True`` its calls
     wait until no particle has anything lighter to do, so that as many as possible share them.
     """
 

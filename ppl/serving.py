@@ -11,6 +11,7 @@ import numpy as np
 from . import keys as _keys
 from .calls import evaluate_calls
 from .cost import active
+from .cost import rows as cost_of
 from .effects import Call, Effect, Sample
 from .errors import CannotScore, InvalidWeight, UnsupportedProposal
 from .fibers import Failed, Fiber, annotate, fail
@@ -132,17 +133,20 @@ class Server:
         requests = [effect.proposal or effect.kernel for effect in effects]
         tags = np.array([_keys.tag(effect.name) for effect in effects], np.uint64)
         visits = np.array([effect.visit for effect in effects], np.int64)
-        values, log_probs = requests[0].sample_batch(requests, _keys.fold(self.keys[rows], tags, visits))
+        draws = requests[0].sample_batch(requests, _keys.fold(self.keys[rows], tags, visits))
+        values, log_probs = draws[:2]
         known = log_probs is not None
         logs = np.asarray(log_probs, float).tolist() if known else [0.0] * len(fibers)
-        _check_count(requests[0], "sample_batch", len(fibers), len(values), len(logs))
-        for fiber, effect, value, log_prob in zip(fibers, effects, _items(values), logs):
+        own = draws[2] if len(draws) > 2 else None
+        log_qs = logs if own is None else np.asarray(own, float).tolist()
+        _check_count(requests[0], "sample_batch", len(fibers), len(values), len(logs), len(log_qs))
+        for fiber, effect, value, log_prob, log_q in zip(fibers, effects, _items(values), logs, log_qs):
             if effect.proposal is None:
                 if not known:
                     fiber.run.scored = False
-                self._sampled(fiber, effect, value, log_prob, log_prob)
+                self._sampled(fiber, effect, value, log_prob, log_q)
             elif known:
-                effect.value, effect.log_proposal = value, log_prob
+                effect.value, effect.log_proposal = value, log_q
                 self._next_log_prob(fiber, effect, [effect.kernel])
             else:
                 fail(
@@ -156,15 +160,35 @@ class Server:
         log_probs = requests[0].log_prob_batch(requests, [effect.value for effect in effects])
         numbers = np.asarray(log_probs, float).tolist()
         _check_count(requests[0], "log_prob_batch", len(fibers), len(numbers))
-        for fiber, effect, log_prob in zip(fibers, effects, numbers):
+        log_qs = self._own_proposals(effects, numbers)
+        for fiber, effect, log_prob, log_q in zip(fibers, effects, numbers, log_qs):
             if effect.obs is not MISSING:
                 self.weigh(fiber, log_prob)
             elif len(effect.unscored) == 2:
-                effect.log_proposal = log_prob
+                effect.log_proposal = log_q
                 self._next_log_prob(fiber, effect, effect.unscored[:1])
             else:
-                log_q = log_prob if effect.proposal is None else effect.log_proposal
+                log_q = log_q if effect.proposal is None else effect.log_proposal
                 self._sampled(fiber, effect, effect.value, log_prob, log_q)
+
+    def _own_proposals(self, effects: list[Sample], log_probs: list[float]) -> list[float]:
+        """Return log q of forced values under kernels that draw from a law of their own, else log p."""
+        own = getattr(effects[0].unscored[-1], "log_proposal_batch", None)
+        drawn = [
+            i
+            for i, effect in enumerate(effects)
+            if effect.obs is MISSING
+            and (effect.proposal is None or effect.unscored[-1] is effect.proposal)
+            and log_probs[i] > -math.inf
+        ]
+        if own is None or not drawn:
+            return log_probs
+        found = list(log_probs)
+        with cost_of(drawn):
+            log_qs = own([effects[i].unscored[-1] for i in drawn], [effects[i].value for i in drawn])
+        for i, log_q in zip(drawn, np.asarray(log_qs, float).tolist()):
+            found[i] = log_q
+        return found
 
     def _sampled(self, fiber: Fiber, effect: Sample, value: Any, log_prob: float, log_proposal: float) -> None:
         run = fiber.run

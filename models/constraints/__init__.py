@@ -1,0 +1,68 @@
+"""Constrained generation with exact weights: grammars, predicates, products and mixtures of language models.
+
+A *potential* weighs token sequences along the way (`Potential`). `constrained` multiplies the law of a step by one,
+`targeting` takes one as the whole law; both draw from the locally normalised law and hand the engine what that
+leaves out, so that the target is the product over whole texts:
+
+    schema = fk.constraints.json_schema(lm, {...})
+    text = await fk.sample("answer", fk.constraints.constrained(lm.complete(text), schema))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .algebra import mixture
+    from .awrs import AWRS
+    from .constraint import Constraint, Where
+    from .grammar import Grammar, json_schema, lark, regex
+    from .language import Language, Rewarded
+    from .potential import END, Potential
+    from .steps import Constrained, constrained, targeting
+    from .vocabulary import Vocabulary
+
+_HOME = {
+    "AWRS": "awrs",
+    "END": "potential",
+    "Constrained": "steps",
+    "Constraint": "constraint",
+    "Grammar": "grammar",
+    "Language": "language",
+    "Potential": "potential",
+    "Rewarded": "language",
+    "Vocabulary": "vocabulary",
+    "Where": "constraint",
+    "constrained": "steps",
+    "json_schema": "grammar",
+    "lark": "grammar",
+    "mixture": "algebra",
+    "regex": "grammar",
+    "targeting": "steps",
+}
+
+__all__ = [
+    "AWRS",
+    "END",
+    "Constrained",
+    "Constraint",
+    "Grammar",
+    "Language",
+    "Potential",
+    "Rewarded",
+    "Vocabulary",
+    "Where",
+    "constrained",
+    "json_schema",
+    "lark",
+    "mixture",
+    "regex",
+    "targeting",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

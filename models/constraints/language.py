@@ -1,0 +1,217 @@
+"""Language models as potentials, so that several of them, with one tokenizer, multiply and mix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...ppl.cost import charge
+from ...ppl.errors import ContextOverflow
+from ...ppl.score import Score, evaluate
+from ..forward import Tally
+from ..sampling import Sampling, log_normalise, warp
+from ..scoring import forced
+from ..text import Text
+from ..tree import Node
+from .memo import Memo
+from .potential import END, Context, Floats, Potential
+from .vocabulary import Vocabulary
+
+
+class Language(Potential):
+    """The law of a language model: the probability of a response after a text.
+
+    Its weights of the next token are log-probabilities; the end is the model's end tokens together, which as tokens
+    have weight zero. The models of a product or mixture need the same tokenizer, and may have different
+    prompts and end tokens. Every wave makes one batched call to each model.
+
+    Args:
+        lm: the language model.
+        start: the text that the response comes after; its own prompt, usually.
+        sampling: keywords of `Sampling`; by default the model's own.
+
+    >>> from feynkac.models.testing import tiny_lm
+    >>> large, small = tiny_lm(0), tiny_lm(1)
+    >>> contrast = Language(large, large.prompt("Once")) ** 2 / Language(small, small.prompt("Once"))
+    >>> contrast.logw_next((60, 61)).shape
+    (301,)
+    """
+
+    def __init__(self, lm: Any, start: Text, **sampling: Any) -> None:
+        self.lm = lm
+        self.start = lm.attach(start)
+        self.sampling: Sampling = replace(lm.sampling, **sampling)
+        self.vocabulary = Vocabulary.of(lm)
+        # Nothing else holds the nodes of a model that is not that of the program's texts, and caches go with nodes.
+        self._nodes = Memo[Context, Node](2048)
+        self._prefix: WeakKeyDictionary[Node, float] = WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        return f"<law of {self.lm.identity} after {self.start!r}>"
+
+    @property
+    def fingerprint(self) -> Hashable:
+        """The model, the text and the settings."""
+        return ("language", id(self.lm), self.start.digest, self.sampling)
+
+    def _node(self, context: Context) -> Node:
+        node = self._nodes.get(context)
+        if node is None:
+            before = self._nodes.get(context[:-1]) if context else None
+            top = self.start.node
+            assert top is not None
+            longest = self.lm.context
+            if longest is not None and top.length + len(context) > longest:
+                raise ContextOverflow(
+                    f"{self!r}: {top.length + len(context)} tokens are more than its context of {longest}: use a "
+                    "shorter prompt or fewer tokens, or a model with a longer context"
+                )
+            node = self.lm.tree.extend(top, context) if before is None else self.lm.tree.child(before, context[-1])
+            self._nodes[context] = node
+        return node
+
+    def prefix(self, context: Context) -> float:
+        """Return the log-probability of a sequence that may go on."""
+        return float(self.prefix_batch([context])[0])
+
+    def complete(self, context: Context) -> float:
+        """Return the log-probability of a sequence that ends here."""
+        return float(self.complete_batch([context])[0])
+
+    def logw_next(self, context: Context) -> Floats:
+        """Return the log-probabilities of what may follow, (V+1,)."""
+        row: Floats = self.logw_next_batch([context])[0]
+        return row
+
+    def prefix_batch(self, contexts: Sequence[Context]) -> Floats:
+        """Return `prefix` of each context, (n,)."""
+        result = np.where(self._ended(contexts), -math.inf, 0.0)
+        going = np.flatnonzero(result == 0.0).tolist()
+        nodes = [self._node(contexts[i]) for i in going]
+        missing = list(dict.fromkeys(node for node in nodes if node not in self._prefix))
+        if missing:
+            known = [self._known(node) for node in missing]
+            tally = Tally(len(missing))
+            starts = [before.length for before in known]
+            more = forced(self.lm, missing, starts, [(self.sampling, None)] * len(missing), range(len(missing)), tally)
+            _charge(tally)
+            for node, before, log_prob in zip(missing, known, more.tolist()):
+                self._prefix[node] = self._prefix.get(before, 0.0) + log_prob
+        result[going] = [self._prefix[node] for node in nodes]
+        return result
+
+    def complete_batch(self, contexts: Sequence[Context]) -> Floats:
+        """Return `complete` of each context, (n,)."""
+        return self.prefix_batch(contexts) + self.logw_token_batch(contexts, [END] * len(contexts))
+
+    def logw_next_batch(self, contexts: Sequence[Context]) -> Floats:
+        """Return the log-probabilities of what may follow, (n, V+1)."""
+        ends, size = sorted(self.lm.eos), self.vocabulary.size
+        tally = Tally(len(contexts))
+        with torch.inference_mode():
+            nodes = [self._node(context) for context in contexts]
+            logits = self.lm.forwarder.next_logits(nodes, np.arange(len(nodes)), tally)
+            laws = log_normalise(warp(logits, self.sampling)).double().cpu().numpy()
+        _charge(tally)
+        rows = np.empty((len(contexts), size + 1))
+        rows[:, :-1] = laws[:, :size]
+        rows[:, -1] = np.logaddexp.reduce(laws[:, ends], axis=1) if ends else -math.inf
+        rows[:, [end for end in ends if end < size]] = -math.inf
+        rows[self._ended(contexts)] = -math.inf
+        return rows
+
+    def logw_token_batch(self, contexts: Sequence[Context], tokens: Sequence[int]) -> Floats:
+        """Return the log-probability of one token after each context, (n,)."""
+        return self.logw_next_batch(contexts)[np.arange(len(contexts)), list(tokens)]  # END is the last entry
+
+    def _ended(self, contexts: Sequence[Context]) -> NDArray[np.bool_]:
+        return np.array([not self.lm.eos.isdisjoint(context) for context in contexts], bool)
+
+    def _known(self, node: Node) -> Node:
+        """Return the longest beginning of a history whose log-probability is known."""
+        while node is not self.start.node and node not in self._prefix:
+            assert node.parent is not None
+            node = node.parent
+        return node
+
+
+def _charge(tally: Tally) -> None:
+    charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
+
+
+class Rewarded(Potential):
+    """A reward of the finished response, as a potential: 1 along the way, the reward's weight at the end.
+
+    Args:
+        start: the text that the response comes after.
+        score: makes a log-weight of a text: ``lambda text: judge(text).log()``, say.
+
+    The end is weighed wherever it is asked for: with ``sampler="mask"`` at every token, with "awrs" only where it is
+    drawn. Where the reward is dear, use ``fk.factor`` after the step instead: the target is the same.
+
+    >>> import feynkac as fk
+    >>> from feynkac.models.testing import tiny_lm
+    >>> @fk.reward
+    ... def brief(text):
+    ...     return -len(str(text)) / 10
+    >>> lm = tiny_lm()
+    >>> Rewarded(lm.prompt("Once"), lambda text: brief(text) / 0.5).complete(lm.encode("upon"))
+    -0.8
+    """
+
+    def __init__(self, start: Text, score: Callable[[Text], Score]) -> None:
+        if start.lm is None:
+            raise ValueError("this text has no language model: use lm.attach(text)")
+        lm: Any = start.lm
+        self.lm = lm
+        self.start: Text = lm.attach(start)
+        self.make = score
+        self.vocabulary = Vocabulary.of(self.lm)
+
+    @property
+    def fingerprint(self) -> Hashable:
+        """The text and the function."""
+        return ("rewarded", self.start.digest, self.make)
+
+    def prefix(self, context: Context) -> float:
+        """Return 0, or −inf past an end token."""
+        return -math.inf if self.lm.eos.intersection(context) else 0.0
+
+    def complete(self, context: Context) -> float:
+        """Return the reward's log-weight."""
+        return float(self.complete_batch([context])[0])
+
+    def complete_batch(self, contexts: Sequence[Context]) -> Floats:
+        """Return the reward's log-weight of each response, (n,), in one batch."""
+        result = self.prefix_batch(contexts)
+        going = np.flatnonzero(result > -math.inf)
+        if len(going):
+            result[going] = evaluate([self.make(self._text(contexts[i])) for i in going.tolist()])
+        return result
+
+    def logw_next(self, context: Context) -> Floats:
+        """Return 0 for each token, and the reward's log-weight for the end, (V+1,)."""
+        row: Floats = self.logw_next_batch([context])[0]
+        return row
+
+    def logw_next_batch(self, contexts: Sequence[Context]) -> Floats:
+        """Return `logw_next` of each context, (n, V+1)."""
+        rows = np.zeros((len(contexts), self.vocabulary.size + 1))
+        rows[:, [end for end in self.lm.eos if end < self.vocabulary.size]] = -math.inf
+        rows[:, -1] = self.complete_batch(contexts)
+        rows[np.isneginf(self.prefix_batch(contexts))] = -math.inf
+        return rows
+
+    def _text(self, context: Context) -> Text:
+        node = self.start.node
+        assert node is not None
+        reading = self.start.reading.read(self.lm.decode, context) if context else self.start.reading
+        steps = (*self.start.steps, reading.raw[self.start.begin :])
+        return replace(self.start, node=self.lm.tree.extend(node, context), reading=reading, steps=steps, shown=None)

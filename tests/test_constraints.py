@@ -1,0 +1,668 @@
+"""Constrained generation: its law against enumeration, its outputs, its refusals.
+
+Each z-test raises a false alarm twice in 100,000 times (`laws.Z_LIMIT`); there are about 250 here. Seeds are fixed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import feynkac as fk
+from laws import T2_ORDER, T2_POSTERIOR, T2_Z, check_unbiased
+
+pytest.importorskip("torch")
+pytest.importorskip("llguidance")
+
+from toys_constrained import CountA, Table, letters_lm, prefix_prob, strings, target, value, whole_prob
+
+from feynkac.models.constraints import AWRS, Constraint, Language, Rewarded, Where, constrained, mixture, targeting
+from feynkac.models.testing import tiny_lm
+from feynkac.ppl import keys as fkeys
+
+C = fk.constraints
+PATTERN = "(ab|b)?c?"
+LONGEST = 3
+PROMPT = "ab"
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["sea", "hill"]}, "n": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["name", "n"],
+    "additionalProperties": False,
+}
+
+
+def regular(lm, also=lambda s: 1.0):
+    """The exact target: whole texts of at most so many tokens, under the pattern."""
+    return target({s: whole_prob(lm, PROMPT, s) * also(s) for s in strings(LONGEST) if re.fullmatch(PATTERN, s)})
+
+
+# -- the law of constrained texts against enumeration -----------------------------------------------------------------
+
+
+@fk.program
+async def in_one(lm, potential, sampler="mask"):
+    step = lm.complete(lm.prompt(PROMPT), max_tokens=LONGEST)
+    return str(await fk.sample("all", constrained(step, potential, sampler=sampler)))
+
+
+@fk.program
+async def by_token(lm, potential, sampler="mask"):
+    text = lm.prompt(PROMPT)
+    for _ in range(LONGEST - 1):
+        text = await fk.sample("token", constrained(lm.next_token(text), potential, sampler=sampler))
+        await fk.factor("step", 0.0)
+    step = lm.complete(text, max_tokens=1)
+    return str(await fk.sample("rest", constrained(step, potential, sampler=sampler)))
+
+
+@fk.program
+async def by_line(lm, potential, sampler="mask"):
+    text = lm.prompt(PROMPT)
+    line = lm.until(text, "b", max_tokens=LONGEST - 1, include_stop=True)
+    text = await fk.sample("line", constrained(line, potential, sampler=sampler))
+    await fk.factor("step", 0.0)
+    step = lm.complete(text, max_tokens=LONGEST - len(text.tokens))
+    return str(await fk.sample("rest", constrained(step, potential, sampler=sampler)))
+
+
+@pytest.mark.parametrize(
+    "sampler", ["mask", "awrs", AWRS("geometric"), AWRS("geometric", max_accepts=3, max_rejects=4)]
+)
+@pytest.mark.parametrize("program", [in_one, by_token, by_line])
+def test_the_law_is_that_of_texts_under_the_grammar(program, sampler):
+    lm = letters_lm()
+    z, law = regular(lm)
+    model = program(lm, C.regex(lm, PATTERN), sampler)
+    check_unbiased(model, fk.SMC(3, ess_threshold=0.9, all_dead="zero"), law, math.log(z), runs=600)
+
+
+@fk.program
+async def without_weights(lm, grammar):
+    """What masked generation does by itself: the mask's mass is dropped."""
+    text = lm.prompt(PROMPT)
+    while len(text.tokens) < LONGEST and not text.finished:
+        allowed = grammar.allowed(text.tokens)
+        text = await fk.sample("token", lm.next_token(text, mask=by_id(lm, allowed)))
+    if not text.finished:
+        text = await fk.sample("end", lm.next_token(text, mask=by_id(lm, np.array([False] * 4 + [True]))))
+    return str(text)
+
+
+def by_id(lm, allowed):
+    mask = allowed[:-1].copy()
+    mask[sorted(lm.eos)] = allowed[-1]
+    return mask
+
+
+def test_masks_without_weights_are_visibly_another_law():
+    lm = letters_lm()
+    z, law = regular(lm)
+    with pytest.raises(AssertionError):
+        check_unbiased(without_weights(lm, C.regex(lm, PATTERN)), fk.SMC(3), law, math.log(z), runs=300)
+    with pytest.raises(AssertionError):
+        unweighted = in_one(lm, C.regex(lm, PATTERN), AWRS(proper_weights=False))
+        check_unbiased(unweighted, fk.SMC(3), law, math.log(z), runs=300)
+
+
+def test_one_token_programs_enumerate():
+    lm = letters_lm()
+
+    @fk.program
+    async def three(potential):
+        text = lm.prompt(PROMPT)
+        for _ in range(LONGEST):
+            text = await fk.sample("token", constrained(lm.next_token(text), potential))
+        return str(text), text.finished
+
+    exact = fk.enumerate_program(three(C.regex(lm, PATTERN)))
+    for (string, finished), p in zip(exact.values, np.exp(exact.log_weights)):
+        wanted = whole_prob(lm, PROMPT, string) if finished else prefix_prob(lm, PROMPT, string)
+        assert p == pytest.approx(wanted, rel=1e-5)
+    ended = {(s, True) for s in strings(LONGEST - 1) if re.fullmatch(PATTERN, s)}
+    assert set(exact.values) == ended | {("abc", False)}
+
+
+@pytest.mark.parametrize("sampler", ["mask", "awrs"])
+def test_a_reward_multiplies_the_grammar(sampler):
+    lm = letters_lm()
+
+    @fk.reward
+    def bees(text):
+        return float(str(text).count("b"))
+
+    start = lm.prompt(PROMPT)
+    z, law = regular(lm, also=lambda s: math.exp(s.count("b") / 0.7))
+    rewarded = C.regex(lm, PATTERN) * Rewarded(start, lambda text: bees(text) / 0.7)
+    engine = fk.SMC(4, all_dead="zero")
+    check_unbiased(by_token(lm, rewarded, sampler), engine, law, math.log(z), runs=600)
+
+    @fk.program
+    async def factored(grammar):
+        text = await fk.sample("all", constrained(lm.complete(start, max_tokens=LONGEST), grammar, sampler=sampler))
+        await fk.factor("bees", bees(text) / 0.7)
+        return str(text)
+
+    check_unbiased(factored(C.regex(lm, PATTERN)), engine, law, math.log(z), runs=600)
+
+
+# -- T2: any potential along the way, and any twist, leaves the target ------------------------------------------------
+
+SHAPES = {"none": lambda c: 0.0, "count": lambda c: 1.5 * c.count(0), "odd": lambda c: [0.3, -1.0, 2.0, 0.0][len(c)]}
+
+
+@fk.program
+async def t2(lm, potential, twist=None):
+    text = lm.prompt("a")
+    await fk.factor("start", potential.score(text))
+    for _ in range(3):
+        text = await fk.sample("token", targeting(lm.next_token(text), potential))
+        if twist is None:
+            await fk.factor("step", 0.0)
+        else:
+            await fk.twist("shaping", twist(str(text)) if not text.finished else 0.0)
+    return str(text) + "$"
+
+
+def t2_potential(lm, along):
+    vocabulary = C.Vocabulary.of(lm)
+    return Table(vocabulary) * CountA(vocabulary, along)
+
+
+@pytest.mark.parametrize("twist", [None, lambda s: 0.8 * s.count("a") - 0.5 * s.count("b")], ids=["", "twisted"])
+@pytest.mark.parametrize("along", SHAPES.values(), ids=SHAPES)
+def test_t2(along, twist):
+    lm = letters_lm(letters="ab")
+    law = dict(zip(T2_ORDER, T2_POSTERIOR))
+    check_unbiased(t2(lm, t2_potential(lm, along), twist), fk.SMC(4), law, math.log(T2_Z), runs=600)
+
+
+def test_the_optimal_prefix_has_no_variance():
+    lm = letters_lm(letters="ab")
+    for posterior in fk.infer([t2(lm, t2_potential(lm, value))] * 20, fk.SMC(2), seed=0):
+        assert math.exp(posterior.log_evidence) == pytest.approx(T2_Z, rel=1e-6)
+
+
+# -- products and mixtures of language models -------------------------------------------------------------------------
+
+
+def models():
+    one, other = letters_lm(0), letters_lm(1)
+    return one, other, Language(one, one.prompt(PROMPT)), Language(other, other.prompt("ca"))
+
+
+def by_tokens(string, probs):
+    """Π_t Σ_i w_i p_i(x_t | …), the end included."""
+    total = 1.0
+    for t in range(len(string) + 1):
+        part = 0.0
+        for weight, lm, prompt in probs:
+            whole = whole_prob(lm, prompt, string) if t == len(string) else prefix_prob(lm, prompt, string[: t + 1])
+            part += weight * whole / prefix_prob(lm, prompt, string[:t])
+        total *= part
+    return total
+
+
+COMBINED = {
+    "experts": (lambda a, b: a**0.7 * b**1.5, lambda p, q, s: p**0.7 * q**1.5),
+    "contrast": (lambda a, b: a**2 / b, lambda p, q, s: p**2 / q),
+    "mixture": (lambda a, b: mixture([a, b], [0.3, 0.7]), lambda p, q, s: 0.3 * p + 0.7 * q),
+    "mixture of tokens": (
+        lambda a, b: mixture([a, b], [0.3, 0.7], of="tokens"),
+        lambda p, q, s: by_tokens(s, [(0.3, letters_lm(0), PROMPT), (0.7, letters_lm(1), "ca")]),
+    ),
+    "three": (
+        lambda a, b: a * b * mixture([a, b], [0.5, 0.5]) ** 0.5,
+        lambda p, q, s: p * q * (0.5 * p + 0.5 * q) ** 0.5,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_the_target_is_the_product_over_whole_texts(name):
+    one, other, a, b = models()
+    combine, weigh = COMBINED[name]
+    z, law = target({s: weigh(whole_prob(one, PROMPT, s), whole_prob(other, "ca", s), s) for s in strings(2)})
+
+    @fk.program
+    async def both(potential):
+        text = one.prompt(PROMPT)
+        text = await fk.sample("token", targeting(one.next_token(text), potential))
+        await fk.factor("step", 0.0)
+        return str(await fk.sample("rest", targeting(one.complete(text, max_tokens=1), potential)))
+
+    check_unbiased(both(combine(a, b)), fk.SMC(4), law, math.log(z), runs=600)
+    z, law = target({s: w * z for s, w in law.items() if re.fullmatch(PATTERN, s)})
+    check_unbiased(both(combine(a, b) * C.regex(one, PATTERN)), fk.SMC(4), law, math.log(z), runs=600)
+
+
+def test_a_product_with_a_model_is_its_own_law_times_the_other():
+    one, other, a, b = models()
+    step = one.tokens(one.prompt(PROMPT), 2)
+    draws = constrained(step, b).sample_batch([constrained(step, b)] * 5, fkeys.fold(fkeys.root(0), np.arange(5)))
+    assert targeting(step, a * b).log_prob_batch([targeting(step, a * b)] * 5, draws.values) == pytest.approx(
+        draws.log_prob, abs=1e-5
+    )
+
+
+def test_each_model_makes_one_call_a_wave():
+    one, other, a, b = models()
+    calls = {}
+    for lm in (one, other):
+        lm.forwarder.clear()
+        invoke = lm.forwarder.invoke
+        calls[lm] = 0
+
+        def counted(lm=lm, invoke=invoke, **inputs):
+            calls[lm] += 1
+            return invoke(**inputs)
+
+        lm.forwarder.invoke = counted
+
+    @fk.program
+    async def both():
+        return await fk.sample("x", targeting(one.tokens(one.prompt(PROMPT), 4), Language(one, one.prompt(PROMPT)) * b))
+
+    posterior = fk.infer(both(), fk.SMC(16), seed=3)
+    for lm in (one, other):
+        del lm.forwarder.invoke
+    assert max(calls.values()) <= 5  # a prompt may be forwarded apart
+    assert posterior.cost.model_calls == sum(calls.values())
+
+
+# -- the contract ------------------------------------------------------------------------------------------------------
+
+
+def contexts(lm, words):
+    return [tuple(lm.encode(word)) if word else () for word in words]
+
+
+def test_the_potentials_of_the_library_keep_their_laws():
+    one, other, a, b = models()
+    start = one.prompt(PROMPT)
+    some = [*contexts(one, ["", "a", "ab", "bbc", "cc", "abab"]), (1, 0), (1, 0, 2)]
+
+    @fk.reward
+    def length(text):
+        return float(len(str(text)))
+
+    grammar = C.regex(one, PATTERN)
+    no_c = Where(one, lambda s: "c" not in s)
+    brief = Rewarded(start, lambda text: length(text) / 2.0)
+    parts = [a, b, grammar, no_c, brief, grammar * no_c, a * grammar, a**2 / b, no_c**3, (a * brief) ** -0.5]
+    parts += [mixture([a, b, grammar], [1.0, 0.2, 3.0]), mixture([a, b], [0.5, 0.5], of="tokens")]
+    for potential in parts:
+        potential.check(some, atol=1e-4)
+    for potential in (grammar.after(1), (a * b).after(1), grammar.after(start.append("a"))):
+        potential.check(some[1:], atol=1e-4)
+    assert grammar.after(start) is grammar
+
+
+def test_grammars_on_bytes_keep_their_laws():
+    lm = tiny_lm()
+    cities = C.regex(lm, "(Zürich|Köln|東京)( and (Zürich|Köln|東京))*")
+    nested = C.lark(lm, 'start: "(" start ")" | ITEM\nITEM: /[a-z]+/')
+    schema = C.json_schema(lm, SCHEMA)
+    cities.check(contexts(lm, ["", "Z", "Zür", "Köln and", "東京", "Bern"]) + [tuple(lm.encode("東京"))[:-1]])
+    nested.check(contexts(lm, ["", "((", "(a", "((the)", "((the))", "((the)))"]))
+    schema.check(contexts(lm, ["", "{", '{"name": "', '{"name":"sea","n":', '{"name":"sea","n":7}', "[]"]))
+
+
+class Broken(C.Potential):
+    vocabulary = C.Vocabulary(3)
+
+    def __repr__(self):
+        return "Broken"
+
+    def prefix(self, context):
+        return -0.5 * len(context) if 2 not in context else -math.inf
+
+    def complete(self, context):
+        return self.prefix(context) - 1.0
+
+
+class WrongNext(Broken):
+    def logw_next(self, context):
+        return np.array([-0.5, -0.4, -math.inf, -1.0])
+
+
+class WrongEnd(Broken):
+    def logw_next(self, context):
+        return np.array([-0.5, -0.5, -math.inf, -2.0])
+
+
+class Risen(Broken):
+    def complete(self, context):
+        return 0.0
+
+
+class Alive(Broken):
+    def prefix(self, context):
+        return -math.inf if context == (2,) else 0.0
+
+    def complete(self, context):
+        return self.prefix(context)
+
+
+class BadBatch(Broken):
+    def logw_next_batch(self, contexts):
+        return np.array([self.logw_next(contexts[0])] * len(contexts))
+
+
+class BadToken(Broken):
+    def logw_token_batch(self, contexts, tokens):
+        return np.zeros(len(contexts))
+
+
+class NotANumber(Broken):
+    def complete(self, context):
+        return math.nan
+
+
+@pytest.mark.parametrize(
+    ("potential", "message"),
+    [
+        (WrongNext(), r"Broken: context \(0,\), token 1: logw_next says -0.4, but .* is -0.5"),
+        (WrongEnd(), r"context \(0,\), the end: logw_next says -2.0, but complete\(context\) .* is -1.0"),
+        (Risen(), r"context \(2,\): prefix is -inf, but complete is 0.0"),
+        (Alive(), r"context \(2,\), token 0: prefix is -inf, but prefix\(context \+ token\) is 0.0"),
+        (BadBatch(), r"context \(2,\): logw_next_batch differs from logw_next at entry 0"),
+        (BadToken(), r"context \(0,\), token 0: logw_token_batch says 0.0, not -0.5"),
+        (NotANumber(), r"context \(0,\): complete is NaN"),
+    ],
+)
+def test_broken_laws_are_found_by_context_and_token(potential, message):
+    with pytest.raises(AssertionError, match=message):
+        potential.check([(0,), (2,), (0, 1)])
+
+
+def test_the_sound_one_passes():
+    Broken().check([(0,), (2,), (0, 1)])
+
+
+# -- texts of a byte-level tokenizer: valid in all cases --------------------------------------------------------------
+
+PLACES = "(Zürich|Köln|東京)(, (Zürich|Köln|東京))?"
+NESTED = 'start: "[" start "]" | "x" | "(" start start ")"'
+
+
+def valid_json(string):
+    found = json.loads(string)
+    return set(found) == {"name", "n"} and found["name"] in ("sea", "hill") and 0 <= found["n"] <= 99
+
+
+def valid_nested(string):
+    before = None
+    while before != string:
+        before, string = string, re.sub(r"\[x\]|\(xx\)", "x", string)
+    return string == "x"
+
+
+GRAMMARS = {
+    "schema": (lambda lm: C.json_schema(lm, SCHEMA, whitespace=False), valid_json),
+    "regex": (lambda lm: C.regex(lm, PLACES), lambda s: re.fullmatch(PLACES, s) is not None),
+    "nested": (lambda lm: C.lark(lm, NESTED), valid_nested),
+}
+
+
+@pytest.mark.parametrize("sampler", ["mask", "awrs"])
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_complete_texts_are_valid(name, sampler):
+    lm = tiny_lm()
+    make, valid = GRAMMARS[name]
+    grammar = make(lm)
+
+    @fk.program
+    async def one():
+        text = await fk.sample(
+            "all", constrained(lm.complete(lm.prompt("Once"), max_tokens=40), grammar, sampler=sampler)
+        )
+        await fk.factor("judge", 0.1 * len(str(text)))
+        return text
+
+    count = 0
+    for posterior in fk.infer([one()] * 8, fk.SMC(8, all_dead="zero"), seed=1):
+        for text, p in zip(posterior.values, posterior.probabilities):
+            if p > 0:
+                assert text.finish_reason == "eos"
+                assert valid(str(text)), str(text)
+                count += 1
+    assert count > 30
+
+
+@pytest.mark.parametrize("sampler", ["mask", "awrs"])
+def test_steps_of_all_kinds_give_viable_prefixes(sampler):
+    lm = tiny_lm()
+    grammar = C.regex(lm, r"([a-z]{2,5} ){1,3}[a-z]+\.\n([A-Z][a-z]*[.!] ?)+")
+
+    @fk.program
+    async def some():
+        text = lm.prompt("Once")
+        for step in (lm.next_token, lambda text: lm.tokens(text, 3), lm.line, lm.sentence):
+            text = await fk.sample("step", constrained(step(text), grammar, sampler=sampler))
+            fk.deterministic("output", text)
+            await fk.factor("end", 0.0)
+        return text
+
+    for posterior in fk.infer([some()] * 4, fk.SMC(8, all_dead="zero"), seed=0):
+        alive = [text for text, p in zip(posterior.values, posterior.probabilities) if p > 0]
+        assert all(grammar.viable(tuple(t for t in text.tokens if t not in lm.eos)) for text in alive)
+        assert alive
+
+
+def test_a_wave_makes_one_call():
+    lm = tiny_lm(seed=5)
+    grammar = C.regex(lm, "[a-z]{30,}")
+
+    @fk.program
+    async def one():
+        return await fk.sample("x", constrained(lm.tokens(lm.prompt("Once"), 6), grammar))
+
+    cost = fk.infer(one(), fk.SMC(32), seed=0).cost
+    assert cost.model_calls == 6
+    assert cost.tokens_out == 6 * 32
+
+
+def test_rejection_asks_about_few_tokens():
+    lm = tiny_lm(scale=3.0)
+    asked = []
+
+    def brief(string):
+        asked.append(string)
+        return "e" not in string
+
+    @fk.program
+    async def one():
+        return await fk.sample("x", constrained(lm.tokens(lm.prompt("Once"), 5), Where(lm, brief), sampler="awrs"))
+
+    posterior = fk.infer(one(), fk.SMC(4, all_dead="zero"), seed=0)
+    assert all("e" not in str(text) for text, p in zip(posterior.values, posterior.probabilities) if p > 0)
+    assert len(asked) < 4 * 5 * lm.vocab_size / 5
+
+
+# -- forced values, observed values, replays ---------------------------------------------------------------------------
+
+
+def test_forced_texts_have_the_weights_they_were_drawn_with():
+    lm = letters_lm()
+    grammar = C.regex(lm, PATTERN)
+    model = by_line(lm, grammar)
+    keys = fkeys.fold(fkeys.root(4), np.arange(20))
+    first = model.start(keys)
+    again = model.start(fkeys.fold(keys, 1), given=list(first.choices))
+    assert np.exp(first.log_increment).std() > 0.01
+    assert again.log_prob == pytest.approx(first.log_prob, abs=1e-4)
+    assert again.log_increment == pytest.approx(first.log_increment, abs=1e-4)
+
+
+def test_a_text_is_scored_as_the_model_times_the_grammar():
+    lm = letters_lm()
+    text = lm.prompt(PROMPT)
+    step = constrained(lm.complete(text, max_tokens=LONGEST), C.regex(lm, PATTERN))
+    for string in strings(LONGEST):
+        ended = lm.attach(text.append(string)) if string else text
+        value = replace(ended, node=lm.tree.child(ended.node, 0), finish_reason="eos")
+        p = whole_prob(lm, PROMPT, string) if re.fullmatch(PATTERN, string) else 0.0
+        assert math.exp(step.log_prob_batch([step], [value])[0]) == pytest.approx(p, rel=1e-5)
+    assert step.log_prob_batch([step], [text.append("ab")])[0] == -math.inf  # it does not end there
+
+
+def test_rejection_cannot_be_forced():
+    lm = letters_lm()
+    model = by_token(lm, C.regex(lm, PATTERN), "awrs")
+    first = model.start(fkeys.root(2))
+    with pytest.raises(fk.errors.CannotScore, match='sampler="mask"'):
+        model.start(fkeys.root(3), given=list(first.choices))
+
+
+# -- refusals -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda lm: C.regex(lm, r"[^\s\S]"), "matches no text at all"),
+        (lambda lm: C.regex(lm, "(ab"), "cannot be read: .*unclosed group"),
+        (lambda lm: C.lark(lm, "start: missing"), "cannot be read: .*unknown name"),
+        (lambda lm: C.json_schema(lm, {"allOf": [{"type": "string"}, {"type": "number"}]}), "Unsatisfiable schema"),
+        (lambda lm: C.json_schema(lm, {"type": "blub"}), "cannot be read: Invalid type"),
+    ],
+)
+def test_grammars_that_cannot_be_kept_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(tiny_lm())
+
+
+def test_other_tokens_are_refused_by_name():
+    lm, letters = tiny_lm(), letters_lm()
+    message = "tokenizer of letters-abc-0 .* and the tokenizer of tiny-.* are not the same tokens"
+    with pytest.raises(ValueError, match=message):
+        Language(letters, letters.prompt("a")) * C.regex(lm, "a")
+    with pytest.raises(ValueError, match="not the same tokens"):
+        C.regex(letters, "a") * C.regex(lm, "a")
+    with pytest.raises(ValueError, match="not the same tokens"):
+        mixture([C.regex(letters, "a"), C.regex(lm, "a")], [0.5, 0.5])
+    with pytest.raises(ValueError, match="not the same tokens"):
+        constrained(lm.next_token(lm.prompt("Once")), C.regex(letters, "a"))
+
+
+def test_arguments_are_refused():
+    lm = letters_lm()
+    text, grammar = lm.prompt("a"), C.regex(lm, PATTERN)
+    for bad in (
+        lambda: constrained(lm.next_token(text, temperature=0), grammar),
+        lambda: constrained(lm.next_token(text, mask=np.ones(4, bool)), grammar),
+        lambda: constrained(lm.next_token(text), grammar, sampler="beam"),
+        lambda: targeting(lm.next_token(text, temperature=0.5), grammar),
+        lambda: grammar**0,
+        lambda: Language(lm, text) ** math.inf,
+        lambda: mixture([grammar], [0.5, 0.5]),
+        lambda: mixture([grammar], [-1.0]),
+        lambda: AWRS(max_accepts=1),
+        lambda: AWRS("recursive", max_rejects=5),
+        lambda: AWRS("other"),
+    ):
+        with pytest.raises(ValueError):
+            bad()
+    with pytest.raises(TypeError, match="a step of a language model"):
+        constrained(fk.dist.Normal(0, 1), grammar)
+    with pytest.raises(TypeError, match="a Potential is needed"):
+        constrained(lm.next_token(text), lambda text: 0.0)
+
+
+class DeadEnd(Constraint):
+    """Alive for two tokens, and then nothing."""
+
+    def __init__(self, lm):
+        self.vocabulary = C.Vocabulary.of(lm)
+
+    def viable(self, context):
+        return len(context) <= 2 and 0 not in context
+
+    def accepts(self, context):
+        return False
+
+
+@pytest.mark.parametrize("sampler", ["mask", "awrs"])
+def test_a_constraint_that_dies_kills_at_its_site(sampler):
+    lm = letters_lm()
+    with pytest.raises(fk.errors.AllParticlesDead, match="4 at site 'rest'"):
+        fk.infer(by_token(lm, DeadEnd(lm), sampler), fk.SMC(4), seed=0)
+    (posterior,) = fk.infer([by_token(lm, DeadEnd(lm), sampler)], fk.SMC(4, all_dead="zero"), seed=0)
+    assert posterior.log_evidence == -math.inf
+
+
+def test_a_weight_that_is_no_number_is_named():
+    lm = letters_lm()
+    vocabulary = C.Vocabulary.of(lm)
+    bad = CountA(vocabulary, lambda context: math.nan if len(context) == 2 else 0.0)
+    with pytest.raises(
+        fk.errors.InvalidWeight, match=r"CountA: after the tokens \(\d,\) a log-weight is nan"
+    ) as raised:
+        fk.infer(by_token(lm, bad), fk.SMC(2), seed=0)
+    assert "token" in "".join(raised.value.__notes__)
+
+
+def test_a_full_context_leaves_no_room_for_the_end():
+    lm = letters_lm(context=6)
+    step = constrained(lm.complete(lm.prompt("ab"), max_tokens=20), Where(lm, lambda s: True, lambda s: len(s) > 9))
+    draws = step.sample_batch([step] * 3, fkeys.fold(fkeys.root(0), np.arange(3)))
+    assert (draws.log_prob == -math.inf).all()
+
+
+def test_a_potential_after_some_text():
+    lm = letters_lm()
+
+    @fk.program
+    async def two(grammar):
+        text = await fk.sample("free", lm.tokens(lm.prompt(PROMPT), 1))
+        if text.finished:
+            return "", ""
+        rest = constrained(lm.complete(text, max_tokens=2), grammar.after(text))
+        whole = await fk.sample("strict", rest)
+        return str(text), str(whole)[len(str(text)) :]
+
+    weights = {("", ""): whole_prob(lm, PROMPT, "")}
+    for first in "abc":
+        for rest in strings(2):
+            if re.fullmatch(PATTERN, rest):
+                weights[first, rest] = whole_prob(lm, PROMPT, first + rest)
+    z, law = target(weights)
+    check_unbiased(two(C.regex(lm, PATTERN)), fk.SMC(3, all_dead="zero"), law, math.log(z), runs=600)
+
+
+@pytest.mark.real
+def test_json_by_the_real_model():
+    lm = fk.models.TransformersLM.from_pretrained("smollm2")
+    schema = C.json_schema(lm, {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}, "rainy": {"type": "boolean"}},
+        "required": ["city", "rainy"], "additionalProperties": False,
+    })  # fmt: skip
+    start = lm.prompt([{"role": "user", "content": "Give a city in England and whether it is rainy, as JSON."}])
+    schema.check([(), lm.encode('{"city'), lm.encode('{"city": "Zü'), lm.encode('{"city": "York", "rainy": true}')])
+    weights = {}
+    for sampler in ("mask", "awrs"):
+
+        @fk.program
+        async def answer(sampler):
+            text = start
+            for _ in range(4):
+                text = await fk.sample("some", constrained(lm.tokens(text, 3), schema, sampler=sampler))
+                await fk.factor("step", 0.0)
+            return await fk.sample("rest", constrained(lm.complete(text, max_tokens=30), schema, sampler=sampler))
+
+        posterior = fk.infer(answer(sampler), fk.SMC(8), seed=0)
+        weights[sampler] = posterior.log_evidence
+        alive = [text for text, p in zip(posterior.values, posterior.probabilities) if p > 0]
+        for text in alive:
+            found = json.loads(str(text))
+            assert isinstance(found["city"], str)
+            assert isinstance(found["rainy"], bool)
+        assert alive
+    assert abs(weights["mask"] - weights["awrs"]) < 10  # of the same quantity; the laws are tested on toys

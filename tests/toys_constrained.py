@@ -1,0 +1,133 @@
+"""Toys for constrained generation: a language model over three letters, and its law by enumeration."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import cache
+
+import numpy as np
+import torch
+
+from feynkac.models.constraints import Vocabulary
+from feynkac.models.constraints.potential import Potential
+from feynkac.models.transformers_lm import TransformersLM
+
+LETTERS = "abc"
+
+
+@cache
+def letters_tokenizer(letters=LETTERS):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"<eos>": 0, **{letter: i + 1 for i, letter in enumerate(letters)}}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+
+
+@cache
+def letters_lm(seed=0, letters=LETTERS, context=32):
+    """A random Llama over single letters and an end; nothing in its law is symmetric."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = letters_tokenizer(letters)
+    config = LlamaConfig(
+        vocab_size=len(letters) + 1, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=context, eos_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.5)
+        model.lm_head.weight.data.mul_(0.4)
+    return TransformersLM(model, tokenizer, name=f"letters-{letters}-{seed}")
+
+
+def strings(longest, letters=LETTERS):
+    return ["".join(s) for n in range(longest + 1) for s in itertools.product(letters, repeat=n)]
+
+
+@cache
+def prefix_prob(lm, prompt, string):
+    """p(string) as a beginning, by the model's own next-token law."""
+    if not string:
+        return 1.0
+    return prefix_prob(lm, prompt, string[:-1]) * next_probs(lm, prompt, string[:-1])[lm.encode(string[-1])[0]]
+
+
+@cache
+def next_probs(lm, prompt, string):
+    text = lm.prompt(prompt)
+    return np.exp(lm.next_log_probs(text.append(string) if string else text))
+
+
+def whole_prob(lm, prompt, string):
+    """p(string and then the end)."""
+    return prefix_prob(lm, prompt, string) * next_probs(lm, prompt, string)[0]
+
+
+def target(weights):
+    """Z and the normalised law of positive weights."""
+    z = sum(weights.values())
+    return z, {value: w / z for value, w in weights.items() if w > 0}
+
+
+# T2 of the tests of engines, over a = 0 and b = 1, as potentials.
+T2_NEXT = {(): (0.5, 0.3, 0.2), (0,): (0.2, 0.5, 0.3), (1,): (0.5, 0.3, 0.2)}
+BETA = 0.5
+
+
+class Table(Potential):
+    """The law of T2: probabilities of a, b and the end after each context."""
+
+    def __init__(self, vocabulary=None):
+        self.vocabulary = vocabulary or Vocabulary(2)
+        self.first = self.vocabulary.size - 2  # ids of a and b come last
+
+    def __repr__(self):
+        return "Table"
+
+    def _row(self, context):
+        return T2_NEXT.get(tuple(x - self.first for x in context), (0.0, 0.0, 1.0))
+
+    def prefix(self, context):
+        p = 1.0
+        for t, token in enumerate(context):
+            p *= self._row(context[:t])[token - self.first] if token >= self.first else 0.0
+        return math.log(p) if p > 0 else -math.inf
+
+    def complete(self, context):
+        before = self.prefix(context)
+        p = self._row(context)[2] if before > -math.inf else 0.0
+        return before + math.log(p) if p > 0 else -math.inf
+
+
+class CountA(Potential):
+    """exp(number of a's / β) at the end; ``along`` says what the prefix is worth on the way."""
+
+    def __init__(self, vocabulary, along):
+        self.vocabulary, self.along = vocabulary, along
+        self.a = vocabulary.size - 2
+
+    def __repr__(self):
+        return "CountA"
+
+    def prefix(self, context):
+        return self.along(tuple(x - self.a for x in context)) if all(x >= self.a for x in context) else -math.inf
+
+    def complete(self, context):
+        return context.count(self.a) / BETA if all(x >= self.a for x in context) else -math.inf
+
+
+def value(context):
+    """log E[exp(r/β) | context] of T2: the optimal twist."""
+    if len(context) > 1:
+        return context.count(0) / BETA
+    row = T2_NEXT[context]
+    terms = [row[x] * math.exp(value((*context, x))) for x in (0, 1)]
+    return math.log(sum(terms) + row[2] * math.exp(context.count(0) / BETA))

@@ -6,17 +6,12 @@ folder ``training``. The record names data, licence, seed, steps and what was me
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from ...ppl.errors import FeynkacError
-
-
-class DamagedWeights(FeynkacError):
-    """Shipped weights do not match their checksum."""
+from ...models.shelf import DamagedWeights as DamagedWeights
+from ...models.shelf import Shelf
 
 
 def shipped() -> list[str]:
@@ -25,7 +20,7 @@ def shipped() -> list[str]:
     >>> "digits" in shipped()
     True
     """
-    return sorted(entry.name[:-5] for entry in _folder().iterdir() if entry.name.endswith(".json"))
+    return _shelf().names()
 
 
 def record(name: str) -> dict[str, Any]:
@@ -36,10 +31,7 @@ def record(name: str) -> dict[str, Any]:
     >>> record("digits")["license"]
     'Apache-2.0'
     """
-    if name not in shipped():
-        raise ValueError(f"no network is called {name!r}; there are: {', '.join(shipped())}")
-    found: dict[str, Any] = json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))
-    return found
+    return _shelf().record(name)
 
 
 @lru_cache(maxsize=8)
@@ -49,14 +41,9 @@ def load(name: str, device: str = "cpu") -> Any:
     Raises ImportError without diffusers where the network is one of its own (``pip install feynkac[diffusion]``),
     and DamagedWeights where the file does not match its checksum.
     """
-    from safetensors.torch import load as parse
-
-    told = record(name)
-    raw = (_folder() / f"{name}.safetensors").read_bytes()
-    if hashlib.sha256(raw).hexdigest() != told["sha256"]:
-        raise DamagedWeights(f"the weights of {name!r} do not match their checksum: install feynkac again")
-    network = _build(told)
-    network.load_state_dict({key: value.float() for key, value in parse(raw).items()})
+    weights = _shelf().weights(name)
+    network = _build(record(name))
+    network.load_state_dict(weights)
     return network.to(device).requires_grad_(False).eval()
 
 
@@ -70,6 +57,10 @@ def _build(told: dict[str, Any]) -> Any:
     except ImportError as error:
         raise ImportError("this network needs diffusers: pip install 'feynkac[diffusion]'") from error
     return UNet2DModel(**told["config"])
+
+
+def _shelf() -> Shelf:
+    return Shelf(_folder())
 
 
 def _folder() -> Any:

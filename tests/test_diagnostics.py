@@ -368,7 +368,7 @@ def test_rewards_that_never_differ_are_noticed():
         found = [text for text in fk.infer(program, engine, seed=0).warnings if "never differed" in text]
         return found[0] if found else ""
 
-    for engine in (fk.SMC(8), fk.SMC(1, chains=8), fk.ImportanceSampling(8), fk.BestOfN(8)):
+    for engine in (fk.SMC(8), fk.SMC(1, chains=8, all_dead="zero"), fk.ImportanceSampling(8), fk.BestOfN(8)):
         assert said(judged(lambda x: 0.0), engine).startswith("the rewards never differed: log G was 0 for every")
         assert "log G was −3 for every particle" in said(judged(lambda x: -1.5), engine)
         assert said(judged(lambda x: float(x > 2.5)), engine) == ""  # it differs where one particle has it

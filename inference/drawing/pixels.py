@@ -46,8 +46,8 @@ def _is_tensor(value: Any) -> bool:
     return hasattr(value, "detach") and hasattr(value, "is_floating_point")
 
 
-def layout_of(value: Any) -> Layout | None:
-    """Return the layout of an image or a clip by its shape and type; None for what is neither.
+def layout_of(value: Any, least: int = _LEAST) -> Layout | None:
+    """Return the layout of an image or a clip, by shape and type, of so many pixels each way; None for what is neither.
 
     >>> layout_of(np.zeros((3, 32, 32))), layout_of(np.zeros((16, 24, 24))), layout_of(np.zeros(5))
     ('CHW', 'THW', None)
@@ -58,7 +58,7 @@ def layout_of(value: Any) -> Layout | None:
     candidates: dict[int, tuple[Layout, ...]] = {2: ("HW",), 3: ("CHW", "HWC", "THW"), 4: ("TCHW", "THWC")}
     for layout in candidates.get(array.ndim, ()):
         size = dict(zip(layout, array.shape))
-        if size.get("C", 1) in (1, 3, 4) and min(size["H"], size["W"]) >= _LEAST and size.get("T", 1) > 0:
+        if size.get("C", 1) in (1, 3, 4) and min(size["H"], size["W"]) >= least and size.get("T", 1) > 0:
             return layout
     return None
 
@@ -96,7 +96,7 @@ def frames(value: Any, layout: Layout | None = None, value_range: Range | None =
     """Return the pixels (t, h, w, c) of an image (t = 1) or a clip.
 
     Args:
-        value: an array.
+        value: an array, of any size.
         layout: its axes; None reads them from its shape.
         value_range: of floats, from black to white; None reads it from them (`range_of`). What lies beyond is clipped.
         fit: whether noise that goes beyond the range is scaled to fit it, about its middle.
@@ -104,7 +104,7 @@ def frames(value: Any, layout: Layout | None = None, value_range: Range | None =
     Raises ValueError for what is no picture, or does not have this layout.
     """
     array = array_of(value)
-    axes = layout or layout_of(value)
+    axes = layout or layout_of(value, least=1)
     if array is None or axes is None:
         what = f"an array {_times(array.shape)} of {array.dtype}" if array is not None else type(value).__name__
         raise ValueError(f"{what} is no image and no clip: say its axes, such as layout='THW', or make one of it")
@@ -124,7 +124,7 @@ def frames(value: Any, layout: Layout | None = None, value_range: Range | None =
     share = (array.astype(float) - low) / (high - low)
     if fit and (width := float(np.quantile(np.abs(share - 0.5), 0.98))) > 0.6:
         share = 0.5 + 0.5 * (share - 0.5) / width
-    return np.uint8(np.nan_to_num(share, nan=0.5).clip(0.0, 1.0) * 255.0 + 0.5)
+    return (np.nan_to_num(share, nan=0.5).clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
 def strip(clip: Pixels) -> Pixels:
@@ -142,7 +142,8 @@ def shrunk(image: Pixels, most: int) -> Pixels:
         return image
     height, width = len(image) // factor, image.shape[1] // factor
     blocks = image[: height * factor, : width * factor].reshape(height, factor, width, factor, -1)
-    return np.uint8(blocks.mean((1, 3)) + 0.5)
+    means: Pixels = (blocks.mean((1, 3)) + 0.5).astype(np.uint8)
+    return means
 
 
 def png(image: Pixels) -> bytes:

@@ -76,7 +76,7 @@ def _equal(posterior: Any) -> Iterator[str]:
         logs = np.concatenate([steps[t].log_potential[moved(steps, t)] for steps in here])
         if not len(logs):
             continue
-        if not np.ptp(logs) <= 1e-12 * max(1.0, abs(float(logs[0]))):  # −inf beside a number differs, NaN and all
+        if not np.isfinite(logs).all() or np.ptp(logs) > 1e-12 * max(1.0, abs(float(logs[0]))):
             return
         told += float(logs[0])
         asked = asked or told != 0.0 or any(map(_met_factor, (chosen for steps in here for chosen in steps[t].choices)))

@@ -9,19 +9,19 @@ from countdown_data import END, LINE, SPACED
 from transformers import DynamicCache
 
 from feynkac.models.tasks.countdown import Countdown
-from feynkac.models.tasks.shipped import tokenizer
+from feynkac.models.tasks.shipped import TEMPERATURE, tokenizer
 
 _LONGEST = 56
 """Most tokens of an answer; the longest right one has 44."""
 
 
 def roll(model: Any, prefixes: Any, generator: Any) -> list[list[int]]:
-    """Sample an answer after each prefix (n, t) of like length; return the whole rows, up to the end token."""
+    """Sample an answer after each prefix (n, t), as `reasoner` does; return the whole rows, up to the end token."""
     cache, rows, ended = DynamicCache(), prefixes, torch.zeros(len(prefixes), dtype=torch.bool)
     last = prefixes
     for _ in range(_LONGEST):
         logits = model(input_ids=last, past_key_values=cache, use_cache=True).logits[:, -1].float()
-        last = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+        last = torch.multinomial((logits / TEMPERATURE).softmax(-1), 1, generator=generator)
         rows = torch.cat([rows, last], 1)
         ended |= last[:, 0] == END
         if bool(ended.all()):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..rewards.process import Aggregate, ValueHeadPRM
     from ..transformers_lm import TransformersLM
 
+TEMPERATURE = 0.7
+"""At which the reasoner is sampled by default, and was when the verifier was trained."""
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 SYMBOLS = ("+", "-", "*", "/", "=", " (", ")", " >", "\n")
 FIRST = 3
@@ -57,8 +59,9 @@ def record(name: str) -> dict[str, Any]:
 def reasoner(**options: Any) -> TransformersLM:
     """Return the language model of Countdown: a Llama of 0.9 million parameters that reads `Countdown.prompt`.
 
-    It is trained on random legal traces, some of which go astray, so that it solves a part of what it is asked.
-    ``options`` go to `TransformersLM`. Raises DamagedWeights where the file does not match its checksum.
+    It is trained on random legal traces, some of which go astray, and solves a part of what it is asked. ``options`` go
+    to `TransformersLM`; its texts are sampled at `TEMPERATURE` unless they or a step say otherwise. Raises
+    DamagedWeights where the file does not match its checksum.
 
     >>> lm = reasoner()
     >>> lm.prompt("3 5 7 9 > 24\\n").prompt_tokens
@@ -66,10 +69,12 @@ def reasoner(**options: Any) -> TransformersLM:
     """
     from transformers import LlamaForCausalLM
 
+    from ..sampling import Sampling
     from ..transformers_lm import TransformersLM
 
     model = _load(LlamaForCausalLM, "countdown_reasoner")
-    return TransformersLM(model, tokenizer(), **{"name": "countdown-reasoner", **options})
+    options = {"name": "countdown-reasoner", "sampling": Sampling(TEMPERATURE), **options}
+    return TransformersLM(model, tokenizer(), **options)
 
 
 def verifier(*, aggregate: Aggregate = "last", max_batch: int = 256, **options: Any) -> ValueHeadPRM:

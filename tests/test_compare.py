@@ -364,6 +364,25 @@ def test_intervals_of_the_whole_comparison_cover_the_truth():
     assert below(hits, 100, 0.93) < Z_LIMIT
 
 
+def test_intervals_stay_within_bounds_that_are_said():
+    def share(posterior):
+        return 1.0 - 0.4 * first_value(posterior)
+
+    def run(**options):
+        return fk.compare([coin(0.2)], [fk.SMC(1), fk.SMC(2)], metric=share, seeds=range(6), **options).table()
+
+    free, held = run(), run(bounds=(0.0, 1.0))
+    assert {row.quality.mean for row in free} == {row.quality.mean for row in held}
+    assert max(row.quality.high for row in free) > 1.0
+    for before, after in zip(free, held):
+        assert after.quality.high == min(before.quality.high, 1.0)
+        assert after.quality.low == before.quality.low
+    beyond = fk.compare([coin(1.0)], [fk.SMC(1)], metric=lambda p: 1.5, seeds=(0, 1), bounds=(0.0, 1.0))
+    assert [trial.error for trial in beyond.trials] == ["the metric is 1.5, outside of its bounds (0.0, 1.0)"] * 2
+    with pytest.raises(ValueError, match="in this order"):
+        run(bounds=(1.0, 0.0))
+
+
 def test_intervals_are_over_problems_or_over_seeds():
     models = [coin(p) for p in (0.02, 0.98)] * 3
     found = fk.compare(models, [fk.SMC(1)], metric=first_value, seeds=range(10))

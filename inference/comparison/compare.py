@@ -34,6 +34,7 @@ def compare(
     reference: str | None = None,
     over: Over | None = None,
     failure: float = math.nan,
+    bounds: tuple[float, float] | None = None,
     progress: bool | None = None,
 ) -> Comparison:
     """Run each engine with each seed on all problems, and compare quality and cost.
@@ -55,6 +56,8 @@ def compare(
         over: what the intervals generalise to: ``"problems"`` like these (the default with several problems; it takes
             five or more to say much), or ``"seeds"``, other runs on these very problems.
         failure: the quality that a failure counts as; NaN leaves it out of the means.
+        bounds: the least and the largest quality there can be, such as (0, 1): intervals stay within them, and a metric
+            that does not is a failure. None knows of none (a metric of 0 and 1 alone needs none).
         progress: whether to show a progress line, as in `infer`.
 
     >>> import feynkac as fk
@@ -74,12 +77,14 @@ def compare(
     metrics = list(metric) if isinstance(metric, Sequence) else [metric] * len(models)
     first = next(iter(named), "") if reference is None else reference
     _check(models, named, metrics, listed, first, over)
+    if bounds is not None and not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds are the least and the largest quality, in this order, not {bounds}")
     trials: list[Trial] = []
     runs: list[TrialRun] = []
 
     def gathered(stopped: str | None = None) -> Comparison:
         aim: Over = over or ("problems" if len(models) > 1 else "seeds")
-        return Comparison(tuple(trials), tuple(runs), tuple(named), first, aim, stopped)
+        return Comparison(tuple(trials), tuple(runs), tuple(named), first, aim, stopped, bounds)
 
     def standing() -> tuple[int, int, str]:
         done, total = len(runs), len(named) * len(listed)
@@ -89,7 +94,7 @@ def compare(
         with Progress(standing, progress) as bar:
             for seed in listed:
                 for name, engine in named.items():
-                    run, made = _run(name, engine, models, metrics, seed, budget, failure)
+                    run, made = _run(name, engine, models, metrics, seed, budget, failure, bounds)
                     runs.append(run)
                     trials += made
                     bar.update()
@@ -148,6 +153,7 @@ def _run(
     seed: int,
     budget: Budget | None,
     failure: float,
+    bounds: tuple[float, float] | None,
 ) -> tuple[TrialRun, list[Trial]]:
     """Run one engine with one seed on all problems, and measure what came of it."""
     cpu = time.process_time()
@@ -161,7 +167,7 @@ def _run(
         cost = dataclasses.replace(session.ledger.of(i), seconds=run.cost.seconds)
         quality = failure
         if posterior is not None:
-            quality, error = _measure(metric, posterior, failure)
+            quality, error = _measure(metric, posterior, failure, bounds)
         trials.append(_trial(name, i, seed, quality, posterior, cost, session.stopped, error))
     return run, trials
 
@@ -182,7 +188,9 @@ def _trial(
     return Trial(name, model, seed, quality, evidence, ess, particles, cost, stopped, error)
 
 
-def _measure(metric: Metric, posterior: Posterior, failure: float) -> tuple[float, str | None]:
+def _measure(
+    metric: Metric, posterior: Posterior, failure: float, bounds: tuple[float, float] | None
+) -> tuple[float, str | None]:
     """Return the quality of a posterior, or what went wrong where there is none."""
     try:
         quality = metric(posterior)
@@ -192,7 +200,11 @@ def _measure(metric: Metric, posterior: Posterior, failure: float) -> tuple[floa
         value = float(quality)
     except (TypeError, ValueError):
         raise TypeError(f"metric must return a number, not {short(quality, 60)}") from None
-    return (failure, "the metric is not finite") if not math.isfinite(value) else (value, None)
+    if not math.isfinite(value):
+        return failure, "the metric is not finite"
+    if bounds is not None and not bounds[0] <= value <= bounds[1]:
+        return failure, f"the metric is {value:g}, outside of its bounds {bounds}"
+    return value, None
 
 
 def _told(error: BaseException) -> str:

@@ -29,6 +29,15 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def within(self, least: float, most: float) -> Interval:
+        """Return the interval cut to what is possible.
+
+        >>> Interval(0.9, 0.7, 1.1).within(0.0, 1.0)
+        Interval(mean=0.9, low=0.7, high=1.0)
+        """
+        low, high = (math.nan if math.isnan(end) else min(max(end, least), most) for end in (self.low, self.high))
+        return Interval(self.mean, low, high)
+
 
 NOTHING = Interval(math.nan, math.nan, math.nan)
 

@@ -31,6 +31,7 @@ class Comparison:
         reference: label of the engine that the others are compared with.
         over: what the intervals generalise to: other ``"problems"`` like these, or other ``"seeds"`` on these.
         stopped: "interrupted" where Ctrl-C ended it, or None.
+        bounds: the least and the largest quality there can be, within which the intervals stay; or None.
     """
 
     trials: tuple[Trial, ...]
@@ -39,6 +40,7 @@ class Comparison:
     reference: str
     over: Over
     stopped: str | None = None
+    bounds: tuple[float, float] | None = None
 
     def table(self) -> tuple[Row, ...]:
         """Return one row for each engine that has made a run, in order.
@@ -62,6 +64,8 @@ class Comparison:
         good = [trial for trial in trials if trial.error is None]
         scored = self._scored(engine)
         quality = mean_interval(list(scored.values()), [self._cluster(key) for key in scored], self._binary)
+        if self.bounds is not None:
+            quality = quality.within(*self.bounds)
         spent = {unit: _mean(getattr(run.cost, unit) for run in runs) for unit in (*UNITS, "seconds")}
         return Row(
             engine=engine,
@@ -91,7 +95,10 @@ class Comparison:
         reference = self._scored(self.reference)
         pairs = [key for key in scored if key in reference]
         gaps = [scored[key] - reference[key] for key in pairs]
-        return difference_interval(gaps, [self._cluster(key) for key in pairs], self._binary) if pairs else NOTHING
+        found = difference_interval(gaps, [self._cluster(key) for key in pairs], self._binary) if pairs else NOTHING
+        if self.bounds is None:
+            return found
+        return found.within(self.bounds[0] - self.bounds[1], self.bounds[1] - self.bounds[0])
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return one flat dictionary for each trial: ``pandas.DataFrame(comparison.to_dicts())``."""

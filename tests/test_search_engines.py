@@ -563,6 +563,12 @@ def test_it_is_drawn_saved_and_told(engine, tmp_path):
     posterior = fk.infer(t2(), engine, seed=7)
     figure = fk.plots.tree(posterior)
     assert figure.axes[0].get_title(loc="left") == "Search tree"
+    tree = tree_of(posterior)
+    assert set(tree.particles) <= set(tree.leaves)
+    if len(tree.particles) < len(tree.leaves):  # what was given up is drawn, too, and is fainter
+        assert f"{len(tree.particles)} kept" in figure.axes[0].get_title(loc="right")
+        faint = sum(line.get_alpha() == 0.2 for line in figure.axes[0].lines)
+        assert 0 < faint < len(figure.axes[0].lines)
     import matplotlib.pyplot as plt
 
     plt.close(figure)

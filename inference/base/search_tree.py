@@ -64,6 +64,13 @@ class SearchTree:
         order, start = self._families
         return order[start[node] : start[node + 1]]
 
+    @cached_property
+    def leaves(self) -> Index:
+        """The nodes without children, in order: the particles, and where searches gave up."""
+        out = np.flatnonzero(np.bincount(self.parent[1:], minlength=len(self)) == 0)
+        out.flags.writeable = False
+        return out
+
     @property
     def rewards(self) -> Floats:
         """The reward of each particle: log G of its whole path, shape (n,)."""

@@ -30,11 +30,12 @@ def tree(
     ax: Any = None,
     figsize: tuple[float, float] | None = None,
 ) -> Any:
-    """Draw the tree that an engine such as `TreeSampling` or `TreeSearch` grew.
+    """Draw the tree that an engine such as `TreeSampling`, `BeamSearch` or `AStar` grew.
 
     Depth goes from left to right; only nodes where lines part, and leaves, have a dot: as large as the share of
     rollouts that went through it, and coloured by its worth, the log-weight of the path to it plus its value, in nats.
-    Worths that the weights make equal to nothing are left grey. A ring marks the heaviest leaf.
+    Worths that the weights make equal to nothing are left grey. A ring marks the heaviest leaf. Lines are fainter where
+    a search gave up, as `BeamSearch` or `AStar` do: what is below them is no particle.
 
     Args:
         posterior: of an engine that grows a tree.
@@ -74,6 +75,7 @@ def tree(
     leaves = int(heights.max()) + 1
     ax = axes(ax, figsize, (8.0, min(max(2.4, (0.36 if faces else 0.14) * leaves + 0.8), 9.5)))
     depths, share = grown.depth[nodes], grown.visits[nodes] / max(int(grown.visits[0]), 1)
+    kept = np.isin(nodes, _above(grown, grown.particles))
     for k in range(1, len(nodes)):
         a, b = above[k], k
         xs = [depths[a], depths[a] + min(1.0, depths[b] - depths[a]), depths[b]]
@@ -82,7 +84,7 @@ def tree(
             [heights[a], heights[b], heights[b]],
             color=INK,
             linewidth=0.5 + 3.5 * share[k],
-            alpha=0.6,
+            alpha=0.6 if kept[k] else 0.2,
             zorder=1,
         )
     worth = grown.log_weight[nodes] + grown.value[nodes]
@@ -99,9 +101,10 @@ def tree(
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
     title(ax, "Search tree", "step")
-    whole = len(grown.particles)
+    whole, held = len(grown.leaves), len(grown.particles)
     of = f"{whole:,} leaves" if leaves == whole else f"{leaves} of {whole:,} leaves"
-    ax.set_title(f"{of}, {int(grown.visits[0]):,} rollouts", loc="right", fontsize=SMALL, color=INK)
+    more = f"{int(grown.visits[0]):,} rollouts" if held == whole else f"{held:,} kept"
+    ax.set_title(f"{of}, {more}", loc="right", fontsize=SMALL, color=INK)
     return ax.figure
 
 
@@ -112,11 +115,7 @@ def layout(tree: SearchTree, leaves: Any) -> tuple[Any, Any, Any]:
     heights (k,), in units of one leaf.
     """
     wanted = np.zeros(len(tree), bool)
-    node = np.asarray(leaves)
-    while len(node):
-        wanted[node] = True
-        node = np.unique(tree.parent[node])
-        node = node[node >= 0]
+    wanted[_above(tree, leaves)] = True
     nodes, above, heights, placed = [], [], [], 0.0
     stack: list[tuple[int, int]] = [(0, -1)]
     while stack:
@@ -136,12 +135,24 @@ def layout(tree: SearchTree, leaves: Any) -> tuple[Any, Any, Any]:
     return np.array(nodes), np.array(above), rows
 
 
+def _above(tree: SearchTree, leaves: Any) -> Any:
+    """Return the given nodes and all that lead to them."""
+    found, node = [], np.unique(leaves)
+    while len(node):
+        found.append(node)
+        node = np.unique(tree.parent[node])
+        node = node[node >= 0]
+    return np.unique(np.concatenate(found))
+
+
 def _drawn(tree: SearchTree, log_weights: Any, most: int) -> Any:
-    """Return the leaves to draw: those that weigh most, and among equals those worth most."""
+    """Return the leaves to draw: those that weigh most, then other particles, and among equals those worth most."""
     if most < 1:
         raise ValueError(f"most must be a positive number of leaves, not {most!r}")
-    order = np.lexsort((-tree.log_mass[tree.particles], -log_weights))
-    return np.sort(tree.particles[order[:most]])
+    weight, left = np.full(len(tree), -np.inf), np.ones(len(tree), bool)
+    weight[tree.particles], left[tree.particles] = log_weights, False
+    order = np.lexsort((-tree.log_mass[tree.leaves], left[tree.leaves], -weight[tree.leaves]))
+    return np.sort(tree.leaves[order[:most]])
 
 
 def _dots(ax: Any, depths: Any, heights: Any, share: Any, worth: Any) -> Any:

@@ -121,9 +121,10 @@ class Kernel(Protocol):
 
     Requests whose ``batch_key`` are equal are served by one call to ``sample_batch`` of any of them. A request
     may also offer ``support()`` (all its values, where they are few), and ``covers(other)`` (whether it can reach
-    all that ``other`` can; needed of a proposal that restricts its own support). One whose draws have a ``log_proposal``
-    has ``log_proposal_batch(requests, values)``, too, for values that are forced. With ``expensive = True`` its calls
-    wait until no particle has anything lighter to do, so that as many as possible share them.
+    all that ``other`` can; needed of a proposal that restricts its own support). One whose draws have a
+    ``log_proposal`` has ``log_proposal_batch(requests, values)``, too, for values that are forced. With
+    ``expensive = True`` its calls wait until no particle has anything lighter to do, so that as many as possible
+    share them.
     """
 
     @property

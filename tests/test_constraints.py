@@ -105,8 +105,8 @@ def test_masks_without_weights_are_visibly_another_law():
     z, law = regular(lm)
     with pytest.raises(AssertionError):
         check_unbiased(without_weights(lm, C.regex(lm, PATTERN)), fk.SMC(3), law, math.log(z), runs=300)
+    unweighted = in_one(lm, C.regex(lm, PATTERN), AWRS(proper_weights=False))
     with pytest.raises(AssertionError):
-        unweighted = in_one(lm, C.regex(lm, PATTERN), AWRS(proper_weights=False))
         check_unbiased(unweighted, fk.SMC(3), law, math.log(z), runs=300)
 
 
@@ -242,7 +242,7 @@ def test_the_target_is_the_product_over_whole_texts(name):
 
 
 def test_a_product_with_a_model_is_its_own_law_times_the_other():
-    one, other, a, b = models()
+    one, _, a, b = models()
     step = one.tokens(one.prompt(PROMPT), 2)
     draws = constrained(step, b).sample_batch([constrained(step, b)] * 5, fkeys.fold(fkeys.root(0), np.arange(5)))
     assert targeting(step, a * b).log_prob_batch([targeting(step, a * b)] * 5, draws.values) == pytest.approx(
@@ -251,7 +251,7 @@ def test_a_product_with_a_model_is_its_own_law_times_the_other():
 
 
 def test_each_model_makes_one_call_a_wave():
-    one, other, a, b = models()
+    one, other, _, b = models()
     calls = {}
     for lm in (one, other):
         lm.forwarder.clear()
@@ -283,7 +283,7 @@ def contexts(lm, words):
 
 
 def test_the_potentials_of_the_library_keep_their_laws():
-    one, other, a, b = models()
+    one, _, a, b = models()
     start = one.prompt(PROMPT)
     some = [*contexts(one, ["", "a", "ab", "bbc", "cc", "abab"]), (1, 0), (1, 0, 2)]
 
@@ -308,7 +308,7 @@ def test_grammars_on_bytes_keep_their_laws():
     cities = C.regex(lm, "(Zürich|Köln|東京)( and (Zürich|Köln|東京))*")
     nested = C.lark(lm, 'start: "(" start ")" | ITEM\nITEM: /[a-z]+/')
     schema = C.json_schema(lm, SCHEMA)
-    cities.check(contexts(lm, ["", "Z", "Zür", "Köln and", "東京", "Bern"]) + [tuple(lm.encode("東京"))[:-1]])
+    cities.check([*contexts(lm, ["", "Z", "Zür", "Köln and", "東京", "Bern"]), tuple(lm.encode("東京"))[:-1]])
     nested.check(contexts(lm, ["", "((", "(a", "((the)", "((the))", "((the)))"]))
     schema.check(contexts(lm, ["", "{", '{"name": "', '{"name":"sea","n":', '{"name":"sea","n":7}', "[]"]))
 
@@ -520,7 +520,7 @@ def test_rejection_cannot_be_forced():
         model.start(fkeys.root(3), given=list(first.choices))
 
 
-# -- refusals -----------------------------------------------------------------------------------------------------------
+# -- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

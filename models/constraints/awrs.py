@@ -106,7 +106,7 @@ class LawUrn:
             for token in self.gone:  # in order: step over the gap of each
                 if point >= self.cumulative[token] - self.p[token]:
                     point += float(self.p[token])
-            token = int(min(np.searchsorted(self.cumulative, point, side="right"), len(self.p) - 1))
+            token = min(int(np.searchsorted(self.cumulative, point, side="right")), len(self.p) - 1)
             if self.p[token] > 0 and token not in self.gone:  # it may be by rounding alone
                 return token, min(1.0, float(self.p[token]) / self.mass)
 

@@ -61,7 +61,8 @@ class Constraint(Potential):
 
     def logw_next(self, context: Context) -> Floats:
         """Return 0 or −inf for each token and the end, (V+1,)."""
-        return self.logw_next_batch([context])[0]
+        row: Floats = self.logw_next_batch([context])[0]
+        return row
 
     def logw_next_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return `logw_next` of each context, (n, V+1)."""
@@ -104,15 +105,18 @@ class Intersection(Constraint):
 
     def allowed(self, context: Context) -> Bools:
         """Return what all allow, (V+1,)."""
-        return self.allowed_batch([context])[0]
+        row: Bools = self.allowed_batch([context])[0]
+        return row
 
     def allowed_batch(self, contexts: Sequence[Context]) -> Bools:
         """Return what all allow, (n, V+1)."""
-        return np.logical_and.reduce([part.allowed_batch(contexts) for part in self.parts])
+        rows: Bools = np.logical_and.reduce([part.allowed_batch(contexts) for part in self.parts])
+        return rows
 
     def logw_token_batch(self, contexts: Sequence[Context], tokens: Sequence[int]) -> Floats:
         """Return whether all allow one token of each context, as 0 or −inf, (n,)."""
-        return np.add.reduce([part.logw_token_batch(contexts, tokens) for part in self.parts])
+        total: Floats = np.add.reduce([part.logw_token_batch(contexts, tokens) for part in self.parts])
+        return total
 
 
 class Where(Constraint):

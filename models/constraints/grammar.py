@@ -8,6 +8,7 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .constraint import Bools, Constraint
 from .memo import Memo
@@ -42,7 +43,7 @@ class Grammar(Constraint):
         if self._root.is_error():
             raise ValueError(f"{self!r} cannot be read: {_first_line(self._root)}")
         self._matchers = Memo[Context, Any](_MATCHERS)
-        self._masks = Memo[Context, Bools](_MASKS)
+        self._masks = Memo[Context, NDArray[np.uint8]](_MASKS)
         if not self.allowed(()).any():
             raise ValueError(f"{self!r} matches no text at all, in the tokens of {lm.identity}")
 
@@ -69,7 +70,8 @@ class Grammar(Constraint):
         mask = self._masks.get(context)
         if mask is None:
             mask = self._masks[context] = self._mask(context)
-        return np.unpackbits(mask, count=self.vocabulary.size + 1, bitorder="little").view(bool)
+        bits: Bools = np.unpackbits(mask, count=self.vocabulary.size + 1, bitorder="little").view(np.bool_)
+        return bits
 
     def logw_token_batch(self, contexts: Sequence[Context], tokens: Sequence[int]) -> Floats:
         """Return 0 or −inf for one token of each context, (n,), without making masks."""
@@ -83,7 +85,7 @@ class Grammar(Constraint):
             return False
         return bool(matcher.validate_tokens([token]))
 
-    def _mask(self, context: Context) -> Any:
+    def _mask(self, context: Context) -> NDArray[np.uint8]:
         """Return the packed mask after a context, bit V for the end."""
         size = self.vocabulary.size
         bits = np.zeros(size + 1, bool)

@@ -153,7 +153,8 @@ class Composite(Potential):
 
     def logw_next(self, context: Context) -> Floats:
         """Return the log-weights of what may follow, (V+1,)."""
-        return self.logw_next_batch([context])[0]
+        row: Floats = self.logw_next_batch([context])[0]
+        return row
 
     def prefix_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return `prefix` of each context, (n,)."""
@@ -284,10 +285,9 @@ class _Scorer:
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> list[float]:
         """Return the log-weight of each text."""
         result = np.empty(len(inputs))
-        ended = np.array([text.finish_reason == "eos" for (text,) in inputs], bool)
-        result[ended] = self.potential.complete_batch(
-            [text.tokens[:-1] for (text,) in inputs if text.finish_reason == "eos"]
-        )
-        result[~ended] = self.potential.prefix_batch([text.tokens for (text,) in inputs if text.finish_reason != "eos"])
+        whole = [i for i, (text,) in enumerate(inputs) if text.finish_reason == "eos"]
+        part = [i for i, (text,) in enumerate(inputs) if text.finish_reason != "eos"]
+        result[whole] = self.potential.complete_batch([inputs[i][0].tokens[:-1] for i in whole])
+        result[part] = self.potential.prefix_batch([inputs[i][0].tokens for i in part])
         numbers: list[float] = result.tolist()
         return numbers

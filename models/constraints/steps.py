@@ -77,11 +77,11 @@ class Constrained:
             laws = [(requests[i].step.sampling, None) for i in own]
             result[own] = forced(self.step.lm, nodes, starts, laws, own, tally)
             charge(**tally.amounts)
-        groups: dict[Hashable, list[int]] = defaultdict(list)
+        groups: dict[tuple[Hashable, bool], list[int]] = defaultdict(list)
         for i, walk in going.items():
             if walk.run.count:
                 groups[requests[i].potential.fingerprint, walk.run.finish_reason == "eos"].append(i)
-        for (_, ended), rows in groups.items():  # type: ignore[misc]
+        for (_, ended), rows in groups.items():
             potential = requests[rows[0]].potential
             before: list[Context] = [going[i].run.start.tokens for i in rows]
             after = [going[i].context for i in rows]

@@ -245,6 +245,19 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "FirstFinish": (fk.FirstFinish(5, first=2, key=answer, chains=2), {}),
     "AdaptiveConsistency": (fk.AdaptiveConsistency(8, batch=4, key=answer), {}),
     "AdaptiveBestOfN": (fk.AdaptiveBestOfN(8, threshold=1.0, batch=4, prune={0: 0.5}), {}),
+    "ParticleFilter": (fk.ParticleFilter(5), {}),
+    "ParticleFilter, as its_hub": (fk.ParticleFilter(5, compat="its_hub"), {}),
+    "EntropicParticleFilter": (fk.EntropicParticleFilter(5, max_steps=8), {}),
+    "EntropicParticleFilter, looking ahead": (fk.EntropicParticleFilter(5, max_steps=8, look_ahead=True), {}),
+    "EntropicParticleFilter, as published": (fk.EntropicParticleFilter(5, max_steps=8, exact=False), {}),
+    "SMCSteer": (fk.SMCSteer(4, beam=2), {}),
+    "SMC, with a move": (fk.SMC(4, ess_threshold=1.0, move=fk.SuffixMH(1)), {}),
+    "ParticleGibbs": (fk.ParticleGibbs(4, sweeps=4), {}),
+    "ParticleGibbs, with ancestors": (fk.ParticleGibbs(4, sweeps=4, ancestor_sampling=True), {}),
+    "SuffixMH": (fk.SuffixMH(8, chains=2), {}),
+    "SuffixMH, powered": (fk.SuffixMH(8, power=2.0, block=1), {}),
+    "ParallelTempering": (fk.ParallelTempering((1.0, 3.0), sweeps=6), {}),
+    "PowerSampling": (fk.PowerSampling(3, power=2.0, moves=2), {}),
 }
 
 

@@ -69,10 +69,11 @@ class Path:
 
     def steps(self) -> list[Path]:
         """Return the path after each of its steps, from the first."""
-        out, path = [], self
+        out: list[Path] = []
+        path: Path | None = self
         while path is not None:
             out.append(path)
-            path = path.before  # type: ignore[assignment]
+            path = path.before
         return out[::-1]
 
 
@@ -111,10 +112,10 @@ def extend(
         if rows is fresh:
             advance = yield Start(keys[rows], forced)
         else:
-            advance = yield Move(gather(model, before), keys[rows], forced)  # type: ignore[arg-type]
+            advance = yield Move(gather(model, [path for path in before if path is not None]), keys[rows], forced)
         for i, path in zip(rows.tolist(), _adopt(before, advance)):
             out[i] = path
-    return out  # type: ignore[return-value]
+    return [path for path in out if path is not None]  # which is all of them
 
 
 def run_on(
@@ -125,7 +126,7 @@ def run_on(
     while True:
         going = [i for i, path in enumerate(out) if path is None or (not path.done and path.length < most)]
         if not going:
-            return out  # type: ignore[return-value]
+            return [path for path in out if path is not None]  # which is all of them
         made = yield from extend(model, [out[i] for i in going], _keys.fold(keys[going], wave))
         for i, path in zip(going, made):
             out[i] = path

@@ -75,8 +75,9 @@ class PowerSampling:
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
         keys = _keys.fold(key, _keys.tag("particle"), np.arange(self.particles))
-        kernel, rates, length = SuffixMH(1, power=self.power), [], 0
+        kernel, length = SuffixMH(1, power=self.power), 0
         lines: list[Path] = []
+        rates: list[float] = []
         while not (lines and all(path.done for path in lines)):
             length += self.block
             grown = _keys.fold(keys, _keys.tag("grow"), length)

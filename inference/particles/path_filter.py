@@ -84,12 +84,13 @@ def path_filter(
                     ancestors[0], line = yield from _ancestor(model, made, log_weights, line, draw)
             else:
                 ancestors = SCHEMES[settings.resampling](normalize(guided), n, draw)
-            paths = [made[a] for a in ancestors.tolist()]
+            made = [made[a] for a in ancestors.tolist()]
             lineage = _keys.inherit(lineage, ancestors, depth)
             if move is not None:
                 kicks = _keys.fold(lineage, _keys.tag("move"), depth)
-                paths, _ = yield from move.move(model, paths, kicks, depth + 1, np.ones(n))
-            log_weights = logmeanexp(guided) - np.array([path.log_twist for path in paths])
+                made, _ = yield from move.move(model, made, kicks, depth + 1, np.ones(n))
+            log_weights = logmeanexp(guided) - np.array([path.log_twist for path in made])
+            paths = made
         depth += 1
 
 

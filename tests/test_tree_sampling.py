@@ -419,7 +419,7 @@ def test_the_upper_confidence_bound_divides_pulls_as_it_should():
 
 
 def test_the_search_descends_by_that_bound():
-    """A root with two children, of values 1 and 0, whose own steps are certain: the visits are those above."""
+    """A root with two children, of values 1 and 0 (their deviation is ½), whose own steps are certain: see above."""
 
     @fk.program
     async def arms():
@@ -427,13 +427,28 @@ def test_the_search_descends_by_that_bound():
         await fk.factor("reward", 1.0 * arm)
 
     for seed in range(20):
-        engine = fk.TreeSearch(20, explore=1.4 * math.sqrt(2.0), width=2.0, growth=0.0, batch=1)
+        engine = fk.TreeSearch(20, explore=2.0 * 1.4 * math.sqrt(2.0), width=2.0, growth=0.0, batch=1)
         tree = fk.infer(arms(), engine, seed=seed).chains[0].tree
         arms_made = [tree.choices[x][0].value for x in tree.children(0)]
         if sorted(arms_made) == [0, 1]:
             assert tree.visits[tree.children(0)][np.argsort(arms_made)].tolist() == [4, 16]
             return
     pytest.fail("no seed drew both arms")
+
+
+def test_the_units_of_the_reward_do_not_matter_to_a_search_for_the_best():
+    def visits(unit, **settings):
+        model = FiniteChain(START, MOVES, unit * LOG_G)
+        return grown(300, fk.TreeSearch, model, backup="max", **settings)[1].visits
+
+    assert (visits(1.0) == visits(64.0)).all()
+    assert len(visits(1.0)) != len(visits(1.0, explore=3.0))
+
+
+def test_rollouts_without_weight_do_not_stop_a_search():
+    posterior = fk.infer(deadly(), fk.TreeSearch(60, backup="max", batch=4), seed=0)
+    assert posterior.best() == (1, 1)
+    assert (posterior.chains[0].tree.log_weight == -math.inf).any()
 
 
 def test_search_finds_the_best_with_less_than_best_of_n_needs():

@@ -142,6 +142,13 @@ class Growth:
                 if fork is not None:
                     fork.visits[self._place[x]] += 1
 
+    def spread(self) -> float:
+        """Return the standard deviation of the reach of the root's children; of those of positive weight."""
+        fork = self._forks.get(0)
+        reach = np.array([] if fork is None else fork.reach)
+        alive = reach[reach > -math.inf]
+        return float(alive.std()) if len(alive) else 0.0
+
     # -- rollouts -----------------------------------------------------------------------------------------------
 
     def wave(

@@ -23,20 +23,23 @@ class TreeSearch:
     """Diffusion Tree Search (DTS*): grow a tree of runs towards the best, and take the best way down.
 
     Feynman–Kac mapping: the tree of `TreeSampling`, but that a rollout descends to the child of the largest
-    edge + v̂ + c·√(log N / n), an upper confidence bound, where N rollouts went through the node and n through the
-    child. The particles are the leaves; all weight is on the one that a descent by the largest edge + v̂ ends in. It is
-    a heuristic for finding good samples. With ``backup="max"`` that is the best leaf found, the one of the largest
-    Π G·p/q, and there is no evidence; with "soft", as the paper has it for images, it is the best leaf of a branch
-    that is good on average, less prone to a reward that flatters a freak, and the evidence is that of `TreeSampling`.
+    edge + v̂ + c·s·√(log N / n), an upper confidence bound, where N rollouts went through the node and n through the
+    child, and s is the standard deviation of edge + v̂ among the root's children, so that c has no unit. The particles
+    are the leaves; all weight is on the one that a descent by the largest edge + v̂ ends in. It is a heuristic for
+    finding good samples. With ``backup="max"`` that is the best leaf found, the one of the largest Π G·p/q, and there
+    is no evidence; with "soft", as the paper has it for images, it is the best leaf of a branch that is good on
+    average, less prone to a reward that flatters a freak, and the evidence is that of `TreeSampling`.
 
     Args:
         rollouts: descents, in all; one that ends in a leaf it has been to costs nothing.
-        explore: c. The paper does not say which; it is in nats, so choose it near the spread of log-rewards.
+        explore: c. The paper does not say which; 0.1 to 1 did alike where we tried.
         backup: "soft", log mean exp over the children, or "max".
         width: C; a node has up to ⌈C·N^α⌉ children.
-        growth: α, in [0, 1].
+        growth: α, in [0, 1]. The paper has 0.8, which spends most on new starts; a search wants fewer and deeper.
         branch_at: the depths (steps made, from 0) whose nodes may have several children; None for all. The root
-            always may.
+            always may. Name those after which runs still differ in reward, and not those before anything is decided:
+            a diffusion's first steps decide little, so of T steps with the usual schedule 0.4, 0.5, 0.6, 0.7 and
+            0.8·T did better than even parts (``benchmarks/tree_search.py``).
         batch: rollouts of a wave, which share their calls. They see each other's visits and not their rewards.
         record: whether to keep what every step chose; False keeps that of branching depths and leaves.
         chains: independent trees; each selects its own leaf.
@@ -58,10 +61,10 @@ class TreeSearch:
     """
 
     rollouts: int
-    explore: float = 1.0
+    explore: float = 0.3
     backup: Literal["soft", "max"] = "soft"
     width: float = 2.0
-    growth: float = 0.8
+    growth: float = 0.5
     branch_at: Collection[int] | None = None
     batch: int = 16
     record: bool = True
@@ -86,10 +89,12 @@ class TreeSearch:
         branch_at = None if self.branch_at is None else frozenset(self.branch_at)
         backup = logmeanexp if self.backup == "soft" else lambda reach: float(reach.max())
         tree = Growth(key, self.width, self.growth, branch_at, backup, self.record)
-        yield from grow(model, tree, self, self._descend, self._weigh)
 
-    def _descend(self, fork: Fork, visits: int, key: Keys) -> int:
-        return int(uct(np.frombuffer(fork.reach), np.array(fork.visits), visits, self.explore).argmax())
+        def descend(fork: Fork, visits: int, key: Keys) -> int:
+            explore = self.explore * tree.spread()
+            return int(uct(np.frombuffer(fork.reach), np.array(fork.visits), visits, explore).argmax())
+
+        yield from grow(model, tree, self, descend, self._weigh)
 
     def _weigh(self, tree: SearchTree) -> Report:
         leaf = best_leaf(tree)

@@ -370,3 +370,24 @@ def test_a_tree_of_frames_beats_best_of_n_at_equal_cost():
     best = fk.infer(model, fk.BestOfN(8), seed=0)
     assert tree.cost.nfe <= best.cost.nfe == 8 * 8 * 5
     assert tree.log_potential.max() > best.log_potential.max() + 5
+
+
+def test_all_that_belongs_to_a_clip_follows_it():
+    """After any forks, of particles at different frames too, each does what it would do alone: all its fields."""
+    model, n, rng = linear(steps=2, reward=lambda clips: clips.sum((1, 2))), 6, np.random.default_rng(0)
+    key = keys.fold(keys.root(0), np.arange(n))
+    state = model.start(key).state
+    for step in range(1, 8):
+        ancestors = rng.integers(0, n, n)
+        own = keys.fold(key, step)
+        after = model.advance(model.select(state, ancestors), own)
+        for i, ancestor in enumerate(ancestors):
+            alone = model.advance(model.select(state, [ancestor]), own[i : i + 1])
+            mine = model.select(after.state, [i])
+            assert mine.step.tolist() == alone.state.step.tolist()
+            assert set(mine.fields) == {"clip", "estimate", "reward"}
+            torch.testing.assert_close(mine.x, alone.state.x)
+            for name, value in alone.state.fields.items():
+                torch.testing.assert_close(mine.fields[name], value, msg=name)
+            assert after.log_potential[i] == pytest.approx(alone.log_potential[0])
+        state = after.state if step % 3 else model.concat([after.state, state]).select(rng.integers(0, 2 * n, n))

@@ -441,7 +441,7 @@ def test_the_units_of_the_reward_do_not_matter_to_a_search_for_the_best():
         model = FiniteChain(START, MOVES, unit * LOG_G)
         return grown(300, fk.TreeSearch, model, backup="max", **settings)[1].visits
 
-    assert (visits(1.0) == visits(64.0)).all()
+    assert (visits(1.0) == visits(1 / 64)).all()
     assert len(visits(1.0)) != len(visits(1.0, explore=3.0))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from countdown_data import LINE, Noise, traces
+from countdown_data import LINE, Noise, exact, traces
 from countdown_rollouts import labelled
 from data import folder
 from loop import Settings, ship, train
@@ -27,6 +27,8 @@ from feynkac.models.shelf import Shelf
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "tasks" / "weights"
 LENGTH = {2: 15, 3: 26, 4: 38, 5: 51}
 """Tokens of a trace, by how many numbers it begins with."""
+ASTRAY = Noise(slip=0.7, miscount=0.06)
+"""In the traces that the verifier begins with."""
 BLOCK = 500
 """Problems that are rolled out together."""
 CONFIG: dict[str, Any] = {
@@ -128,7 +130,21 @@ def dataset(model: Any, problems: int, rollouts: int, seed: int) -> tuple[Any, A
     return found
 
 
-def verifier_loss(tokens: Any, labels: Any, batch: int) -> Any:
+def exact_loss(batch: int) -> Any:
+    """Return the loss of fresh traces, many with noise: a step is good if the target can still be reached."""
+
+    def loss(network: Any, generator: Any) -> Any:
+        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        numbers = 4 if rng.random() < 0.25 else 5
+        tokens = traces(batch, numbers, ASTRAY, rng)
+        ends, good = exact(tokens, numbers)
+        logits = network(input_ids=torch.from_numpy(tokens), use_cache=False).logits[:, ends, 0]
+        return binary_cross_entropy_with_logits(logits, torch.from_numpy(good).float())
+
+    return loss
+
+
+def rollout_loss(tokens: Any, labels: Any, batch: int) -> Any:
     """Return the loss: cross-entropy of the labels at the ends of steps."""
 
     def loss(network: Any, generator: Any) -> Any:
@@ -141,21 +157,22 @@ def verifier_loss(tokens: Any, labels: Any, batch: int) -> Any:
     return loss
 
 
-def verifier(settings: Settings, problems: int, rollouts: int = 4, into: Path = WEIGHTS) -> Path:
+def verifier(first: Settings, then: Settings, problems: int, rollouts: int = 4, into: Path = WEIGHTS) -> Path:
     """Train the process reward model, from the reasoner's weights, and write its own."""
-    torch.manual_seed(settings.seed)
-    kept = Shelf(into).weights("countdown_reasoner")
+    torch.manual_seed(first.seed)
     model = LlamaForCausalLM(LlamaConfig(**CONFIG))
-    model.load_state_dict(kept)
-    tokens, labels = dataset(model.eval(), problems, rollouts, settings.seed)
+    model.load_state_dict(Shelf(into).weights("countdown_reasoner"))
+    tokens, labels = dataset(model.eval(), problems, rollouts, first.seed)
     config = {**CONFIG, "num_labels": 1}
     network = LlamaForTokenClassification(LlamaConfig(**config))
     network.model.load_state_dict(model.model.state_dict())
-    loss = verifier_loss(tokens, labels, settings.batch)
-    network, record = train("countdown_verifier", network, loss, settings)
+    train("countdown_verifier", network, exact_loss(first.batch), first)
+    network, record = train("countdown_verifier", network, rollout_loss(tokens, labels, then.batch), then)
     record |= {
         "about": f"whether at least one of {rollouts} rollouts of countdown_reasoner from the end of a step succeeds",
-        "data": f"{len(tokens)} answers of countdown_reasoner to training problems, {rollouts} rollouts from each step",
+        "data": "traces of training problems with noise, labelled by the solver, made at each step; then "
+        f"{len(tokens)} answers of countdown_reasoner to training problems, {rollouts} rollouts from each step",
+        "before": {**asdict(first), "noise": asdict(ASTRAY)},
         "config": config,
     }
     return ship("countdown_verifier", network, record, into)
@@ -165,7 +182,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["reasoner", "verifier"])
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--problems", type=int, default=12_000, help="of the verifier's rollouts")
+    parser.add_argument("--problems", type=int, default=6000, help="of the verifier's rollouts")
     parser.add_argument("--into", type=Path, default=WEIGHTS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -173,5 +190,7 @@ if __name__ == "__main__":
         phases = PHASES if asked.steps is None else (replace(PHASES[-1], until=asked.steps),)
         print(reasoner(Settings(phases[-1].until, rate=2e-3, warmup=200, cooldown=1000), phases, asked.into))
     else:
-        steps = asked.steps or 1000
-        print(verifier(Settings(steps, rate=5e-4, cooldown=steps // 2), asked.problems, into=asked.into))
+        steps = asked.steps or 1800
+        first = Settings(steps, rate=1e-3, cooldown=steps // 2)
+        then = Settings(steps + 120, rate=2e-4, cooldown=120)
+        print(verifier(first, then, asked.problems, into=asked.into))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from feynkac.models.tasks.countdown import HELD_OUT, LARGEST, LIMIT, SMALLEST_TARGET
+from feynkac.models.tasks.countdown import HELD_OUT, LARGEST, LIMIT, SMALLEST_TARGET, reach
 from feynkac.models.tasks.shipped import FIRST, SIGNS, SPACED, SYMBOLS
 
 OPEN, CLOSE, GOAL, LINE = (SIGNS + SYMBOLS.index(sign) for sign in (" (", ")", " >", "\n"))
@@ -87,6 +87,24 @@ def _some(n: int, numbers: int, noise: Noise, rng: Any, skip: int) -> Any:
         lines.append(line(move, shown))
     tokens = np.concatenate([head(start, true[:, 0]), *lines, np.full((n, 1), END)], 1)
     return tokens[(true[:, 0] >= SMALLEST_TARGET) & for_training(start, true[:, 0])]
+
+
+def exact(tokens: Any, numbers: int) -> tuple[list[int], Any]:
+    """Return where the steps of traces end, and whether the target is in reach after each, shape (n, steps)."""
+    begin = numbers + 3
+    target, right = tokens[:, begin - 2] - SPACED, np.ones(len(tokens), bool)
+    ends, good = [], []
+    for left in range(numbers - 1, 0, -1):
+        a, op, b = tokens[:, begin] - FIRST, tokens[:, begin + 1] - SIGNS, tokens[:, begin + 2] - FIRST
+        true = np.choose(op, [a + b, a - b, a * b, a // np.maximum(b, 1)])
+        right = right & (true == tokens[:, begin + 4] - FIRST)
+        state = tokens[:, begin + 6 : begin + 6 + left] - SPACED
+        state[:, 0] += SPACED - FIRST
+        in_reach = [reach(row) >> goal & 1 for row, goal in zip(state.tolist(), target.tolist())]
+        begin += 8 + left
+        ends.append(begin - 1)
+        good.append(right & np.array(in_reach, bool))
+    return ends, np.stack(good, 1)
 
 
 def for_training(start: Any, target: Any) -> Any:

@@ -33,7 +33,7 @@ Split = Literal["train", "test"]
 Numbers = tuple[int, ...]
 
 _STEP = re.compile(r"\s*([0-9]+)\s*([-+*/])\s*([0-9]+)\s*=\s*([0-9]+)\s*(?:\(([0-9 ]*)\)\s*)?")
-_EXAMPLES = ("2 3 4 > 20\n3+2=5 (4 5)\n5*4=20 (20)\n", "8 1 6 5 > 13\n8-1=7 (6 5 7)\n6-5=1 (7 1)\n7*1=7 (7)\n")
+_EXAMPLES = ("2 3 4 > 20\n3+2=5 (4 5)\n5*4=20 (20)\n", "8 1 6 5 > 8\n8-1=7 (6 5 7)\n7+6=13 (5 13)\n13-5=8 (8)\n")
 _INSTRUCTION = (
     "Reach the target after > with the numbers before it. In each line, two of the numbers that are left become one by "
     "+, -, * or /, and brackets hold what is left. Use every number once.\n\n"
@@ -243,7 +243,7 @@ def problems(count: int, seed: int = 0, *, numbers: int = 5, split: Split = "tes
     Raises ValueError for fewer than two numbers, a split of another name, or more problems than there are.
 
     >>> problems(2, seed=1, numbers=3)
-    [Countdown(numbers=(7, 1, 19), target=11), Countdown(numbers=(16, 12, 6), target=34)]
+    [Countdown(numbers=(2, 19, 15), target=23), Countdown(numbers=(12, 18, 6), target=24)]
     """
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", not {split!r}')

@@ -455,6 +455,23 @@ def test_steps_of_all_kinds_give_viable_prefixes(sampler):
         assert alive
 
 
+def test_each_request_has_its_own_constraint_in_a_shared_wave():
+    lm = letters_lm()
+    text = lm.prompt(PROMPT)
+    patterns = {"a{1,3}": "mask", "b{1,3}": "mask", "c{1,3}": "awrs", "(a|c){2}": "awrs"}
+
+    @fk.program
+    async def one(pattern):
+        step = lm.complete(text, max_tokens=3)
+        return str(await fk.sample("x", constrained(step, C.regex(lm, pattern), sampler=patterns[pattern])))
+
+    posteriors = fk.infer([one(pattern) for pattern in patterns], fk.SMC(200, all_dead="zero"), seed=0)
+    for pattern, posterior in zip(patterns, posteriors):
+        z = sum(whole_prob(lm, PROMPT, s) for s in strings(3) if re.fullmatch(pattern, s))
+        assert math.exp(posterior.log_evidence) == pytest.approx(z, rel=0.5)
+        assert all(re.fullmatch(pattern, s) for s, p in zip(posterior.values, posterior.probabilities) if p > 0)
+
+
 def test_a_wave_makes_one_call():
     lm = tiny_lm(seed=5)
     grammar = C.regex(lm, "[a-z]{30,}")

@@ -81,7 +81,8 @@ class Mixture:
         off = x[:, None, :] - alpha[..., None] * torch.as_tensor(self.means, **like)
         d = x.shape[-1]
         log_weights = torch.as_tensor(np.log(np.maximum(self.weights, 1e-300)), **like)
-        terms = log_weights - 0.5 * off.square().sum(-1) / variance - 0.5 * d * (2 * math.pi * variance).log()
+        squares = off.square() @ off.new_ones(d)  # several times as fast as a sum over few coordinates
+        terms = log_weights - 0.5 * squares / variance - 0.5 * d * (2 * math.pi * variance).log()
         return terms, off, variance
 
     def denoiser(self, schedule: Schedule) -> _Exact:

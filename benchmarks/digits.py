@@ -15,7 +15,9 @@ the summed probabilities). So the posterior is p(x)·p(c|x)^scale. Every engine 
     DAS         TDS, tempered by λ_i = min(1.03^i − 1, 1), resampled by SSP
     DTS         `TreeSampling`, C = 2, α = 0.8, branching before the first step and after 20, 40, 60 and 80%
                 of them, waves of 8; one run, read at every budget
-    DTS gradient the same tree, over the proposals of TDS
+    DTS late    the same with α = 0.5, branching before the first step and after 40, 50, 60, 70 and 80% of the steps,
+                where samples part (see `tree_search.py`)
+    DTS gradient the tree of DTS, over the proposals of TDS
 
 NFE counts evaluations of the network for one image each; where a gradient is taken through the network, the way back
 counts as one more, so that TDS, DAS and DTS gradient are charged 2 for each of theirs. The classifier is not counted.
@@ -53,7 +55,7 @@ from feynkac.diffusion import Steering
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"class": [4], "even": [0, 2, 4, 6, 8]}
-ENGINES = ("importance", "best of 10", "FK", "TDS", "DAS", "DTS", "DTS gradient")
+ENGINES = ("importance", "best of 10", "FK", "TDS", "DAS", "DTS", "DTS late", "DTS gradient")
 BUDGETS = (1000, 3000, 10_000, 30_000)
 BLOCK, WAVE, TEMPER = 200, 8, 0.03
 
@@ -158,8 +160,9 @@ def from_tree(bench: Bench, task: str, name: str, seed: int, budgets: list[int])
     reward, each = bench.classifier.log_prob(TASKS[task]), 2 if by_gradient else 1
     steering = Steering(reward, bench.strength, every=1 if by_gradient else steps, gradient=by_gradient)
     model = fk.diffusion.digits(steps, steering=steering)
-    branch_at = [steps * part // 5 for part in (1, 2, 3, 4)]
-    engine = fk.TreeSampling(max(budgets), 2.0, 0.8, branch_at=branch_at, batch=WAVE, record=False)
+    growth, parts = (0.5, (0.4, 0.5, 0.6, 0.7, 0.8)) if name == "DTS late" else (0.8, (0.2, 0.4, 0.6, 0.8))
+    branch_at = [round(part * steps) for part in parts]
+    engine = fk.TreeSampling(max(budgets), 2.0, growth, branch_at=branch_at, batch=WAVE, record=False)
     run, left = fk.steps(model, engine, seed=seed), sorted(budgets)
     for _ in run:
         # A wave is read where the budget is nearest.
@@ -174,7 +177,11 @@ def found(bench: Bench, budget: int, each: int, posterior: Any) -> Found:
     return Found(budget, each * posterior.cost.nfe, features, classes, posterior.probabilities)
 
 
-MAKE = {"importance": from_pool, "best of 10": from_pool, "DTS": from_tree, "DTS gradient": from_tree}
+MAKE = {
+    **dict.fromkeys(("importance", "best of 10"), from_pool),
+    **dict.fromkeys(("FK", "TDS", "DAS"), from_particles),
+    **dict.fromkeys(("DTS", "DTS late", "DTS gradient"), from_tree),
+}
 
 
 def run(bench: Bench, records: Records, seeds: int, tasks: list[str], engines: list[str], budgets: list[int]) -> None:
@@ -188,7 +195,7 @@ def run(bench: Bench, records: Records, seeds: int, tasks: list[str], engines: l
                 if not wanted:
                     continue
                 began = time.process_time()
-                for one in MAKE.get(engine, from_particles)(bench, task, engine, seed, wanted):
+                for one in MAKE[engine](bench, task, engine, seed, wanted):
                     sample = Sample(one.features, one.weights)
                     result = {
                         "to_model": distance(sample, truth),
@@ -239,7 +246,7 @@ def saving(rows: list[dict[str, Any]]) -> str:
     others = {name: curve(rows, name) for name in ENGINES if not name.startswith("DTS")}
     best = min((name for name in others if len(others[name][0])), key=lambda name: others[name][1][-1])
     (nfe, reached), lines = (others[best][0][-1], others[best][1][-1]), []
-    for name in ("DTS", "DTS gradient"):
+    for name in ("DTS", "DTS late", "DTS gradient"):
         used, far = curve(rows, name)
         if not len(used):
             continue

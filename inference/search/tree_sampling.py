@@ -45,6 +45,7 @@ class TreeSampling:
         growth: α, in [0, 1]. The paper has C = 2 with 0.8 for images and 0.7 for text.
         branch_at: the depths (steps made, from 0) whose nodes may have several children; None for all. The root,
             before the first step, always may. With few, rollouts share long beginnings, and fewer states are kept.
+            A child of a node where little is decided yet is nearly a new run, and costs nearly as much.
         batch: rollouts of a wave, which share their calls. They see each other's visits and not their rewards: the
             smaller, the better informed.
         record: whether to keep what every step chose, for `trace` and drawings; False keeps that of branching depths

@@ -2,18 +2,20 @@
 # `make test ARGS="-k smc -x"` passes arguments on to pytest.
 
 PYTHON ?= python3
+COMMA := ,
 VENV := .venv
 
 # Where other programs share the cores, OpenMP threads that spin while they wait can cost ten times the work itself.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN := $(VENV)/bin
-EXTRAS := text,diffusion,jax,onnx,plots,progress,dev
+# BRISQUE's support vector machine is compiled when it is installed; without a compiler its tests are skipped.
+EXTRAS := $(if $(shell command -v c++),quality$(COMMA))text,diffusion,jax,onnx,plots,progress,dev
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict --editable
 
 # A strict editable install links each file of the library, so it is made again whenever the list of files changes:
 # the name of its stamp carries a checksum of the list.
-FILES := $(sort py.typed $(wildcard *.py diffusion/shipped/weights/* $(addsuffix *.py,$(dir $(wildcard */__init__.py */*/__init__.py)))))
+FILES := $(sort py.typed $(wildcard *.py diffusion/shipped/weights/* models/tasks/weights/* $(addsuffix *.py,$(dir $(wildcard */__init__.py */*/__init__.py)))))
 INSTALLED := $(VENV)/.installed
 LINKED := $(VENV)/.linked-$(firstword $(shell echo $(FILES) | cksum))
 

@@ -35,17 +35,14 @@ def log_normal(x, mean, variance):
 
 @dataclass(frozen=True)
 class Paths:
-    """One array for the whole population: (n, steps so far)."""
+    """One array for the whole population, (n, all steps), NaN where a particle has not been yet."""
 
     x: np.ndarray
-
-    @property
-    def depth(self):
-        return np.full(len(self.x), self.x.shape[1] - 1)
+    depth: np.ndarray
 
     @property
     def done(self):
-        return np.full(len(self.x), self.x.shape[1] == len(Y))
+        return self.depth == len(Y) - 1
 
     def __len__(self):
         return len(self.x)
@@ -58,20 +55,23 @@ class LinearGaussian:
         self.optimal = optimal
 
     def start(self, keys, given=None):
-        return self._step(np.empty((len(keys), 0)), M, P, keys)
+        n = len(keys)
+        return self._step(Paths(np.full((n, len(Y)), np.nan), np.full(n, -1)), np.full(n, M), P, keys)
 
     def advance(self, state, keys, given=None):
-        return self._step(state.x, F * state.x[:, -1] + B, Q, keys)
+        last = state.x[np.arange(len(keys)), state.depth]
+        return self._step(state, F * last + B, Q, keys)
 
     def _step(self, past, mean, variance, keys):
-        y, n = Y[past.shape[1]], len(keys)
-        mean = np.broadcast_to(mean, n)
+        depth, n = past.depth + 1, len(keys)
+        y = Y[depth]
         q_mean, q_variance = mean, variance
         if self.optimal:
             q_variance = 1 / (1 / variance + H * H / R)
             q_mean = q_variance * (mean / variance + H * (y - C) / R)
         x = q_mean + math.sqrt(q_variance) * fk.keys.normal(keys)
-        state = Paths(np.concatenate([past, x[:, None]], 1))
+        state = Paths(past.x.copy(), depth)
+        state.x[np.arange(n), depth] = x
         return fk.Advance(
             state,
             [(value,) for value in x.tolist()],
@@ -84,10 +84,10 @@ class LinearGaussian:
         )
 
     def select(self, state, index):
-        return Paths(state.x[index])
+        return Paths(state.x[index], state.depth[index])
 
     def concat(self, states):
-        return Paths(np.concatenate([s.x for s in states]))
+        return Paths(np.concatenate([s.x for s in states]), np.concatenate([s.depth for s in states]))
 
     def values(self, state):
         return list(state.x)
@@ -158,6 +158,26 @@ def test_native_models_and_programs_can_be_solved_together():
         assert posterior.log_evidence == pytest.approx(EXACT.log_evidence, abs=0.4)
     (alone,) = fk.infer(mixed[:1], fk.SMC(500), seed=2)
     assert (np.stack(alone.values) == np.stack(together[0].values)).all()
+
+
+def test_particles_at_different_depths_share_a_batch():
+    model, key = LinearGaussian(optimal=True), fk.keys.fold(fk.keys.root(0), np.arange(3))
+    early = model.start(key).state
+    late = model.advance(early, fk.keys.fold(key, 1)).state
+    fresh = fk.keys.fold(key, 8), fk.keys.fold(key, 9)
+    together = model.advance(model.concat([early, late]), np.concatenate(fresh))
+    for rows, state, keys in ((slice(0, 3), early, fresh[0]), (slice(3, 6), late, fresh[1])):
+        alone = model.advance(state, keys)
+        for term in ("log_prob", "log_proposal", "log_potential", "done"):
+            np.testing.assert_array_equal(getattr(together, term)[rows], getattr(alone, term))
+        np.testing.assert_array_equal(together.state.x[rows], alone.state.x)
+
+
+def test_a_tree_over_a_native_model_tends_to_the_kalman_filter():
+    """Its waves mix depths. Ẑ of a tree is consistent: within a tenth at 3,000 rollouts (0.04 off at this seed)."""
+    posterior = fk.infer(LinearGaussian(optimal=True), fk.TreeSampling(3000, growth=0.5, batch=100), seed=0)
+    assert posterior.log_evidence == pytest.approx(EXACT.log_evidence, abs=0.1)
+    assert posterior.expect(lambda path: path[0]) == pytest.approx(EXACT.smoothed_means[0, 0], abs=0.15)
 
 
 # -- a finite chain ---------------------------------------------------------------------------------------------

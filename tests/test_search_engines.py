@@ -311,26 +311,32 @@ def ranked(engine, depth=4):
     return model, fk.infer(model, engine, seed=0)
 
 
+@pytest.mark.parametrize(("cost", "f"), [("falls", falls), ("rises", rises)])
+def test_it_is_best_first_by_f(cost, f):
+    """Each expansion takes the least of the open ones, and the first finished one to come up is the result."""
+    for seed in range(10):
+
+        def r(path, seed=seed):
+            return noise(path, 50 + seed)
+
+        model = Scripted(lambda path: math.log(r(path)), lambda path: len(path) == 4)
+        found = fk.infer(model, fk.AStar(100, width=2, cost=cost), seed=0)
+        queue = [(0.0, ())]
+        for wave in model.waves:
+            assert min(queue)[1] == wave[0][:-1]
+            heapq.heappop(queue)
+            for path in wave:
+                heapq.heappush(queue, (f(path, r), path))
+        assert found.best() == min(queue)[1]
+
+
 def test_what_h_falls_by_makes_it_consistent_and_what_it_rises_by_does_not():
     leaves = list(itertools.product((0, 1), repeat=4))
     _, found = ranked(fk.AStar(100, width=2, cost="falls"))
     assert found.best() == min(leaves, key=lambda path: falls(path, prm))
-    for path in leaves:
-        along = [falls(path[: i + 1], prm) for i in range(4)]
-        assert along == sorted(along)
-    model, found = ranked(fk.AStar(100, width=2))
-    tree, paths = tree_of(found), paths_of(tree_of(found))
-    goals = [paths[x] for x in range(1, len(tree)) if tree.done[x]]
-    assert found.best() == min(goals, key=lambda path: rises(path, prm))
-    # It is best-first by that f: each expansion takes the least of the open ones.
-    queue = [(0.0, ())]
-    for wave in model.waves:
-        assert min(queue)[1] == wave[0][:-1]
-        heapq.heappop(queue)
-        for path in wave:
-            heapq.heappush(queue, (rises(path, prm), path))
-    along = [rises(path[: i + 1], prm) for path in leaves for i in range(4)]
-    assert along != sorted(along)
+    along = {f: [[f(path[: i + 1], prm) for i in range(4)] for path in leaves] for f in (falls, rises)}
+    assert all(line == sorted(line) for line in along[falls])
+    assert not all(line == sorted(line) for line in along[rises])
 
 
 def test_a_greedy_search_follows_the_score_alone():

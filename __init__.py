@@ -28,6 +28,7 @@ from .inference.mcmc.power_sampling import PowerSampling
 from .inference.mcmc.suffix_mh import SuffixMH
 from .inference.particles.entropic import EntropicParticleFilter
 from .inference.particles.importance import ImportanceSampling
+from .inference.particles.look_ahead import LookAheadSMC
 from .inference.particles.particle_filter import ParticleFilter
 from .inference.particles.path_search import PathSearch
 from .inference.particles.rollover import RolloverBudget
@@ -90,6 +91,7 @@ __all__ = [
     "FirstFinish",
     "ImportanceSampling",
     "Kernel",
+    "LookAheadSMC",
     "NoiseSearch",
     "ParallelTempering",
     "ParticleFilter",

@@ -121,11 +121,37 @@ def test_ahead_of_a_trap_the_look_ahead_pays():
         await fk.factor("truth", -5.0 * x + y)
         return x
 
-    spread = {}
-    for ahead in (False, True):
-        engine = fk.EntropicParticleFilter(8, 4, look_ahead=ahead)
-        spread[ahead] = np.std([math.exp(p.log_evidence) for p in fk.infer([trap()] * 200, engine, seed=0)])
-    assert spread[True] < 0.6 * spread[False]
+    engines = fk.SMC(8, 1.0), fk.EntropicParticleFilter(8, 4, look_ahead=True), fk.LookAheadSMC(8, 2)
+    plain, *ahead = (
+        np.std([math.exp(p.log_evidence) for p in fk.infer([trap()] * 200, engine, seed=0)]) for engine in engines
+    )
+    assert max(ahead) < 0.6 * plain
+
+
+@pytest.mark.parametrize(("rollouts", "ahead"), [(1, None), (3, None), (2, 1)])
+def test_smc_with_trial_runs_is_unbiased(rollouts, ahead):
+    # 24 comparisons at |z| < 4.26: 5e-4.
+    def shaping(text):
+        return 1.3 * text.count("a") - 0.4 * text.count("b")
+
+    engine = fk.LookAheadSMC(3, rollouts, ahead)
+    check_unbiased(t2(shaping=shaping), engine, dict(zip(T2_ORDER, T2_POSTERIOR)), math.log(T2_Z), runs=400)
+
+
+def test_trials_that_die_do_not_end_a_line():
+    """All of the weight is on one of eight runs, and is seen at the end."""
+
+    @fk.program
+    async def late():
+        bits = []
+        for _ in range(3):
+            bits.append(await fk.sample("bit", fk.dist.Bernoulli(0.5)))
+            await fk.factor("nothing yet", 0.0)
+        await fk.factor("G", 0.0 if sum(bits) == 3 else -math.inf)
+        return sum(bits)
+
+    posteriors = fk.infer([late()] * 200, fk.LookAheadSMC(6, 4, all_dead="zero"), seed=0)
+    assert abs(z_score([8 * math.exp(p.log_evidence) for p in posteriors], 1.0)) < Z_LIMIT
 
 
 @pytest.mark.parametrize(
@@ -243,3 +269,10 @@ def test_bad_settings_of_the_particle_filter_are_named():
     for settings, message in (({"compat": "hub"}, "compat"), ({"chains": 0}, "chains"), ({"all_dead": 1}, "all_dead")):
         with pytest.raises(ValueError, match=message):
             fk.ParticleFilter(3, **settings)
+    for settings, message in (
+        ({"rollouts": 0}, "rollouts"),
+        ({"ahead": 0}, "ahead"),
+        ({"resampling": 1}, "resampling"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fk.LookAheadSMC(3, **settings)

@@ -10,6 +10,7 @@ import pytest
 
 import feynkac as fk
 from feynkac.inference.mcmc.parallel_tempering import exchange
+from feynkac.inference.particles.path_filter import _ancestor
 from laws import T1_REWARD, T2_NEXT, T2_ORDER, T2_POSTERIOR, T2_PRIOR, Z_LIMIT, odds, t1, t3, z_score
 from walks import choices_of, drift, drive, forced, keys_of, largest_z, stationary, tokens, value_of, variation
 
@@ -347,6 +348,24 @@ def test_a_sweep_leaves_the_posterior_of_runs_of_unequal_length(engine, heat):
     after = [value_of(model, path) for path in moved]
     assert np.mean([a != b for a, b in zip(before, after)]) > 0.05
     assert drift(before, after, T2_ORDER) < Z_LIMIT
+
+
+def test_a_past_is_drawn_by_its_weight_and_by_what_the_future_is_worth_with_it():
+    """The reference ba$ may have the past b or a, or an end, which has no future: w·p·G of what comes after."""
+    model = tokens(heat=0.5)
+    ba, ab, end = forced(model, [choices_of(text) for text in ("ba$", "ab$", "$")])
+    paths, log_weights = [ba.cut(1), ab.cut(1), end], np.array([0.3, -0.2, 0.5])
+    worth = np.exp(log_weights) * [0.5 * math.exp(2.0), 0.2 * math.exp(4.0), 0.0]
+    parts = [_ancestor(model, paths, log_weights, ba.steps(), key[None]) for key in keys_of(2500, 4)]
+    found = drive(model, parts)
+    # One comparison at |z| < 4.26: 2e-5.
+    assert abs(z_score([1.0 * (chosen == 1) for chosen, _ in found], worth[1] / worth.sum())) < Z_LIMIT
+    assert {chosen for chosen, _ in found} == {0, 1}
+    for chosen, line in found[:50]:
+        assert value_of(model, line[-1]) == ("ba$", "aa$")[chosen]
+        assert line[0] is paths[chosen]
+        again = forced(model, [choices_of(("ba$", "aa$")[chosen])])[0]
+        assert line[-1].log_weight == pytest.approx(again.log_weight)
 
 
 def test_ancestor_sampling_renews_the_past_that_sweeps_without_it_keep():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,15 +10,14 @@ import numpy as np
 
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
-from ...ppl.model import Advance, FeynmanKac, Floats
+from ...ppl.model import FeynmanKac, Floats
 from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, positive
 from ..base.resampling import SCHEMES, Scheme
 from ..base.weights import logmeanexp, normalize, spread
+from .look_ahead import look_ahead
 from .smc import describe
 
 RULES = ("ess", "entropy", "base")
-_DEAD_LOOK = 0.1
-"""What a look-ahead of weight zero counts for, as a share of the mean: its parent may have better children."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,8 @@ class EntropicParticleFilter:
             guided = log_weights + advance.log_twist
             tau = self.temperature(guided, depth + 1)
             if self.look_ahead:
-                guided = guided + (yield from _look_ahead(advance, _keys.fold(lineage, _keys.tag("look"), depth)))
+                looks = _keys.fold(lineage, _keys.tag("look"), depth)
+                guided = log_weights + (yield from look_ahead(model, advance, looks, 1, 1))
             chances = normalize(guided / tau)
             scheme = self.resampling
             ancestors = SCHEMES[scheme](chances, n, _keys.fold(key, _keys.tag("resample"), depth))
@@ -146,11 +145,3 @@ class EntropicParticleFilter:
             depth += 1
             advance = yield Move(model.select(advance.state, ancestors), _keys.fold(lineage, depth))
             log_weights = log_weights + advance.log_increment
-
-
-def _look_ahead(advance: Advance[Any], keys: Keys) -> Generator[Move, Advance[Any], Floats]:
-    """Return the log-weight of one trial step of each particle, (n,), with its twist in place of the present one."""
-    trial = yield Move(advance.state, keys)
-    found: Floats = np.asarray(trial.log_increment + trial.log_twist - advance.log_twist, float)
-    least = logmeanexp(found) + math.log(_DEAD_LOOK)
-    return np.maximum(found, least) if least > -np.inf else np.zeros(len(found))

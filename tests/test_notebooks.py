@@ -13,7 +13,11 @@ import feynkac as fk
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 LOADED = 'fk.models.TransformersLM.from_pretrained("smollm2", '
 
-each_notebook = pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+OF_TEXT = ("01_first_program", "02_steering_text")
+OF_TENSORS = {"03_images": [("STEPS = 20", "STEPS = 4"), ("vp(100)", "vp(20)")], "04_video": [("12, 10", "12, 2")]}
+"""The notebooks on models that ship with the library, and what makes them quick."""
+
+each_of_text = pytest.mark.parametrize("path", [NOTEBOOKS / f"{name}.ipynb" for name in OF_TEXT], ids=OF_TEXT)
 
 
 def executed(path, replace=()):
@@ -34,17 +38,29 @@ def executed(path, replace=()):
     return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
 
 
+def test_every_notebook_is_run():
+    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == [*OF_TEXT, *OF_TENSORS]
+
+
 @pytest.mark.real
-@each_notebook
+@each_of_text
 def test_notebooks_run_from_end_to_end(path):
     assert "log evidence" in executed(path)
 
 
-@each_notebook
+@each_of_text
 def test_notebooks_run_on_a_tiny_model(path):
     """Quickly, so that a change of the library that breaks a cell is seen at once."""
     pytest.importorskip("torch")
     assert "log evidence" in executed(path, [(LOADED, "__import__('feynkac.models.testing').models.testing.tiny_lm(")])
+
+
+@pytest.mark.parametrize("steps", [pytest.param("all", marks=pytest.mark.slow), "few"])
+@pytest.mark.parametrize("name", OF_TENSORS)
+def test_notebooks_run_on_the_shipped_models(name, steps):
+    for library in ("diffusers", "matplotlib", "PIL"):
+        pytest.importorskip(library)
+    assert "log evidence" in executed(NOTEBOOKS / f"{name}.ipynb", OF_TENSORS[name] if steps == "few" else ())
 
 
 @pytest.mark.real

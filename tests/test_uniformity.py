@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import feynkac as fk  # noqa: E402
-from feynkac.diffusion import Diffusion, Frames, Mixture, Schedule, Steering, anneal  # noqa: E402
+from feynkac.diffusion import Diffusion, Frames, Mixture, Schedule, Steering, anneal, begin, denoise  # noqa: E402
 from feynkac.inference.base.engine import weaker  # noqa: E402
 from feynkac.models.steps import Step as TokenStep  # noqa: E402
 from feynkac.models.testing import tiny_lm  # noqa: E402
@@ -154,6 +154,30 @@ def image():
 
 
 @cache
+def steps():
+    """Images by a program: a denoising step is a kernel, and a factor comes after each."""
+    schedule = Schedule.vp(3)
+    network = Network(schedule, 12)
+    model = Diffusion(network, schedule, (1, 3, 4), dtype=torch.float64)
+
+    @fk.reward()
+    def bright(image):
+        network.watched.saw(reward_calls=1)
+        return float(image.sum())
+
+    @fk.program
+    async def drawn():
+        particle = await fk.sample("noise", begin(model))
+        while not particle.done:
+            particle = await fk.sample("step", denoise(particle))
+            await fk.factor("bright", bright(particle.image) / 5.0)
+        return particle.image
+
+    network.watched = Watched(drawn(), lambda value: value is not None, IMAGE)
+    return network.watched
+
+
+@cache
 def corrected():
     """The same images, annealed by a corrector: what engines find is discretised."""
     schedule = Schedule.vp(6)
@@ -197,7 +221,7 @@ def bouncing():
     return shipped(fk.diffusion.bouncing(frames=2, steps=2, reward=reward), (2, 24, 24))
 
 
-PROGRAMS = {"text": text, "image": image, "corrected": corrected, "video": video}
+PROGRAMS = {"text": text, "image": image, "steps": steps, "corrected": corrected, "video": video}
 SHIPPED = {"digits": digits, "bouncing": bouncing}
 
 # -- engines -----------------------------------------------------------------------------------------------------------
@@ -226,10 +250,13 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "TreeSearch": (fk.TreeSearch(12, batch=4), {}),
     "TreeSearch, max": (fk.TreeSearch(12, batch=4, backup="max"), {}),
     "TreeOfFrames": (fk.TreeOfFrames((4, 2), keep=2, judged=(0,)), {}),
-    "NoiseSearch": (fk.NoiseSearch(3), {"text": f"{NO_NOISE}.* begins with tuple", "video": NO_NOISE}),
+    "NoiseSearch": (
+        fk.NoiseSearch(3),
+        {"text": f"{NO_NOISE}.* begins with tuple", "steps": NO_NOISE, "video": NO_NOISE},
+    ),
     "PathSearch": (
         fk.PathSearch(2, branches=2, first=2, back=1, forward=2),
-        dict.fromkeys(("text", "corrected", "video", "bouncing"), NO_RENOISE),
+        dict.fromkeys(("text", "steps", "corrected", "video", "bouncing"), NO_RENOISE),
     ),
     "SVDD": (fk.SVDD(4, children=3), {}),
     "SVDD, the best": (fk.SVDD(4, children=3, temperature=None), {}),
@@ -361,7 +388,7 @@ def test_a_budget_stops_an_engine_and_keeps_what_there_is(name, program, tmp_pat
         assert used(posterior.cost) == watched.seen
         assert (posterior.log_weights < np.inf).all()
         assert len(posterior) > 0
-        if program in ("text", "video"):  # of those, one sees by the value whether it is whole
+        if program in ("text", "steps", "video"):  # of those, one sees by the value whether it is whole
             assert posterior.complete.tolist() == [watched.whole(value) for value in posterior.values]
         posterior.save(tmp_path / "part")
         same(posterior, fk.Posterior.load(tmp_path / "part"))

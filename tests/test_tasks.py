@@ -431,6 +431,21 @@ def test_training_rows_are_what_the_tokenizer_makes(training):
         assert shipped.tokenizer()(string).input_ids == row.tolist()[:-1]
 
 
+def test_exact_labels_are_the_true_value(training):
+    import countdown_data
+
+    for numbers in (4, 5):
+        rows = countdown_data.traces(60, numbers, countdown_data.Noise(0.7, 0.1), np.random.default_rng(0))
+        ends, good = countdown_data.exact(rows, numbers)
+        truth = []
+        for problem, body in map(read, rows):
+            lines = body.splitlines()
+            truth.append([problem.solvable("\n".join(lines[:step])) for step in range(1, numbers)])
+        assert (good == truth).all()
+        assert 0.2 < good.mean() < 0.9
+        assert (rows[:, ends] == rows[0, numbers + 2]).all()
+
+
 def test_labels_are_right_at_the_end_and_nought_after_a_mistake(training, lm):
     import countdown_rollouts as rollouts
 
@@ -458,7 +473,7 @@ def test_what_the_scripts_write_the_library_loads(training, monkeypatch):
         countdown.Phase(until, {2: 0.5, 5: 0.5}, tails, Noise(0.1, 0.1)) for until, tails in ((2, False), (3, True))
     ]
     countdown.reasoner(Settings(3, batch=4), tuple(phases), training)
-    countdown.verifier(Settings(2, batch=4), 20, 1, training)
+    countdown.verifier(Settings(1, batch=4), Settings(2, batch=4), 20, 1, training)
     monkeypatch.setattr(shipped, "files", lambda package: Folder(training))
     told = json.loads((training / "countdown_verifier.json").read_text())
     assert told["training"]["steps"] == 2

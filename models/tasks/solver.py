@@ -68,7 +68,7 @@ async def solve(
     """
     law = {} if temperature is None else {"temperature": temperature}
     _check(weigh)
-    text = lm.prompt(problem.prompt if prompt is None else prompt)
+    text: Text = lm.prompt(problem.prompt if prompt is None else prompt)
     for left in reversed(range(problem.steps)):
         text = await sample("step", lm.line(text, max_tokens=max_tokens, **law))
         deterministic("output", text)

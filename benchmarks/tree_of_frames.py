@@ -1,6 +1,6 @@
 """Tree-of-Frames against linear search (best-of-N of whole clips) at equal reward: denoiser evaluations of each.
 
-    python benchmarks/tree_of_frames.py              # six minutes on one core
+    python benchmarks/tree_of_frames.py              # five minutes on one core
     python benchmarks/tree_of_frames.py --pool 60 --seeds 2      # half a minute
 
 The model is the library's frame-autoregressive one, of a digit that flies about a box: 16 frames of 10 denoising steps

@@ -31,8 +31,17 @@ def draw(model: fk.FeynmanKac, n: int, seed: int) -> np.ndarray:
     return np.stack(fk.infer(model, fk.ImportanceSampling(n), seed=seed).values)
 
 
+def sevens() -> np.ndarray:
+    """Return three rows of digits (3, 10, 28, 28): of any class, steered to a 7 by a reward, and guided to it."""
+    steering = fk.diffusion.Steering(fk.diffusion.digit_classifier().log_prob(7), 4.0, temper=lambda share: share**4)
+    steered = fk.infer(zoo.digits(20, steering=steering), fk.SMC(64), seed=0).sample(10, seed=0)
+    rows = [draw(zoo.digits(20), 10, seed=0), np.stack(steered), draw(zoo.digits(20, 7, guidance=3.0), 10, seed=0)]
+    return np.stack(rows)[:, :, 0]
+
+
 def main() -> None:
     """Draw them all."""
+    sheet(sevens(), HERE / "images.png")
     classes = [label for _ in range(5) for label in range(10)]
     sheet(draw(zoo.digits(50, classes), 50, seed=0).reshape(5, 10, 28, 28), HERE / "digits.png")
     sheet(draw(zoo.bouncing(16, 10), 4, seed=0), HERE / "bouncing.png")

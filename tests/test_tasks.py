@@ -292,18 +292,24 @@ def test_weights_are_what_the_program_says(lm, prm, weigh):
 @pytest.mark.parametrize(
     "engine", [fk.SMC(8), fk.SMC(8, ess_threshold=1.0), fk.ImportanceSampling(8), fk.BestOfN(8)], ids=repr
 )
-def test_every_engine_runs_problems_in_shared_batches_and_counts_their_cost(lm, engine):
+def test_every_engine_runs_problems_in_shared_batches_and_counts_their_cost(engine):
     problems = fk.tasks.problems(4, seed=6)
-    prm = fk.tasks.verifier()
+    lm, prm, made = fk.tasks.reasoner(), fk.tasks.verifier(), []
+    lm.model.register_forward_pre_hook(lambda *_: made.append(1))
+
+    def passes():
+        n = len(made)
+        made.clear()
+        return n
+
     posteriors = fk.infer([fk.tasks.solve(lm, prm, p) for p in problems], engine, seed=0)
-    calls = []
+    together = passes()
     for problem, posterior in zip(problems, posteriors):
         assert all(str(text).count("\n") <= problem.steps for text in posterior.values)
-        assert posterior.cost.tokens_out >= 8 * 40
+        assert posterior.cost.tokens_out == pytest.approx(8 * 42, rel=0.1)
         assert 0 < posterior.cost.reward_calls <= 8 * problem.steps
-        calls.append(posterior.cost.model_calls)
-    alone = fk.infer(fk.tasks.solve(fk.tasks.reasoner(), fk.tasks.verifier(), problems[0]), engine, seed=0)
-    assert sum(calls) < 3 * alone.cost.model_calls
+    fk.infer(fk.tasks.solve(lm, fk.tasks.verifier(), problems[0]), engine, seed=0)
+    assert together < 1.5 * passes()
 
 
 def test_final_asks_the_verifier_once(lm):
@@ -314,16 +320,19 @@ def test_final_asks_the_verifier_once(lm):
     assert posterior.cost.reward_calls > 8
 
 
-def test_the_verifier_finds_solutions_that_votes_do_not_need(lm, prm):
-    problems = fk.tasks.problems(40, seed=8)
-    one = fk.infer([fk.tasks.solve(lm, None, p) for p in problems], fk.ImportanceSampling(8), seed=0)
-    single = np.mean([p.solved(text) for p, posterior in zip(problems, one) for text in posterior.values])
-    for engine in (fk.SMC(8), fk.BestOfN(8)):
+def test_the_verifier_finds_solutions(lm, prm, sampled):
+    problems = fk.tasks.problems(20, seed=8)
+    single = np.mean([p.solved(text) for p, text in sampled])
+    for engine in (fk.SMC(16), fk.BestOfN(16)):
         found = fk.infer([fk.tasks.solve(lm, prm, p) for p in problems], engine, seed=0)
-        assert np.mean([p.solved(posterior.best()) for p, posterior in zip(problems, found)]) > single + 0.1
-    voting = fk.SelfConsistency(8, key=lambda text: str(text).splitlines()[-1])
-    found = fk.infer([fk.tasks.solve(lm, None, p) for p in problems], voting, seed=0)
-    assert all(posterior.vote() for posterior in found)
+        assert np.mean([p.solved(posterior.best()) for p, posterior in zip(problems, found)]) > single + 0.15
+
+
+def test_answers_vote_without_a_verifier(lm):
+    models = [fk.tasks.solve(lm, None, p) for p in fk.tasks.problems(3, seed=8)]
+    for posterior in fk.infer(models, fk.SelfConsistency(8, key=lambda text: str(text).splitlines()[-1]), seed=0):
+        assert sum(posterior.vote().values()) == pytest.approx(1.0)
+        assert posterior.cost.reward_calls == 0
 
 
 def test_rewards_of_a_problem_are_scores():

@@ -250,13 +250,15 @@ def problems(count: int, seed: int = 0, *, numbers: int = 5, split: Split = "tes
     if numbers < 2:
         raise ValueError(f"a problem has two numbers or more, not {numbers}")
     found: dict[tuple[Numbers, int], Countdown] = {}
-    for tried, problem in enumerate(_endless(random.Random(f"countdown {seed} {numbers}"), numbers)):
-        if len(found) == count:
-            break
-        if tried > 1000 * HELD_OUT + 100 * HELD_OUT * count:
-            raise ValueError(f"there are hardly {count} problems of {numbers} numbers: ask for fewer")
-        if problem.split == split:
-            found.setdefault((tuple(sorted(problem.numbers)), problem.target), problem)
+    draws, in_vain = _endless(random.Random(f"countdown {seed} {numbers}"), numbers), 0
+    while len(found) < count:
+        problem = next(draws)
+        key = (tuple(sorted(problem.numbers)), problem.target)
+        in_vain = in_vain + 1 if problem.split != split or key in found else 0
+        if not in_vain:
+            found[key] = problem
+        if in_vain > 1000 * HELD_OUT:
+            raise ValueError(f"there are hardly more than {len(found)} problems of {numbers} numbers, not {count}")
     return list(found.values())
 
 

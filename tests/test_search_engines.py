@@ -291,6 +291,17 @@ def test_a_consistent_heuristic_finds_the_cheapest_and_expands_nothing_dearer(se
     assert len(model.waves) < 15 or batch > 1
 
 
+def test_a_result_waits_for_those_that_are_expanded_before_it():
+    """The start that has finished comes second; the first has two free steps more to go."""
+
+    def log_g(path):
+        return (-1.0, -1.5)[path[0]] if len(path) == 1 else 0.0
+
+    model = Scripted(log_g, lambda path: path[0] == 1 or len(path) == 4)
+    engine = fk.AStar(100, width=2, batch=2, cost=spent, heuristic=lambda node: 0.0)
+    assert fk.infer(model, engine, seed=0).best()[0] == 0
+
+
 def falls(path, r):
     """f of a path where g counts what h = 1 − r falls by."""
     h = [1 - r(path[: i + 1]) for i in range(len(path))]
@@ -481,10 +492,8 @@ def test_rollouts_value_a_node_by_where_it_comes_to():
         assert (posterior.best()[0] == 1) == at_once
         assert tree.visits[tree.children(0)].tolist() == [1, 1]
     model = Scripted(log_g, lambda path: len(path) == 3)
-    posterior = fk.infer(model, fk.MCTS(20, width=2, value="rollout", moves=False), seed=0)
-    tree = tree_of(posterior)
-    first, second, *_ = tree.children(0)
-    assert tree.visits[second] > tree.visits[first]
+    tree = tree_of(fk.infer(model, fk.MCTS(2, width=2, value="rollout", moves=False), seed=0))
+    assert tree.visits[tree.children(0)[:2]].tolist() == [1, 3]  # the second simulation knows where to go
 
 
 def test_simulations_of_a_batch_share_a_call_and_spread():
@@ -507,6 +516,8 @@ def test_dead_ends_are_not_walked_into():
     model = Scripted(log_g, lambda path: len(path) == 4)
     posterior = fk.infer(model, fk.MCTS(4, width=2), seed=0)
     assert posterior.best() == (1, 1, 1, 1)
+    hardly = Scripted(lambda path: -800.0 if path[-1] else -math.inf, lambda path: len(path) == 4)  # worth 0.0 as float
+    assert fk.infer(hardly, fk.MCTS(1, width=2), seed=0).best() == (1, 1, 1, 1)
     trap = Scripted(lambda path: -math.inf if len(path) == 2 else 0.0, lambda path: len(path) == 3)
     with pytest.raises(fk.errors.AllParticlesDead, match="weight zero at step 1"):
         fk.infer(trap, fk.MCTS(4, width=2), seed=0)

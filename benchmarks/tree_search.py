@@ -1,7 +1,7 @@
 """Tree search (DTS*) against best-of-N at equal reward: how many denoiser evaluations each needs.
 
-    python benchmarks/tree_search.py                     # mixtures with an exact denoiser: 10 minutes
-    python benchmarks/tree_search.py --task digits       # the shipped digits: half an hour
+    python benchmarks/tree_search.py                     # mixtures with an exact denoiser: about 5 CPU minutes
+    python benchmarks/tree_search.py --task digits       # the shipped digits: about 5 CPU minutes
     python benchmarks/tree_search.py --tuning            # what the settings were chosen on, as are the defaults here
 
 Mixture: 40 normals in 6 dimensions, drawn from a seed, and a reward −½‖x − a‖² for a point a off one of its rarest

@@ -32,7 +32,7 @@ class TreeSearch:
 
     Args:
         rollouts: descents, in all; one that ends in a leaf it has been to costs nothing.
-        explore: c. The paper does not say which; 0.1 to 1 did alike where we tried.
+        explore: c. The paper does not say which; 0.1 and 0.3 did alike where we tried, 1 sometimes half as well.
         backup: "soft", log mean exp over the children, or "max".
         width: C; a node has up to ⌈C·N^α⌉ children.
         growth: α, in [0, 1]. The paper has 0.8, which spends most on new starts; a search wants fewer and deeper.

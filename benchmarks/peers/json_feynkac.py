@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from schema import PROMPT, SCHEMA, summary
 from worker import serve
 
@@ -30,7 +31,7 @@ def prepare(*, model, n, tokens, sampler):
         lm.forwarder.clear()
         found = fk.infer(answer(lm, grammar, sampler, tokens), engine, seed=seed)
         strings = [str(text) for text in found.values]
-        return summary(strings, found.probabilities.tolist(), found.log_evidence, found.cost.tokens_out)
+        return summary(strings, np.exp(found.log_weights).tolist(), found.log_evidence, found.cost.tokens_out)
 
     return run
 

@@ -1,7 +1,7 @@
 """Sampling a posterior of digits: distance to the truth against evaluations of the network, engine by engine.
 
-    python benchmarks/digits.py --short          # 5 CPU minutes: one task, one seed, up to 3,000 evaluations
-    python benchmarks/digits.py                  # 2 CPU hours: two tasks, 3 seeds, up to 30,000 evaluations
+    python benchmarks/digits.py --short          # about 5 CPU minutes: one task, one seed, up to 3,000 evaluations
+    python benchmarks/digits.py                  # 2 CPU hours, we guess: two tasks, 3 seeds, up to 30,000 evaluations
     python benchmarks/digits.py --show           # the table and the figure of what there is
 
 The prior is the shipped diffusion of digits of any class, in 25 steps of DDIM with η = 1; the reward is the

@@ -1,6 +1,6 @@
 """Tree search (DTS*) against best-of-N at equal reward: how many denoiser evaluations each needs.
 
-    python benchmarks/tree_search.py                     # mixtures with an exact denoiser: about 5 CPU minutes
+    python benchmarks/tree_search.py                     # mixtures with an exact denoiser: about a CPU minute
     python benchmarks/tree_search.py --task digits       # the shipped digits: about 5 CPU minutes
     python benchmarks/tree_search.py --tuning            # what the settings were chosen on, as are the defaults here
 

@@ -89,7 +89,7 @@ def gym(
 
     >>> problem = gym("chain_sum", seed=1, size=3)[0]
     >>> problem.prompt, problem.score(problem.expected), problem.score("no idea")
-    ('State the final answer to the following arithmetic problem: 133 + 864 - 642 + 972 =', 1.0, 0.0)
+    ('State the final answer to the following arithmetic problem: 4 - 1 - 7 =', 1.0, 0.0)
     """
     try:
         from reasoning_gym.factory import DATASETS, create_dataset

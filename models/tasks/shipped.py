@@ -78,16 +78,18 @@ def reasoner(**options: Any) -> TransformersLM:
 
 
 def verifier(*, aggregate: Aggregate = "last", max_batch: int = 256, **options: Any) -> ValueHeadPRM:
-    """Return the process reward model of Countdown: after each step, whether one of a few rollouts will solve it.
+    """Return the process reward model of Countdown: after each step, whether the problem will be solved.
 
-    It was trained on the reasoner's own steps, each labelled by whether at least one of its rollouts from there
-    succeeds (the hard labels of Math-Shepherd, Wang et al. 2024, arXiv:2312.08935), so it overrates early steps.
-    ``options`` go to `ValueHeadPRM`. Raises DamagedWeights where the file does not match its checksum.
+    It was trained on whether the target can still be reached after a step (by the solver), and then on whether at least
+    one of 4 rollouts of the reasoner from there reaches it (the hard labels of Math-Shepherd, Wang et al. 2024,
+    arXiv:2312.08935). What can be reached is mostly missed, so it overrates early steps by far; `record` says how
+    much. ``options`` go to `ValueHeadPRM`. Raises DamagedWeights where the file does not match its checksum.
 
-    >>> prm = verifier()
-    >>> right, wrong = prm.details([("3 5 7 > 22\\n", ["5*3=15 (7 15)", "15+7=22 (22)"]), ("3 5 7 > 22\\n", ["7+5=3"])])
-    >>> right[1] > 0.5 > wrong[0]
-    True
+    >>> prm, question = verifier(), "3 5 7 > 22\\n"
+    >>> steps = ["5*3=15 (7 15)", "15+7=22 (22)"], ["5*3=15 (7 15)", "15-7=8 (8)"]
+    >>> right, wrong = prm.details([(question, some) for some in steps])
+    >>> right[1] > 0.9, wrong[1] < 0.1
+    (True, True)
     """
     from transformers import LlamaForTokenClassification
 

@@ -61,7 +61,7 @@ def said(text: Any) -> str:
 
 
 def picked(posterior: Any, weigh: str) -> Any:
-    """Return the answer that a run gives: its heaviest, or, where weights make good for a guide, that of best reward."""
+    """Return the answer of a run: its heaviest or, where weights make good for a guide, that of best reward."""
     return posterior.values[int(posterior.log_potential.argmax())] if weigh == "telescope" else posterior.best()
 
 

@@ -7,6 +7,7 @@ python training/bouncing.py clip
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ CLIP = 8
 """Frames of a whole clip."""
 BLUR = 0.2
 """Greatest standard deviation of the noise on past frames, which teaches the network to bear its own errors."""
-STEPS = {"frames": 3200, "clip": 1500}
+SETTINGS = {
+    "frames": Settings(3200, rate=2e-3, cooldown=700),
+    "clip": Settings(5200, batch=32, rate=2e-3, warmup=200, cooldown=600, average=0.999, bfloat16=True),
+}
 
 FRAMES_CONFIG = {
     **CONFIG,
@@ -37,7 +41,8 @@ CLIP_CONFIG = {
     "sample_size": SIZE,
     "in_channels": CLIP,
     "out_channels": CLIP,
-    "block_out_channels": [24, 48, 80],
+    "block_out_channels": [40, 64, 64],
+    "add_attention": True,  # a digit may fly through the whole box: where it is late has to know what it was early
     "num_class_embeds": None,
 }
 
@@ -88,5 +93,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int)
     parser.add_argument("--into", type=Path)
     arguments = parser.parse_args()
-    steps = arguments.steps or STEPS[arguments.kind]
-    print(main(arguments.kind, load()[0], Settings(steps, rate=2e-3, cooldown=700), arguments.into))
+    settings = SETTINGS[arguments.kind]
+    settings = replace(settings, steps=arguments.steps or settings.steps)
+    print(main(arguments.kind, load()[0], settings, arguments.into))

@@ -24,7 +24,8 @@ Loss = Callable[[Any, Any], Any]
 class Settings:
     """How long and how fast: the rate rises over the first steps and falls to 0 over the last ``cooldown`` of them.
 
-    ``average`` is the decay of the running average of the weights.
+    ``average`` is the decay of the running average of the weights. ``bfloat16`` computes what may be rough in that
+    format (faster where the processor has it); the weights stay in float32.
     """
 
     steps: int
@@ -35,6 +36,7 @@ class Settings:
     average: float = 0.998
     seed: int = 0
     save_every: int = 100
+    bfloat16: bool = False
 
     def rate_at(self, step: int) -> float:
         left = (self.steps - step) / self.cooldown if self.cooldown else 1.0
@@ -65,7 +67,8 @@ def train(name: str, network: Any, loss: Loss, settings: Settings) -> tuple[Any,
             group["lr"] = settings.rate_at(step)
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         optimiser.zero_grad()
-        value = loss(network, generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
+            value = loss(network, generator)
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()

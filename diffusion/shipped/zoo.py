@@ -123,7 +123,7 @@ def bouncing_clip(steps: int = 50, *, eta: float = 1.0, steering: Any = None, de
     """Return a video model of whole clips: 8 frames (8, 24, 24) of what `bouncing` draws one by one, at once.
 
     It is a small network after a short training: what it draws moves on from frame to frame, less smoothly than the
-    data, and is more of a blot than a digit.
+    data, and is a rough digit that does not always stay the same.
 
     >>> bouncing_clip(steps=20)
     Diffusion(20 steps, shape (8, 24, 24), eta=1)

@@ -169,8 +169,10 @@ def summary(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> list[dict[str
 
 def draw(table: list[dict[str, Any]], path: Path) -> None:
     """Draw accuracy against tokens and against calls, a line for each engine with its interval."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
+    colors = colormaps["tab20"].colors[::2] + colormaps["tab20"].colors[1::2]
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axes, (cost, label) in zip(
         figure.subplots(1, 2, sharey=True),
@@ -179,9 +181,9 @@ def draw(table: list[dict[str, Any]], path: Path) -> None:
         for i, engine in enumerate(dict.fromkeys(row["engine"] for row in table)):
             rows = [row for row in table if row["engine"] == engine and row[cost] > 0]
             x = [row[cost] for row in rows]
-            axes.plot(x, [row["accuracy"] for row in rows], "o-", ms=3, color=f"C{i}", label=engine)
+            axes.plot(x, [row["accuracy"] for row in rows], "o-", ms=3, color=colors[i], label=engine)
             axes.fill_between(
-                x, [row["low"] for row in rows], [row["high"] for row in rows], color=f"C{i}", alpha=0.12, lw=0
+                x, [row["low"] for row in rows], [row["high"] for row in rows], color=colors[i], alpha=0.08, lw=0
             )
         axes.set_xscale("log")
         axes.set_xlabel(label)

@@ -546,3 +546,13 @@ def test_data_sets_that_are_not_there_are_refused():
         fk.tasks.gym("cats")
     with pytest.raises(TypeError, match="cats"):
         fk.tasks.gym("chain_sum", cats=3)
+
+
+@pytest.mark.real
+def test_a_language_model_from_the_hub_writes_steps():
+    lm = fk.models.TransformersLM.from_pretrained("smollm2")
+    problems = fk.tasks.problems(4, seed=0, numbers=4)
+    models = [fk.tasks.solve(lm, None, p, prompt=p.few_shot) for p in problems]
+    posteriors = fk.infer(models, fk.ImportanceSampling(4), seed=0)
+    first = [str(text).split("\n")[0] for posterior in posteriors for text in posterior.values]
+    assert np.mean([countdown._STEP.fullmatch(line) is not None for line in first]) > 0.5

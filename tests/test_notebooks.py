@@ -14,7 +14,11 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 LOADED = 'fk.models.TransformersLM.from_pretrained("smollm2", '
 
 OF_TEXT = ("01_first_program", "02_steering_text")
-OF_TENSORS = {"03_images": [("STEPS = 20", "STEPS = 4"), ("vp(100)", "vp(20)")], "04_video": [("12, 10", "12, 2")]}
+ON_SHIPPED = {
+    "03_images": [("STEPS = 20", "STEPS = 4"), ("vp(100)", "vp(20)")],
+    "04_video": [("12, 10", "12, 2")],
+    "05_reasoning": [("problems(30)", "problems(7)"), ("fk.SMC(64, chains=4)", "fk.SMC(4, chains=2)")],
+}
 """The notebooks on models that ship with the library, and what makes them quick."""
 
 each_of_text = pytest.mark.parametrize("path", [NOTEBOOKS / f"{name}.ipynb" for name in OF_TEXT], ids=OF_TEXT)
@@ -39,7 +43,7 @@ def executed(path, replace=()):
 
 
 def test_every_notebook_is_run():
-    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == [*OF_TEXT, *OF_TENSORS]
+    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == [*OF_TEXT, *ON_SHIPPED]
 
 
 @pytest.mark.real
@@ -56,11 +60,11 @@ def test_notebooks_run_on_a_tiny_model(path):
 
 
 @pytest.mark.parametrize("steps", [pytest.param("all", marks=pytest.mark.slow), "few"])
-@pytest.mark.parametrize("name", OF_TENSORS)
+@pytest.mark.parametrize("name", ON_SHIPPED)
 def test_notebooks_run_on_the_shipped_models(name, steps):
     for library in ("diffusers", "matplotlib", "PIL"):
         pytest.importorskip(library)
-    assert "log evidence" in executed(NOTEBOOKS / f"{name}.ipynb", OF_TENSORS[name] if steps == "few" else ())
+    assert "log evidence" in executed(NOTEBOOKS / f"{name}.ipynb", ON_SHIPPED[name] if steps == "few" else ())
 
 
 @pytest.mark.real

@@ -2,9 +2,12 @@
 
     python benchmarks/reasoning.py --short     # minutes
     python benchmarks/reasoning.py             # 200 held-out problems, 5 seeds, 2 to 128 particles: hours
+    python benchmarks/reasoning.py --verifier exact --pool 32 --seeds 1 --engines pool "particle filter, odds"
 
-The reasoner and the process reward model are those that ship (`fk.tasks`). Problems advance together, in blocks that
-share their batches; nothing that one trial has computed helps another. What only selects among independent runs
+The reasoner and the process reward model are those that ship (`fk.tasks`); ``--verifier exact`` puts the solver in the
+place of the latter (0.99 where the target can still be reached, else 0.01), which tells what the engines make of the
+task from what the verifier lets them make of it. Problems advance together, in blocks that share their batches;
+nothing that one trial has computed helps another. What only selects among independent runs
 (best-of-N, votes) is estimated without bias from one pool of runs for every N up to its size. Results are kept in a
 file, line by line: a run that was stopped goes on, and one with more engines, seeds or sizes adds to it.
 """
@@ -96,12 +99,25 @@ def pool(n: int, problems: list[Any], seed: int, lm: Any, prm: Any) -> dict[str,
     }
 
 
+def exact(problems: list[Any]) -> Any:
+    """Return a verifier that knows whether the target can still be reached."""
+    known = {problem.prompt: problem for problem in problems}
+
+    @fk.reward(kind="probability")
+    def value(question: str, text: Any) -> float:
+        return 0.99 if known[question].solvable(text) else 0.01
+
+    return value
+
+
 def run(arguments: argparse.Namespace) -> Records:
     """Make what is not yet in the file."""
-    path = Path(arguments.folder) / "reasoning.jsonl"
+    shipped = arguments.verifier == "shipped"
+    path = Path(arguments.folder) / ("reasoning.jsonl" if shipped else "reasoning_exact.jsonl")
     records = Records(path, ("engine", "particles", "seed", "block"))
-    lm, prm = fk.tasks.reasoner(max_batch=arguments.rows), fk.tasks.verifier(cache=1_000_000)
     problems = fk.tasks.problems(arguments.problems, seed=0, numbers=STEPS + 1)
+    lm = fk.tasks.reasoner(max_batch=arguments.rows)
+    prm = fk.tasks.verifier(cache=1_000_000) if shipped else exact(problems)
     names = arguments.engines or [POOL, *CONTESTANTS]
     for seed in range(arguments.seeds):
         for name in names:
@@ -202,6 +218,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=50, help="problems that share batches")
     parser.add_argument("--rows", type=int, default=512, help="rows of a forward pass")
     parser.add_argument("--engines", nargs="+", choices=[POOL, *CONTESTANTS])
+    parser.add_argument("--verifier", choices=["shipped", "exact"], default="shipped")
     parser.add_argument("--folder", default="out/benchmarks")
     arguments = parser.parse_args()
     for name, short, long in (("problems", 20, 200), ("seeds", 1, 5), ("pool", 16, 128)):

@@ -47,6 +47,7 @@ class Contestant:
 ALL, FEW = (2, 4, 8, 16, 32, 64, 128), (8, 32)
 CONTESTANTS = {
     "particle filter, odds": Contestant(lambda n: fk.ParticleFilter(n), "odds", ALL),
+    "systematic filter, odds": Contestant(lambda n: fk.SMC(n, ess_threshold=1.0), "odds", ALL),
     "particle filter, telescoping": Contestant(lambda n: fk.SMC(n, ess_threshold=1.0), "telescope", ALL),
     "entropic, odds": Contestant(lambda n: fk.EntropicParticleFilter(n, STEPS), "odds", ALL),
     "beam": Contestant(lambda n: fk.BeamSearch(n, width=min(4, n)), "product", ALL),

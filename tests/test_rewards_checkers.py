@@ -316,7 +316,15 @@ def test_a_run_that_starts_after_an_interrupt_ends_at_once():
     assert running.run(("while True: pass", "")).seconds < 10
 
 
-def test_an_interrupt_leaves_nothing_running():
+@pytest.fixture
+def interruptible():
+    """A shell that starts the tests in the background has them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_leaves_nothing_running(interruptible):
     reward = CodeTests(["while True: pass"], timeout=30, workers=2)
     own = set(_children(os.getpid()))
     threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT)).start()

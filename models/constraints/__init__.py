@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from .constraint import Constraint, Where
     from .grammar import Grammar, json_schema, lark, regex
     from .language import Language, Rewarded
-    from .potential import END, Potential
+    from .laws import END
+    from .potential import Potential
     from .steps import Constrained, constrained, targeting
     from .vocabulary import Vocabulary
 
 _HOME = {
     "AWRS": "awrs",
-    "END": "potential",
+    "END": "laws",
     "Constrained": "steps",
     "Constraint": "constraint",
     "Grammar": "grammar",

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from .potential import END, Composite, Context, Floats, Potential, ratio
+from .laws import END, Context, Floats
+from .potential import Composite, Potential, ratio
 
 
 def mixture(

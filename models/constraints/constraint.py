@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .potential import Context, Floats, Potential, Power
+from .laws import Context, Floats
+from .potential import Potential, Power
 from .vocabulary import Vocabulary
 
 Bools = NDArray[np.bool_]

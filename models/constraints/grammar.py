@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .constraint import Bools, Constraint
+from .laws import END, Context, Floats
 from .memo import Memo
-from .potential import END, Context, Floats
 from .vocabulary import Vocabulary
 
 Kind = Literal["regex", "JSON schema", "Lark grammar"]

@@ -20,8 +20,9 @@ from ..sampling import Sampling, log_normalise, warp
 from ..scoring import forced
 from ..text import Text
 from ..tree import Node
+from .laws import END, Context, Floats
 from .memo import Memo
-from .potential import END, Context, Floats, Potential
+from .potential import Potential
 from .vocabulary import Vocabulary
 
 

@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from .potential import Context, Potential
+from .vocabulary import Vocabulary
 
-_FEW = 64
+Context = tuple[int, ...]
+Floats = NDArray[np.float64]
 END = -1
+"""The end, where a token is asked for."""
+_FEW = 64
+
+
+class Weighing(Protocol):
+    """What the laws are about: see `Potential`, which states them."""
+
+    vocabulary: Vocabulary
+
+    def prefix(self, context: Context) -> float:
+        """Return the log-weight of a sequence that may go on."""
+
+    def complete(self, context: Context) -> float:
+        """Return the log-weight of a sequence that ends here."""
+
+    def logw_next(self, context: Context) -> Floats:
+        """Return the log-weights of what may follow, (V+1,)."""
+
+    def logw_token_batch(self, contexts: Sequence[Context], tokens: Sequence[int]) -> Floats:
+        """Return the entry of `logw_next` for one token of each context, (n,)."""
 
 
 def check_laws(
-    potential: Potential, contexts: Sequence[Context], tokens: Sequence[int] | None = None, atol: float = 1e-6
+    potential: Weighing, contexts: Sequence[Context], tokens: Sequence[int] | None = None, atol: float = 1e-6
 ) -> None:
     """Assert that a potential keeps its contract at some contexts.
 
@@ -51,7 +72,7 @@ def check_laws(
     _check_batches(potential, contexts, atol)
 
 
-def _check_token(potential: Potential, context: Context, token: int, before: float, row: Any, atol: float) -> None:
+def _check_token(potential: Weighing, context: Context, token: int, before: float, row: Any, atol: float) -> None:
     after = potential.complete(context) if token == END else potential.prefix((*context, token))
     what = "complete(context)" if token == END else "prefix(context + token)"
     if before == -math.inf:
@@ -66,7 +87,7 @@ def _check_token(potential: Potential, context: Context, token: int, before: flo
     _require(_equal(wanted, one, atol), potential, context, f"logw_token_batch says {one}, not {wanted}", token)
 
 
-def _check_batches(potential: Potential, contexts: Sequence[Context], atol: float) -> None:
+def _check_batches(potential: Weighing, contexts: Sequence[Context], atol: float) -> None:
     for name in ("prefix", "complete", "logw_next"):
         batch = np.asarray(getattr(potential, f"{name}_batch")(contexts))
         for i, context in enumerate(contexts):
@@ -95,7 +116,7 @@ def _where(bad: Any) -> str:
     return f" at entry {int(index[0])}" if np.ndim(bad) and len(index) else ""
 
 
-def _require(ok: Any, potential: Potential, context: Context, message: str, token: int | None = None) -> None:
+def _require(ok: Any, potential: Weighing, context: Context, message: str, token: int | None = None) -> None:
     if not ok:
         at = "" if token is None else ", the end" if token == END else f", token {token}"
         raise AssertionError(f"{potential!r}: context {context}{at}: {message}")

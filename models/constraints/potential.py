@@ -8,19 +8,13 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...ppl.score import Kind, Memory, Score
-from .laws import check_laws
+from .laws import END, Context, Floats, check_laws
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from ..text import Text
-
-Context = tuple[int, ...]
-Floats = NDArray[np.float64]
-END = -1
-"""The end, where a token is asked for."""
 
 
 class Potential(ABC):

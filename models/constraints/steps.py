@@ -20,15 +20,16 @@ from ..scoring import forced
 from ..steps import MOST_SUPPORT, Step
 from ..text import Text
 from .awrs import AWRS
-from .potential import Context, Floats, Potential, ratio
+from .laws import Context, Floats
+from .potential import Potential, ratio
 from .vocabulary import Vocabulary
-from .walk import Walk, move, retrace, total
+from .walk import Request, Walk, move, retrace, total
 
 _SAMPLERS = {"mask": None, "awrs": AWRS()}
 
 
 @dataclass(frozen=True)
-class Constrained:
+class Constrained(Request):
     """A kernel over texts with an unnormalised law γ. Made by `constrained` and `targeting`.
 
     For a step of tokens x_1 … x_k after a text c it is γ = Π_t p(x_t | …) · exp logw_next(…)[x_t], which by the
@@ -37,10 +38,6 @@ class Constrained:
     the masses that were left, so that no weight is lost or made up. Where nothing is left the particle dies.
     """
 
-    step: Step
-    potential: Potential
-    sampler: AWRS | None
-    alone: bool
     expensive: ClassVar[bool] = True
 
     @property

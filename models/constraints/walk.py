@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,22 +17,37 @@ from ...ppl.errors import InvalidWeight
 from ...ppl.keys import Keys
 from ..forward import Tally
 from ..sampling import draw, log_normalise, log_prob_of, warp
-from ..steps import Run
+from ..steps import Run, Step
 from ..text import Text
 from . import awrs
+from .awrs import AWRS
 from .constraint import Constraint
-from .potential import END, Context, Floats, Potential
-
-if TYPE_CHECKING:
-    from .steps import Constrained
+from .laws import END, Context, Floats
+from .potential import Potential
 
 Tokens = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A step of a language model, the potential that it is weighed by, and how tokens are drawn.
+
+    Attributes:
+        step: tokens, a line, a whole text.
+        potential: multiplies the law of the step; where ``alone``, it is the law.
+        sampler: rejection; None draws under a mask.
+    """
+
+    step: Step
+    potential: Potential
+    sampler: AWRS | None
+    alone: bool
 
 
 class Walk:
     """One request on its way: the run of its step, the context of its potential, and log γ and log q so far."""
 
-    def __init__(self, request: Constrained) -> None:
+    def __init__(self, request: Request) -> None:
         self.request = request
         self.run = Run(request.step)
         self.context: Context = self.run.start.tokens
@@ -68,7 +84,7 @@ class Walk:
         return self.run.text()
 
 
-def retrace(request: Constrained, value: Text) -> Walk | None:
+def retrace(request: Request, value: Text) -> Walk | None:
     """Walk a request along a given text; None unless the step ends exactly where the text does."""
     walk = Walk(request)
     start = walk.run.start
@@ -138,7 +154,7 @@ def _own_laws(walks: Sequence[Walk], owners: NDArray[np.intp], tally: Tally) -> 
     return law
 
 
-def _weighed(request: Constrained, contexts: Sequence[Context], own: Any) -> Any:
+def _weighed(request: Request, contexts: Sequence[Context], own: Any) -> Any:
     """Return log γ of every next token, (n, V): the step's own law times the potential."""
     potential = request.potential
     if isinstance(potential, Constraint):
@@ -148,7 +164,7 @@ def _weighed(request: Constrained, contexts: Sequence[Context], own: Any) -> Any
     return own.double() + torch.from_numpy(_by_id(request, weights, -math.inf)).to(own.device)
 
 
-def _ends(request: Constrained, contexts: Sequence[Context], own: Any) -> Any:
+def _ends(request: Request, contexts: Sequence[Context], own: Any) -> Any:
     """Return log γ of the end alone, (n, V)."""
     ends = _end_ids(request)
     total = torch.full(own.shape, -math.inf, dtype=torch.float64, device=own.device)
@@ -159,7 +175,7 @@ def _ends(request: Constrained, contexts: Sequence[Context], own: Any) -> Any:
     return total
 
 
-def _by_id(request: Constrained, rows: NDArray[Any], nothing: Any) -> NDArray[Any]:
+def _by_id(request: Request, rows: NDArray[Any], nothing: Any) -> NDArray[Any]:
     """Return rows of tokens and the end, (n, V+1), as rows over the ids of the model, (n, its V)."""
     size = request.potential.vocabulary.size
     by_id = np.full((len(rows), request.step.lm.vocab_size), nothing, rows.dtype)
@@ -169,7 +185,7 @@ def _by_id(request: Constrained, rows: NDArray[Any], nothing: Any) -> NDArray[An
     return by_id
 
 
-def _end_ids(request: Constrained) -> list[int]:
+def _end_ids(request: Request) -> list[int]:
     """Return the ids that the end is drawn as: all end tokens, or one where the model's own law does not count."""
     ends = sorted(request.step.lm.eos)
     return ends[:1] if request.alone else ends
@@ -187,7 +203,7 @@ def _drawn(total: Any, uniforms: Floats, given: Tokens | None) -> tuple[Tokens, 
 
 
 def _rejected(
-    request: Constrained, contexts: Sequence[Context], own: Any, rngs: Sequence[np.random.Generator]
+    request: Request, contexts: Sequence[Context], own: Any, rngs: Sequence[np.random.Generator]
 ) -> tuple[Tokens, Floats, Floats]:
     """Draw by rejection: tokens, log γ and the log of a random q with E[γ/q·1{x}] = γ(x), each (n,)."""
     potential, ends = request.potential, request.step.lm.eos

@@ -2,6 +2,7 @@
 
     python benchmarks/reasoning.py --short     # minutes
     python benchmarks/reasoning.py             # 200 held-out problems, 5 seeds, 2 to 128 particles: hours
+    python benchmarks/reasoning.py --numbers 4     # problems of four numbers in place of five
     python benchmarks/reasoning.py --verifier exact --pool 32 --seeds 1 --engines pool "particle filter, odds"
 
 The reasoner and the process reward model are those that ship (`fk.tasks`); ``--verifier exact`` puts the solver in the
@@ -29,7 +30,6 @@ from feynkac.inference.base.selection import best_of
 from feynkac.inference.comparison.intervals import mean_interval
 from feynkac.ppl.score import afresh
 
-STEPS = 4
 POOL = "pool"
 DRAWS = 200
 """Random subsets of a pool in which votes are counted."""
@@ -37,24 +37,24 @@ DRAWS = 200
 
 @dataclass(frozen=True)
 class Contestant:
-    """An engine at a size, how its program is weighed, and the sizes that it is run at."""
+    """An engine (of a size and a number of steps), how its program is weighed, and the sizes that it is run at."""
 
-    engine: Callable[[int], Any]
+    engine: Callable[[int, int], Any]
     weigh: str
     sizes: tuple[int, ...]
 
 
 ALL, FEW = (2, 4, 8, 16, 32, 64, 128), (8, 32)
 CONTESTANTS = {
-    "particle filter, odds": Contestant(lambda n: fk.ParticleFilter(n), "odds", ALL),
-    "systematic filter, odds": Contestant(lambda n: fk.SMC(n, ess_threshold=1.0), "odds", ALL),
-    "particle filter, telescoping": Contestant(lambda n: fk.SMC(n, ess_threshold=1.0), "telescope", ALL),
-    "entropic, odds": Contestant(lambda n: fk.EntropicParticleFilter(n, STEPS), "odds", ALL),
-    "beam": Contestant(lambda n: fk.BeamSearch(n, width=min(4, n)), "product", ALL),
-    "A*": Contestant(lambda n: fk.AStar(n, width=4), "product", ALL),
-    "DVTS": Contestant(lambda n: fk.DVTS(n, width=4), "product", FEW),
-    "REBASE": Contestant(lambda n: fk.Rebase(n), "product", FEW),
-    "MCTS": Contestant(lambda n: fk.MCTS(max(1, n // STEPS), width=4), "product", FEW),
+    "particle filter, odds": Contestant(lambda n, steps: fk.ParticleFilter(n), "odds", ALL),
+    "systematic filter, odds": Contestant(lambda n, steps: fk.SMC(n, ess_threshold=1.0), "odds", FEW),
+    "particle filter, telescoping": Contestant(lambda n, steps: fk.SMC(n, ess_threshold=1.0), "telescope", FEW),
+    "entropic, odds": Contestant(lambda n, steps: fk.EntropicParticleFilter(n, steps), "odds", ALL),
+    "beam": Contestant(lambda n, steps: fk.BeamSearch(n, width=min(4, n)), "product", ALL),
+    "A*": Contestant(lambda n, steps: fk.AStar(n, width=4), "product", ALL),
+    "DVTS": Contestant(lambda n, steps: fk.DVTS(n, width=4), "product", FEW),
+    "REBASE": Contestant(lambda n, steps: fk.Rebase(n), "product", FEW),
+    "MCTS": Contestant(lambda n, steps: fk.MCTS(max(1, n // steps), width=4), "product", FEW),
 }
 
 
@@ -74,7 +74,7 @@ def trial(contestant: Contestant, n: int, problems: list[Any], seed: int, lm: An
     models = [fk.tasks.solve(lm, prm, problem, contestant.weigh) for problem in problems]
     began = time.process_time()
     with afresh():
-        found = fk.infer(models, contestant.engine(n), seed=seed)
+        found = fk.infer(models, contestant.engine(n, problems[0].steps), seed=seed)
     return {
         "solved": [int(problem.solved(picked(p, contestant.weigh))) for problem, p in zip(problems, found)],
         "tokens": [p.cost.tokens_out for p in found],
@@ -113,12 +113,11 @@ def exact(problems: list[Any]) -> Any:
 
 def run(arguments: argparse.Namespace) -> Records:
     """Make what is not yet in the file."""
-    shipped = arguments.verifier == "shipped"
-    path = Path(arguments.folder) / ("reasoning.jsonl" if shipped else "reasoning_exact.jsonl")
+    path = Path(arguments.folder) / f"reasoning_{arguments.numbers}_{arguments.verifier}.jsonl"
     records = Records(path, ("engine", "particles", "seed", "block"))
-    problems = fk.tasks.problems(arguments.problems, seed=0, numbers=STEPS + 1)
+    problems = fk.tasks.problems(arguments.problems, seed=0, numbers=arguments.numbers)
     lm = fk.tasks.reasoner(max_batch=arguments.rows)
-    prm = fk.tasks.verifier(cache=1_000_000) if shipped else exact(problems)
+    prm = fk.tasks.verifier(cache=1_000_000) if arguments.verifier == "shipped" else exact(problems)
     names = arguments.engines or [POOL, *CONTESTANTS]
     for seed in range(arguments.seeds):
         for name in names:
@@ -214,6 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="20 problems, 1 seed, up to 16 particles")
     parser.add_argument("--problems", type=int)
+    parser.add_argument("--numbers", type=int, choices=(3, 4, 5), default=5, help="numbers of a problem")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--pool", type=int, help="the most particles")
     parser.add_argument("--block", type=int, default=50, help="problems that share batches")

@@ -338,7 +338,7 @@ def test_progress_ends_with_an_error(monkeypatch):
         (lambda: fk.SMC(4, chains=-1), "chains must be a positive integer, not -1"),
         (lambda: fk.SMC(4, ess_threshold=1.5), r"ess_threshold is a fraction of the particles, in \[0, 1\], not 1\.5"),
         (lambda: fk.SMC(4, ess_threshold=math.nan), "ess_threshold is a fraction"),
-        (lambda: fk.SMC(4, resampling="best"), r"resampling must be one of \['multinomial', .*\], not 'best'"),
+        (lambda: fk.SMC(4, resampling="best"), 'resampling must be "multinomial", .* or "ssp", not \'best\''),
         (lambda: fk.SMC(4, all_dead="ignore"), 'all_dead must be "error" or "zero", not \'ignore\''),
         (lambda: fk.ImportanceSampling(0), "particles must be a positive integer"),
         (lambda: fk.ImportanceSampling(3, all_dead="no"), "all_dead must be"),

@@ -654,7 +654,7 @@ def test_states_are_let_go_of(engine):
         (lambda: fk.BeamSearch(0), "particles must be a positive integer"),
         (lambda: fk.BeamSearch(4, width=0), "width must be a positive integer"),
         (lambda: fk.BeamSearch(4, lookahead=-1), "lookahead is a number of steps"),
-        (lambda: fk.BeamSearch(4, score="mean"), "score must be one of last, product, min, not 'mean'"),
+        (lambda: fk.BeamSearch(4, score="mean"), 'score must be "last", "product" or "min", not \'mean\''),
         (lambda: fk.BeamSearch(4, temperature=0.0), "temperature must be positive and finite"),
         (lambda: fk.BeamSearch(4, all_dead="no"), "all_dead must be"),
         (lambda: fk.DVTS(5, width=2), "particles must be a multiple of the width 2, not 5"),

@@ -154,9 +154,3 @@ def where(choices: Sequence[Any]) -> str:
     made = [chosen for chosen in choices if isinstance(chosen, tuple) and chosen]
     last = Counter(getattr(chosen[-1], "address", "?") for chosen in made)
     return ", ".join(f"{count} at site {site!r}" for site, count in last.most_common(5)) or "earlier"
-
-
-def positive(name: str, value: int) -> None:
-    """Raise ValueError unless a setting is a positive integer."""
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, not {value!r}")

@@ -13,6 +13,7 @@ from ...ppl.errors import FeynkacError
 from ...ppl.model import Advance, FeynmanKac
 from ...ppl.score import afresh
 from ...ppl.sites import short
+from ..base.checks import one_of
 from ..base.engine import Engine
 from ..base.progress import Progress
 from ..base.step import Step
@@ -260,5 +261,5 @@ def _check(
         raise ValueError(f"metric must be a function of a posterior, or one for each of the {len(models)} problems")
     if reference not in engines:
         raise ValueError(f"reference must be one of {', '.join(engines)}, not {reference!r}")
-    if over not in (None, "problems", "seeds"):
-        raise ValueError(f'over must be "problems" or "seeds", not {over!r}')
+    if over is not None:
+        one_of("over", over, ("problems", "seeds"))

@@ -11,7 +11,8 @@ from ...ppl import keys as _keys
 from ...ppl.errors import AllParticlesDead
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
-from ..base.engine import Growing, Run, positive
+from ..base.checks import one_of, positive
+from ..base.engine import Growing, Run
 from ..base.paths import Asking, Path, describe_paths, extend, growing
 from ..base.weights import normalize
 from ..particles.path_filter import Filtering
@@ -57,8 +58,7 @@ def check_schedule(settings: Any) -> None:
     burn_in = burnt(settings)
     if not isinstance(burn_in, int | np.integer) or not 0 <= burn_in < settings.sweeps:
         raise ValueError(f"burn_in must leave some of the {settings.sweeps} sweeps, and be at least 0, not {burn_in!r}")
-    if settings.all_dead not in ("error", "zero"):
-        raise ValueError(f'all_dead must be "error" or "zero", not {settings.all_dead!r}')
+    one_of("all_dead", settings.all_dead, ("error", "zero"))
 
 
 def draw_chain(

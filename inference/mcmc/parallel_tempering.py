@@ -11,7 +11,8 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
-from ..base.engine import Guarantee, Run, positive
+from ..base.checks import positive
+from ..base.engine import Guarantee, Run
 from ..base.paths import Asking, MarkovKernel, Path
 from .chain import alive, check_schedule, draw_chain, from_prior, kept
 from .suffix_mh import SuffixMH

@@ -11,7 +11,8 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
-from ..base.engine import Growing, Guarantee, Run, check_alive, positive
+from ..base.checks import fraction, one_of, positive
+from ..base.engine import Growing, Guarantee, Run, check_alive
 from ..base.paths import Asking, Path, describe_paths, growing
 from ..particles.path_filter import Filtering, path_filter
 from .chain import check_schedule, draw_chain, kept, pick
@@ -79,10 +80,8 @@ class ParticleGibbs:
         positive("particles_per_sweep", self.particles_per_sweep)
         if self.particles_per_sweep < 2:
             raise ValueError("particles_per_sweep must be at least 2: the reference alone stays where it is")
-        if not 0.0 <= self.ess_threshold <= 1.0:
-            raise ValueError(f"ess_threshold is a fraction of the particles, in [0, 1], not {self.ess_threshold!r}")
-        if self.resampling not in ("multinomial", "systematic"):
-            raise ValueError(f'resampling must be "multinomial" or "systematic", not {self.resampling!r}')
+        fraction("ess_threshold", self.ess_threshold, "the particles")
+        one_of("resampling", self.resampling, ("multinomial", "systematic"))
         check_schedule(self)
 
     @property

@@ -11,7 +11,8 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
-from ..base.engine import Growing, Guarantee, Run, check_alive, positive
+from ..base.checks import one_of, positive
+from ..base.engine import Growing, Guarantee, Run, check_alive
 from ..base.paths import Path, describe_paths, growing, run_on
 from .suffix_mh import SuffixMH
 
@@ -69,8 +70,7 @@ class PowerSampling:
             positive(name, getattr(self, name))
         if not math.isfinite(self.power):
             raise ValueError(f"power must be a finite number, not {self.power!r}")
-        if self.all_dead not in ("error", "zero"):
-            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+        one_of("all_dead", self.all_dead, ("error", "zero"))
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

@@ -12,7 +12,8 @@ from ...ppl import keys as _keys
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
-from ..base.engine import Guarantee, Run, positive
+from ..base.checks import positive
+from ..base.engine import Guarantee, Run
 from ..base.paths import Asking, Path, alike, extend, run_on
 from .chain import alive, check_schedule, draw_chain, from_prior, kept
 

@@ -11,7 +11,8 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, positive
+from ..base.checks import fraction, one_of, positive
+from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
 from ..base.resampling import SCHEMES, Scheme
 from ..base.weights import logmeanexp, normalize, spread
 from .look_ahead import look_ahead
@@ -84,14 +85,10 @@ class EntropicParticleFilter:
         for name in ("particles", "max_steps", "chains"):
             positive(name, getattr(self, name))
         for name in ("ess_threshold", "early"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is a fraction, in [0, 1], not {getattr(self, name)!r}")
-        if self.rule not in RULES:
-            raise ValueError(f"rule must be one of {RULES}, not {self.rule!r}")
-        if self.resampling not in SCHEMES:
-            raise ValueError(f"resampling must be one of {sorted(SCHEMES)}, not {self.resampling!r}")
-        if self.all_dead not in ("error", "zero"):
-            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+            fraction(name, getattr(self, name))
+        one_of("rule", self.rule, RULES)
+        one_of("resampling", self.resampling, SCHEMES)
+        one_of("all_dead", self.all_dead, ("error", "zero"))
 
     @property
     def guarantee(self) -> Guarantee:

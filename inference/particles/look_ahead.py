@@ -12,7 +12,8 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, positive
+from ..base.checks import one_of, positive
+from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
 from ..base.resampling import SCHEMES, Scheme
 from ..base.weights import logmeanexp, normalize
 from .smc import describe
@@ -67,10 +68,8 @@ class LookAheadSMC:
             positive(name, getattr(self, name))
         if self.ahead is not None:
             positive("ahead", self.ahead)
-        if self.resampling not in SCHEMES:
-            raise ValueError(f"resampling must be one of {sorted(SCHEMES)}, not {self.resampling!r}")
-        if self.all_dead not in ("error", "zero"):
-            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+        one_of("resampling", self.resampling, SCHEMES)
+        one_of("all_dead", self.all_dead, ("error", "zero"))
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

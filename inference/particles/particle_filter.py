@@ -11,7 +11,8 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, positive
+from ..base.checks import one_of, positive
+from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
 from ..base.resampling import multinomial
 from ..base.step import Step
 from ..base.weights import normalize, spread
@@ -71,8 +72,7 @@ class ParticleFilter:
         positive("chains", self.chains)
         if self.compat not in (None, "its_hub"):
             raise ValueError(f'compat must be None or "its_hub", not {self.compat!r}')
-        if self.all_dead not in ("error", "zero"):
-            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+        one_of("all_dead", self.all_dead, ("error", "zero"))
 
     @property
     def guarantee(self) -> Guarantee:

@@ -12,7 +12,8 @@ from ...ppl import keys as _keys
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
-from ..base.engine import Ask, Guarantee, Move, Report, Run, Start, check_alive, positive
+from ..base.checks import one_of, positive
+from ..base.engine import Ask, Guarantee, Move, Report, Run, Start, check_alive
 from ..base.step import Step
 from ..base.weights import logmeanexp
 from .smc import describe
@@ -64,8 +65,7 @@ class PathSearch:
             positive(name, getattr(self, name))
         if not self.back <= self.first or not self.back < self.forward:
             raise ValueError(f"back={self.back} must be at most first={self.first}, and less than {self.forward=}")
-        if self.all_dead not in ("error", "zero"):
-            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+        one_of("all_dead", self.all_dead, ("error", "zero"))
 
     @property
     def particles(self) -> int:

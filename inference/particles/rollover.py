@@ -11,7 +11,8 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, positive
+from ..base.checks import one_of, positive
+from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
 from ..base.weights import logmeanexp
 from .smc import describe
 
@@ -56,8 +57,7 @@ class RolloverBudget:
     def __post_init__(self) -> None:
         positive("quota", self.quota)
         positive("chains", self.chains)
-        if self.all_dead not in ("error", "zero"):
-            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+        one_of("all_dead", self.all_dead, ("error", "zero"))
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

@@ -10,7 +10,8 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
-from ..base.engine import Growing, Guarantee, Move, Report, Run, Start, check_alive, positive
+from ..base.checks import fraction, one_of, positive
+from ..base.engine import Growing, Guarantee, Move, Report, Run, Start, check_alive
 from ..base.paths import MarkovKernel, Path, describe_paths, growing
 from ..base.resampling import SCHEMES, Scheme
 from ..base.step import Step
@@ -64,12 +65,9 @@ class SMC:
     def __post_init__(self) -> None:
         positive("particles", self.particles)
         positive("chains", self.chains)
-        if not 0.0 <= self.ess_threshold <= 1.0:
-            raise ValueError(f"ess_threshold is a fraction of the particles, in [0, 1], not {self.ess_threshold!r}")
-        if self.resampling not in SCHEMES:
-            raise ValueError(f"resampling must be one of {sorted(SCHEMES)}, not {self.resampling!r}")
-        if self.all_dead not in ("error", "zero"):
-            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+        fraction("ess_threshold", self.ess_threshold, "the particles")
+        one_of("resampling", self.resampling, SCHEMES)
+        one_of("all_dead", self.all_dead, ("error", "zero"))
         if self.move is not None and (
             not callable(getattr(self.move, "move", None)) or getattr(self.move, "power", 1.0) != 1.0
         ):

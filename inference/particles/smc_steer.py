@@ -11,7 +11,8 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, positive
+from ..base.checks import one_of, positive
+from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
 from ..base.resampling import optimal
 from ..base.weights import logmeanexp, normalize
 from .smc import describe
@@ -59,8 +60,7 @@ class SMCSteer:
     def __post_init__(self) -> None:
         for name in ("particles", "beam", "chains"):
             positive(name, getattr(self, name))
-        if self.all_dead not in ("error", "zero"):
-            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+        one_of("all_dead", self.all_dead, ("error", "zero"))
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

@@ -12,7 +12,8 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, pick, positive
+from ..base.checks import one_of, positive
+from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, pick
 from ..base.weights import logmeanexp, normalize
 from .smc import describe
 
@@ -62,8 +63,7 @@ class SVDD:
             positive(name, getattr(self, name))
         if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"temperature must be positive, or None for the best, not {self.temperature!r}")
-        if self.all_dead not in ("error", "zero"):
-            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+        one_of("all_dead", self.all_dead, ("error", "zero"))
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

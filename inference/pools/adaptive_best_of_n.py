@@ -13,7 +13,8 @@ import numpy as np
 from ...ppl.errors import InvalidWeight
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
-from ..base.engine import Growing, Guarantee, Run, positive
+from ..base.checks import one_of, positive
+from ..base.engine import Growing, Guarantee, Run
 from ..search.expansion import Expansion, best_first
 from .draws import draw
 
@@ -75,8 +76,7 @@ class AdaptiveBestOfN:
             raise ValueError(f"prune gives for depths from 0 up a fraction in (0, 1] that goes on, not {self.prune!r}")
         if self.judge is not None and not callable(self.judge):
             raise ValueError(f"judge must be a function of a value, or None, not {self.judge!r}")
-        if self.all_dead not in ("error", "zero"):
-            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+        one_of("all_dead", self.all_dead, ("error", "zero"))
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

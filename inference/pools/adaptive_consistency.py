@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
-from ..base.engine import Growing, Guarantee, Run, positive
+from ..base.checks import one_of, positive
+from ..base.engine import Growing, Guarantee, Run
 from ..base.selection import Ballot
 from ..search.expansion import Expansion
 from .draws import draw
@@ -65,8 +66,7 @@ class AdaptiveConsistency:
             raise ValueError(f"threshold is a probability between 1/2 and 1, not {self.threshold!r}")
         if self.key is not None and not callable(self.key):
             raise ValueError(f"key must be a function of a value, or None, not {self.key!r}")
-        if self.all_dead not in ("error", "zero"):
-            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+        one_of("all_dead", self.all_dead, ("error", "zero"))
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

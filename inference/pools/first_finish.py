@@ -11,7 +11,8 @@ import numpy as np
 
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
-from ..base.engine import Growing, Guarantee, Run, positive
+from ..base.checks import one_of, positive
+from ..base.engine import Growing, Guarantee, Run
 from ..base.selection import Ballot
 from ..search.expansion import Expansion
 from .draws import draw
@@ -68,8 +69,7 @@ class FirstFinish:
         for name in ("key", "length"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise ValueError(f"{name} must be a function of a value, or None, not {getattr(self, name)!r}")
-        if self.all_dead not in ("error", "zero"):
-            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+        one_of("all_dead", self.all_dead, ("error", "zero"))
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

@@ -19,7 +19,8 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ...ppl.sites import Site
 from ..base.chain import detach_choices
-from ..base.engine import Growing, Move, Report, Start, pick, positive, where
+from ..base.checks import one_of, positive
+from ..base.engine import Growing, Move, Report, Start, pick, where
 from ..base.search_tree import SearchTree, accumulate
 from ..base.selection import choose
 from ..base.step import Step
@@ -285,12 +286,10 @@ def check_search(settings: Any, *counts: str) -> None:
     """Raise ValueError for a setting that searches share and that is out of range; ``counts`` must be positive."""
     for name in (*counts, "chains"):
         positive(name, getattr(settings, name))
-    if settings.score not in get_args(Scoring):
-        raise ValueError(f"score must be one of {', '.join(get_args(Scoring))}, not {settings.score!r}")
+    one_of("score", settings.score, get_args(Scoring))
     if settings.temperature is not None and not 0 < settings.temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, or None for the best, not {settings.temperature!r}")
-    if settings.all_dead not in ("error", "zero"):
-        raise ValueError(f'all_dead must be "error" or "zero", not {settings.all_dead!r}')
+    one_of("all_dead", settings.all_dead, ("error", "zero"))
 
 
 def best_first(scores: Floats, count: int) -> Index:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats
+from ..base.checks import one_of
 from ..base.engine import Guarantee, Move, Run, Start
 from .expansion import Expansion, Scoring, check_search
 from .tree_search import uct
@@ -85,10 +86,8 @@ class MCTS:
 
     def __post_init__(self) -> None:
         check_search(self, "simulations", "width", "batch")
-        if self.rule not in ("uct", "puct"):
-            raise ValueError(f'rule must be "uct" or "puct", not {self.rule!r}')
-        if self.value not in ("score", "rollout"):
-            raise ValueError(f'value must be "score" or "rollout", not {self.value!r}')
+        one_of("rule", self.rule, ("uct", "puct"))
+        one_of("value", self.value, ("score", "rollout"))
         if not 0 <= self.explore < math.inf:
             raise ValueError(f"explore must be finite and not negative, not {self.explore!r}")
 

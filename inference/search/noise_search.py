@@ -13,7 +13,8 @@ from ...ppl import keys as _keys
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats
-from ..base.engine import Growing, Guarantee, Move, Report, Run, Start, positive
+from ..base.checks import one_of, positive
+from ..base.engine import Growing, Guarantee, Move, Report, Run, Start
 from ..base.search_tree import SearchTree
 from .growth import Growth
 
@@ -63,8 +64,7 @@ class NoiseSearch:
             positive(name, getattr(self, name))
         if not -1.0 < self.cosine < 1.0:
             raise ValueError(f"cosine must be between -1 and 1, not {self.cosine!r}")
-        if self.all_dead not in ("error", "zero"):
-            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+        one_of("all_dead", self.all_dead, ("error", "zero"))
 
     @property
     def particles(self) -> int:

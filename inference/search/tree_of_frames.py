@@ -12,7 +12,8 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, Index
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, positive
+from ..base.checks import one_of, positive
+from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
 from ..base.selection import choose
 from ..particles.smc import describe
 
@@ -69,8 +70,7 @@ class TreeOfFrames:
             object.__setattr__(self, "judged", tuple(sorted(set(self.judged))))
             if any(depth < 0 for depth in self.judged):
                 raise ValueError(f"judged depths count from 0: {self.judged!r}")
-        if self.all_dead not in ("error", "zero"):
-            raise ValueError(f'all_dead must be "error" or "zero", not {self.all_dead!r}')
+        one_of("all_dead", self.all_dead, ("error", "zero"))
 
     @property
     def particles(self) -> int:

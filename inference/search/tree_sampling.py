@@ -12,7 +12,8 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
-from ..base.engine import Guarantee, Report, Run, positive
+from ..base.checks import fraction, one_of, positive
+from ..base.engine import Guarantee, Report, Run
 from ..base.search_tree import SearchTree
 from ..base.weights import logmeanexp
 from .growth import Descend, Fork, Growth
@@ -126,9 +127,7 @@ def check_tree(settings: Any) -> None:
         positive(name, getattr(settings, name))
     if not settings.width > 0:
         raise ValueError(f"width must be positive, not {settings.width!r}")
-    if not 0.0 <= settings.growth <= 1.0:
-        raise ValueError(f"growth must be between 0 and 1, not {settings.growth!r}")
+    fraction("growth", settings.growth)
     if settings.branch_at is not None and any(not isinstance(d, int | np.integer) or d < 0 for d in settings.branch_at):
         raise ValueError(f"branch_at holds depths from 0 up, or is None for all, not {settings.branch_at!r}")
-    if settings.all_dead not in ("error", "zero"):
-        raise ValueError(f'all_dead must be "error" or "zero", not {settings.all_dead!r}')
+    one_of("all_dead", settings.all_dead, ("error", "zero"))

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
+from ..base.checks import one_of
 from ..base.engine import Guarantee, Report, Run
 from ..base.search_tree import SearchTree
 from ..base.weights import logmeanexp
@@ -76,8 +77,7 @@ class TreeSearch:
         check_tree(self)
         if not self.explore >= 0:
             raise ValueError(f"explore must not be negative, not {self.explore!r}")
-        if self.backup not in ("soft", "max"):
-            raise ValueError(f'backup must be "soft" or "max", not {self.backup!r}')
+        one_of("backup", self.backup, ("soft", "max"))
 
     @property
     def particles(self) -> int:

@@ -1,0 +1,33 @@
+"""Checks of settings, whose errors name the setting and what it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+
+def positive(name: str, value: Any) -> None:
+    """Raise ValueError unless a setting is a positive integer."""
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, not {value!r}")
+
+
+def fraction(name: str, value: Any, of: str = "") -> None:
+    """Raise ValueError unless a setting, a fraction ``of`` something, is from 0 to 1."""
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is a fraction{of and f' of {of}'}, in [0, 1], not {value!r}")
+
+
+def one_of(name: str, value: Any, options: Iterable[str]) -> None:
+    """Raise ValueError unless a setting is one of some words.
+
+    >>> one_of("rule", "uct", ("uct", "puct"))
+    >>> one_of("rule", "best", ("uct", "puct"))
+    Traceback (most recent call last):
+    ValueError: rule must be "uct" or "puct", not 'best'
+    """
+    words = [f'"{option}"' for option in options]
+    if not isinstance(value, str) or f'"{value}"' not in words:
+        raise ValueError(f"{name} must be {', '.join(words[:-1])} or {words[-1]}, not {value!r}")

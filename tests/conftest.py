@@ -1,8 +1,12 @@
-"""Settings that all tests share."""
+"""Settings and fixtures that tests share."""
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
+
+import pytest
 
 # Tests run beside each other on few cores; threads of torch would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,3 +15,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Name parameters by their type where their repr holds an address, which differs from process to process."""
     return type(val).__name__ if " at 0x" in repr(val) else None
+
+
+@pytest.fixture
+def training(monkeypatch, tmp_path):
+    """Put the training scripts on the path, with checkpoints in a folder of their own."""
+    scripts = Path(__file__).resolve().parent.parent / "training"
+    names = {path.stem for path in scripts.glob("*.py")}
+    monkeypatch.syspath_prepend(str(scripts))
+    monkeypatch.setenv("FEYNKAC_TRAINING", str(tmp_path / "checkpoints"))
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield tmp_path
+    for name in names:
+        sys.modules.pop(name, None)

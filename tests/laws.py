@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
 import feynkac as fk
 
@@ -31,6 +33,33 @@ def check_unbiased(model, engine, law, log_z, runs=2000, seed=0, limit=Z_LIMIT):
             for ratio, p in zip(ratios, posteriors)
         ]
         assert abs(z_score(masses, probability)) < limit, f"{value!r}: {np.mean(masses)}, not {probability}"
+
+
+@fk.program
+async def hopeless():
+    """All die at the second of three steps."""
+    for step in range(3):
+        await fk.sample("x", fk.dist.Bernoulli(0.5))
+        await fk.factor("judge", -math.inf if step == 1 else -0.1)
+    return 1
+
+
+def check_all_dead(engine):
+    """Assert that the death of all is an error that names step and site, or, where that is asked for, weight zero."""
+    with pytest.raises(fk.errors.AllParticlesDead, match=r"weight zero at step 1 \(.*judge"):
+        fk.infer(hopeless(), engine, seed=0)
+    posterior = fk.infer(hopeless(), replace(engine, all_dead="zero"), seed=0)
+    assert np.isneginf(posterior.log_weights).all()
+
+
+@fk.program
+async def deadly():
+    """Some die at each of two steps, so that now and then all do."""
+    x = await fk.sample("x", fk.dist.Categorical([0.6, 0.3, 0.1]))
+    await fk.factor("no zero", -math.inf if x == 0 else 0.0)
+    y = await fk.sample("y", fk.dist.Bernoulli(0.3))
+    await fk.factor("agree", 1.0 if x == y else -math.inf if x == 2 and y else 0.3)
+    return x, y
 
 
 # T1: two steps, each a or b with probability one half, and a process reward for each prefix.

@@ -1,4 +1,4 @@
-"""A model without chance: its particles are paths of child numbers, and what they score is a function of the path."""
+"""Models without chance: particles are paths of child numbers, and what they score is a function of the path."""
 
 from __future__ import annotations
 
@@ -71,6 +71,26 @@ class Scripted:
 
     def values(self, state):
         return list(state.paths)
+
+
+class Queue(Scripted):
+    """Runs that are over at their start, in a given order: what each answers, and its probability."""
+
+    def __init__(self, answers, rewards=None):
+        self.answers, self.drawn = list(answers), 0
+        rewards = [1.0] * len(self.answers) if rewards is None else rewards
+        log_g = [math.log(r) if r > 0 else -math.inf for r in rewards]
+        super().__init__(lambda path: log_g[path[0]], lambda path: True)
+
+    def __repr__(self):
+        return "Queue"
+
+    def start(self, keys, given=None):
+        first, self.drawn = self.drawn, self.drawn + len(keys)
+        return self._made([(i,) for i in range(first, self.drawn)], keys)
+
+    def values(self, state):
+        return [self.answers[path[0]] for path in state.paths]
 
 
 def paths_of(tree):

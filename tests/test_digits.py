@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,19 +140,6 @@ def test_bad_requests_are_refused():
 
 
 # The scripts
-
-
-@pytest.fixture
-def training(monkeypatch, tmp_path):
-    """Put the training scripts on the path, with checkpoints in a folder of their own."""
-    names = {path.stem for path in (ROOT / "training").glob("*.py")}
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
-    monkeypatch.setenv("FEYNKAC_TRAINING", str(tmp_path / "checkpoints"))
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield tmp_path
-    for name in names:
-        sys.modules.pop(name, None)
 
 
 def test_training_goes_on_where_it_stopped(training, real, monkeypatch):

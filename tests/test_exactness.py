@@ -17,6 +17,7 @@ from laws import (
     T2_PRIOR,
     T2_Z,
     check_unbiased,
+    deadly,
     t1,
     t2,
     t3,
@@ -128,15 +129,6 @@ def test_best_of_n_has_the_laws_of_the_tables():
         for value, probability in zip((1, 2, 3), law):
             mass = [sum(w for v, w in zip(p.values, p.probabilities) if v == value) for p in posteriors]
             assert abs(z_score(mass, probability)) < 4.26
-
-
-@fk.program
-async def deadly():
-    x = await fk.sample("x", fk.dist.Categorical([0.6, 0.3, 0.1]))
-    await fk.factor("no zero", -math.inf if x == 0 else 0.0)
-    y = await fk.sample("y", fk.dist.Bernoulli(0.3))
-    await fk.factor("agree", 1.0 if x == y else -math.inf if x == 2 and y else 0.3)
-    return x, y
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])

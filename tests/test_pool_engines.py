@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from scripted import Scripted
+from scripted import Queue, Scripted
 
 import feynkac as fk
 from chains import chain
 from feynkac.inference.pools.adaptive_consistency import majority
-from laws import Z_LIMIT, t2, z_score
+from laws import Z_LIMIT, check_all_dead, t2, z_score
 
 ENGINES = [
     fk.FirstFinish(8, first=3),
@@ -23,55 +22,6 @@ ENGINES = [
     fk.AdaptiveBestOfN(6, threshold=0.95, batch=2),
     fk.AdaptiveBestOfN(8, threshold=1.0, batch=4, prune={0: 0.5, 1: 0.5}),
 ]
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """Which run each particle is."""
-
-    index: tuple[int, ...]
-
-    @property
-    def depth(self):
-        return np.zeros(len(self.index), int)
-
-    @property
-    def done(self):
-        return np.ones(len(self.index), bool)
-
-    def __len__(self):
-        return len(self.index)
-
-
-class Queue:
-    """Runs that are over at their start, in a given order: what each answers, and its probability."""
-
-    def __init__(self, answers, rewards=None):
-        self.answers, self.drawn = list(answers), 0
-        self.rewards = [1.0] * len(self.answers) if rewards is None else rewards
-
-    def __repr__(self):
-        return "Queue"
-
-    def start(self, keys, given=None):
-        n, zero = len(keys), np.zeros(len(keys))
-        state = Numbers(tuple(range(self.drawn, self.drawn + n)))
-        self.drawn += n
-        with np.errstate(divide="ignore"):
-            log_g = np.log([self.rewards[i] for i in state.index])
-        return fk.Advance(state, [(i,) for i in state.index], zero, zero, log_g, zero, state.done, np.ones(n, bool))
-
-    def advance(self, state, keys, given=None):
-        raise AssertionError("all are done at their start")
-
-    def select(self, state, index):
-        return Numbers(tuple(state.index[i] for i in index))
-
-    def concat(self, states):
-        return Numbers(sum((s.index for s in states), ()))
-
-    def values(self, state):
-        return [self.answers[i] for i in state.index]
 
 
 # -- first finish -------------------------------------------------------------------------------------------------
@@ -277,19 +227,7 @@ def test_a_run_can_be_cut_at_any_wave(engine):
 
 @pytest.mark.parametrize("engine", ENGINES, ids=repr)
 def test_all_dead(engine):
-    from dataclasses import replace
-
-    @fk.program
-    async def hopeless():
-        for step in range(3):
-            await fk.sample("x", fk.dist.Bernoulli(0.5))
-            await fk.factor("judge", -math.inf if step == 1 else -0.1)
-        return 1
-
-    with pytest.raises(fk.errors.AllParticlesDead, match=r"weight zero at step 1 \(.*judge"):
-        fk.infer(hopeless(), engine, seed=0)
-    posterior = fk.infer(hopeless(), replace(engine, all_dead="zero"), seed=0)
-    assert np.isneginf(posterior.log_weights).all()
+    check_all_dead(engine)
 
 
 @pytest.mark.parametrize(

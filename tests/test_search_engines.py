@@ -15,7 +15,7 @@ from chains import chain
 from feynkac.inference.search.mcts import puct
 from feynkac.inference.search.rebase import shares
 from feynkac.ppl.score import evaluate
-from laws import t1, t2
+from laws import check_all_dead, t1, t2
 
 ENGINES = [
     fk.BeamSearch(12, width=3, score="product"),
@@ -599,19 +599,7 @@ def test_it_is_drawn_saved_and_told(engine, tmp_path):
 
 @pytest.mark.parametrize("engine", ENGINES, ids=repr)
 def test_all_dead(engine):
-    from dataclasses import replace
-
-    @fk.program
-    async def hopeless():
-        for step in range(3):
-            await fk.sample("x", fk.dist.Bernoulli(0.5))
-            await fk.factor("judge", -math.inf if step == 1 else -0.1)
-        return 1
-
-    with pytest.raises(fk.errors.AllParticlesDead, match=r"weight zero at step 1 \(.*judge"):
-        fk.infer(hopeless(), engine, seed=0)
-    posterior = fk.infer(hopeless(), replace(engine, all_dead="zero"), seed=0)
-    assert np.isneginf(posterior.log_weights).all()
+    check_all_dead(engine)
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=repr)

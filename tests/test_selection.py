@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from scripted import Queue
 
 import feynkac as fk
 from feynkac.inference.base.selection import best_of
@@ -15,48 +15,9 @@ from feynkac.ppl.cost import charge
 from laws import Z_LIMIT, z_score
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Which run each particle is."""
-
-    index: np.ndarray
-
-    @property
-    def depth(self):
-        return np.zeros(len(self.index), int)
-
-    @property
-    def done(self):
-        return np.ones(len(self.index), bool)
-
-    def __len__(self):
-        return len(self.index)
-
-
-class Pool:
-    """A model without chance: its particles are given runs, each with an answer and a reward."""
-
-    def __init__(self, answers, rewards):
-        self.answers, self.rewards = answers, np.asarray(rewards, float)
-
-    def start(self, keys, given=None):
-        n, zero = len(keys), np.zeros(len(keys))
-        state = Rows(np.arange(n))
-        with np.errstate(divide="ignore"):
-            potential = np.log(self.rewards[:n])
-        return fk.Advance(state, [()] * n, zero, zero, potential, zero, state.done, np.ones(n, bool))
-
-    def advance(self, state, keys, given=None):
-        raise AssertionError("a pool is done at its start")
-
-    def select(self, state, index):
-        return Rows(state.index[index])
-
-    def concat(self, states):
-        return Rows(np.concatenate([s.index for s in states]))
-
-    def values(self, state):
-        return [(self.answers[i], int(i)) for i in state.index]
+def pool(answers, rewards):
+    """Given runs, each with an answer and a reward; a value says which run it is, too."""
+    return Queue([(a, i) for i, a in enumerate(answers)], rewards)
 
 
 def answer(value):
@@ -64,7 +25,7 @@ def answer(value):
 
 
 def chosen(engine, answers, rewards):
-    return fk.infer(Pool(answers, rewards), engine, seed=0).best()
+    return fk.infer(pool(answers, rewards), engine, seed=0).best()
 
 
 # -- laws -------------------------------------------------------------------------------------------------------
@@ -79,19 +40,19 @@ def test_best_majority_and_weighted_disagree_where_they_should():
         assert chosen(fk.SelfConsistency(6, key=answer), a, r)[0] == "C"
         assert chosen(fk.SelfConsistency(6, key=answer, weighted=True), a, r) == ("B", order.index(1))
         assert chosen(fk.BestOfN(6, by=answer), a, r) == ("B", order.index(1))  # and the best-scored run of B
-    shares = fk.infer(Pool(answers, rewards), fk.SelfConsistency(6, key=answer, weighted=True), seed=0).vote()
+    shares = fk.infer(pool(answers, rewards), fk.SelfConsistency(6, key=answer, weighted=True), seed=0).vote()
     assert shares == pytest.approx({"B": 1.1 / 2.8, "A": 0.9 / 2.8, "C": 0.8 / 2.8})
     assert list(shares) == ["B", "A", "C"]
-    counts = fk.infer(Pool(answers, rewards), fk.SelfConsistency(6, key=answer), seed=0)
+    counts = fk.infer(pool(answers, rewards), fk.SelfConsistency(6, key=answer), seed=0)
     assert counts.vote() == counts.vote(answer) == pytest.approx({"C": 3 / 6, "B": 2 / 6, "A": 1 / 6})
 
 
 def enumerate_pools(n, law, engine, score):
     """The exact law of the chosen answer, over all pools of n independent runs."""
     found = dict.fromkeys(law, 0.0)
-    for pool in itertools.product(law, repeat=n):
-        posterior = fk.infer(Pool(pool, [score(a) for a in pool]), engine, seed=0)
-        probability = math.prod(law[a] for a in pool)
+    for answers in itertools.product(law, repeat=n):
+        posterior = fk.infer(pool(answers, [score(a) for a in answers]), engine, seed=0)
+        probability = math.prod(law[a] for a in answers)
         if isinstance(engine, fk.SelfConsistency):
             found[posterior.best()[0]] += probability
         else:
@@ -150,7 +111,7 @@ def test_a_weighted_vote_is_that_of_importance_sampling():
 
 def test_an_answer_may_be_nan():
     engine = fk.SelfConsistency(3, key=lambda value: 1 if value[0] == "A" else math.nan)
-    posterior = fk.infer(Pool("ABB", (1, 1, 1)), engine, seed=0)
+    posterior = fk.infer(pool("ABB", (1, 1, 1)), engine, seed=0)
     (winner, share), _ = posterior.vote().items()
     assert math.isnan(winner)
     assert share == pytest.approx(2 / 3)
@@ -158,14 +119,14 @@ def test_an_answer_may_be_nan():
 
 
 def test_runs_of_weight_zero_have_no_vote():
-    posterior = fk.infer(Pool("AAAB", (0.0, 0.0, 0.0, 0.2)), fk.SelfConsistency(4, key=answer), seed=0)
+    posterior = fk.infer(pool("AAAB", (0.0, 0.0, 0.0, 0.2)), fk.SelfConsistency(4, key=answer), seed=0)
     assert posterior.vote() == {"B": 1.0}
     assert posterior.best() == ("B", 3)
     assert chosen(fk.BestOfN(4, by=answer), "AAAB", (0.0, 0.0, 0.0, 0.2)) == ("B", 3)
     for engine in (fk.SelfConsistency(4, key=answer), fk.BestOfN(4, by=answer)):
         with pytest.raises(fk.errors.AllParticlesDead):
-            fk.infer(Pool("AAAB", [0.0] * 4), engine, seed=0)
-    empty = fk.infer(Pool("AAAB", [0.0] * 4), fk.SelfConsistency(4, all_dead="zero"), seed=0)
+            fk.infer(pool("AAAB", [0.0] * 4), engine, seed=0)
+    empty = fk.infer(pool("AAAB", [0.0] * 4), fk.SelfConsistency(4, all_dead="zero"), seed=0)
     assert empty.log_evidence == -math.inf
     assert empty.warnings == ("every particle has weight zero: the posterior is empty",)
 
@@ -192,10 +153,10 @@ def test_without_a_key_the_value_is_the_answer_and_it_must_be_hashable():
 
 def test_a_key_that_fails_names_the_particle_and_nothing_ends_silently():
     with pytest.raises(ZeroDivisionError) as caught:
-        fk.infer(Pool("AB", (1, 1)), fk.SelfConsistency(2, key=lambda value: 1 / 0), seed=0)
+        fk.infer(pool("AB", (1, 1)), fk.SelfConsistency(2, key=lambda value: 1 / 0), seed=0)
     assert "in the key of SelfConsistency, for the value ('A', 0) of particle 0" in caught.value.__notes__[0]
     with pytest.raises(RuntimeError):
-        fk.infer(Pool("AB", (1, 1)), fk.SelfConsistency(2, key=lambda value: next(iter([]))), seed=0)
+        fk.infer(pool("AB", (1, 1)), fk.SelfConsistency(2, key=lambda value: next(iter([]))), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -374,11 +335,11 @@ def test_best_of_k_is_unbiased():
 
 
 def test_best_of_k_needs_independent_runs_and_a_pool_large_enough():
-    pool = fk.infer(Pool("AAB", (0.1, 0.0, 0.3)), fk.ImportanceSampling(3), seed=0)
-    assert pool.best_of(1, lambda value: 3.0) == pytest.approx(2.0)  # the run of weight zero counts as 0
+    found = fk.infer(pool("AAB", (0.1, 0.0, 0.3)), fk.ImportanceSampling(3), seed=0)
+    assert found.best_of(1, lambda value: 3.0) == pytest.approx(2.0)  # the run of weight zero counts as 0
     for k in (0, 4):
         with pytest.raises(ValueError, match=f"between 1 and the 3 runs of the pool, not {k}"):
-            pool.best_of(k, lambda value: 1.0)
+            found.best_of(k, lambda value: 1.0)
     resampled = fk.infer(counts(Meter()), fk.SMC(8, ess_threshold=1.0), seed=0)
     with pytest.raises(ValueError, match="needs independent runs"):
         resampled.best_of(2, float)

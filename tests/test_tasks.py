@@ -6,7 +6,6 @@ import itertools
 import json
 import random
 import shutil
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -381,19 +380,6 @@ def test_a_wrong_weighing_is_refused(lm, prm):
 
 
 # Training
-
-
-@pytest.fixture
-def training(monkeypatch, tmp_path):
-    """Put the training scripts on the path, with checkpoints in a folder of their own."""
-    names = {path.stem for path in (ROOT / "training").glob("*.py")}
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
-    monkeypatch.setenv("FEYNKAC_TRAINING", str(tmp_path / "checkpoints"))
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield tmp_path
-    for name in names:
-        sys.modules.pop(name, None)
 
 
 def read(tokens):

@@ -14,7 +14,7 @@ from chains import LOG_G, MOVES, START, FiniteChain, chain, late_chain, total_va
 from feynkac.inference.search.growth import Growth
 from feynkac.inference.search.tree_sampling import TreeSampling, boltzmann, grow
 from feynkac.inference.search.tree_search import best_leaf, uct
-from laws import Z_LIMIT, check_unbiased, t1, t2, z_score
+from laws import Z_LIMIT, check_unbiased, deadly, t1, t2, z_score
 
 
 @dataclass(frozen=True)
@@ -342,15 +342,6 @@ def test_less_can_be_recorded():
 
 
 # -- deaths, refusals -------------------------------------------------------------------------------------------
-
-
-@fk.program
-async def deadly():
-    x = await fk.sample("x", fk.dist.Categorical([0.6, 0.3, 0.1]))
-    await fk.factor("no zero", -math.inf if x == 0 else 0.0)
-    y = await fk.sample("y", fk.dist.Bernoulli(0.3))
-    await fk.factor("agree", 1.0 if x == y else -math.inf if x == 2 and y else 0.3)
-    return x, y
 
 
 @pytest.mark.parametrize("growth", [0.0, 0.7])

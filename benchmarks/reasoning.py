@@ -2,13 +2,14 @@
 
     python benchmarks/reasoning.py --short     # minutes
     python benchmarks/reasoning.py             # 200 held-out problems, 5 seeds, 2 to 128 particles: hours
-    python benchmarks/reasoning.py --numbers 4     # problems of four numbers in place of five
+    python benchmarks/reasoning.py --numbers 5     # problems of five numbers in place of four, of which few are solved
     python benchmarks/reasoning.py --verifier exact --pool 32 --seeds 1 --engines pool "particle filter, odds"
 
-The reasoner and the process reward model are those that ship (`fk.tasks`); ``--verifier exact`` puts the solver in the
+The reasoner and the process reward model are those that ship (`fk.tasks`). ``--verifier exact`` puts the solver in the
 place of the latter (0.99 where the target can still be reached, else 0.01), which tells what the engines make of the
-task from what the verifier lets them make of it. Problems advance together, in blocks that share their batches;
-nothing that one trial has computed helps another. What only selects among independent runs
+task from what the verifier lets them make of it; ``--verifier overconfident`` multiplies its log-odds by 4, which
+leaves the order of answers as it is, but judges early steps as if it were sure. Problems advance together, in blocks that
+share their batches; nothing that one trial has computed helps another. What only selects among independent runs
 (best-of-N, votes) is estimated without bias from one pool of runs for every N up to its size. Results are kept in a
 file, line by line: a run that was stopped goes on, and one with more engines, seeds or sizes adds to it.
 """
@@ -44,14 +45,14 @@ class Contestant:
     sizes: tuple[int, ...]
 
 
-ALL, FEW = (2, 4, 8, 16, 32, 64, 128), (8, 32)
+ALL, UPTO_32, FEW = (2, 4, 8, 16, 32, 64, 128), (2, 4, 8, 16, 32), (8, 32)
 CONTESTANTS = {
     "particle filter, odds": Contestant(lambda n, steps: fk.ParticleFilter(n), "odds", ALL),
     "systematic filter, odds": Contestant(lambda n, steps: fk.SMC(n, ess_threshold=1.0), "odds", FEW),
     "particle filter, telescoping": Contestant(lambda n, steps: fk.SMC(n, ess_threshold=1.0), "telescope", FEW),
     "entropic, odds": Contestant(lambda n, steps: fk.EntropicParticleFilter(n, steps), "odds", ALL),
     "beam": Contestant(lambda n, steps: fk.BeamSearch(n, width=min(4, n)), "product", ALL),
-    "A*": Contestant(lambda n, steps: fk.AStar(n, width=4), "product", ALL),
+    "A*, N children": Contestant(lambda n, steps: fk.AStar(64, width=n), "product", UPTO_32),
     "DVTS": Contestant(lambda n, steps: fk.DVTS(n, width=4), "product", FEW),
     "REBASE": Contestant(lambda n, steps: fk.Rebase(n), "product", FEW),
     "MCTS": Contestant(lambda n, steps: fk.MCTS(max(1, n // steps), width=4), "product", FEW),
@@ -111,13 +112,32 @@ def exact(problems: list[Any]) -> Any:
     return value
 
 
+def overconfident(prm: Any, factor: float = 4.0) -> Any:
+    """Return a verifier whose log-odds are those of another times a factor."""
+
+    @fk.reward(kind="probability", batched=True, cache=1_000_000)
+    def value(inputs: list[Any]) -> Any:
+        r = np.array([prm.number(detail) for detail in prm.details(inputs)])
+        return 1 / (1 + ((1 - r) / r) ** factor)
+
+    return value
+
+
+def verifier(name: str, problems: list[Any]) -> Any:
+    """Return a verifier by its name."""
+    if name == "exact":
+        return exact(problems)
+    prm = fk.tasks.verifier(cache=1_000_000)
+    return prm if name == "shipped" else overconfident(prm)
+
+
 def run(arguments: argparse.Namespace) -> Records:
     """Make what is not yet in the file."""
     path = Path(arguments.folder) / f"reasoning_{arguments.numbers}_{arguments.verifier}.jsonl"
     records = Records(path, ("engine", "particles", "seed", "block"))
     problems = fk.tasks.problems(arguments.problems, seed=0, numbers=arguments.numbers)
     lm = fk.tasks.reasoner(max_batch=arguments.rows)
-    prm = fk.tasks.verifier(cache=1_000_000) if arguments.verifier == "shipped" else exact(problems)
+    prm = verifier(arguments.verifier, problems)
     names = arguments.engines or [POOL, *CONTESTANTS]
     for seed in range(arguments.seeds):
         for name in names:
@@ -213,13 +233,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="20 problems, 1 seed, up to 16 particles")
     parser.add_argument("--problems", type=int)
-    parser.add_argument("--numbers", type=int, choices=(3, 4, 5), default=5, help="numbers of a problem")
+    parser.add_argument("--numbers", type=int, choices=(4, 5), default=4, help="numbers of a problem")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--pool", type=int, help="the most particles")
     parser.add_argument("--block", type=int, default=50, help="problems that share batches")
     parser.add_argument("--rows", type=int, default=512, help="rows of a forward pass")
     parser.add_argument("--engines", nargs="+", choices=[POOL, *CONTESTANTS])
-    parser.add_argument("--verifier", choices=["shipped", "exact"], default="shipped")
+    parser.add_argument("--verifier", choices=["shipped", "exact", "overconfident"], default="shipped")
     parser.add_argument("--folder", default="out/benchmarks")
     arguments = parser.parse_args()
     for name, short, long in (("problems", 20, 200), ("seeds", 1, 5), ("pool", 16, 128)):

@@ -93,6 +93,14 @@ def mean_error(sample: Sequence[float]) -> str:
     return f"{np.mean(sample):.2f} ± {error:.2f}"
 
 
+def log_mean_error(logs: Sequence[float]) -> str:
+    """Show the log of the mean of what is given by its logs, where some may be −inf, and its standard error."""
+    top = max(logs)
+    shares = np.exp(np.array(logs) - top)
+    error = np.std(shares, ddof=1) / np.sqrt(len(shares)) / shares.mean() if len(shares) > 1 else np.nan
+    return f"{top + np.log(shares.mean()):.2f} ± {error:.2f}"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns as wide as they need."""
     widths = [max(map(len, column)) for column in zip(header, *rows)]

@@ -127,7 +127,7 @@ class Session:
     def standing(self) -> tuple[int, int, str]:
         """Return how many particles have finished, of how many, and a line that says more."""
         last = [task.history[-1] for task in self._tasks if task.history]
-        grown = [task.report.particles for task in self._tasks if isinstance(task.report, Growing)]
+        grown = [task.report.finished for task in self._tasks if isinstance(task.report, Growing)]
         done, total = sum(grown or [int(step.done.sum()) for step in last]), self.engine.particles * len(self._tasks)
         share = float(np.mean([step.ess / len(step.done) for step in last])) if last else 0.0
         tokens = self.ledger.total().tokens_out

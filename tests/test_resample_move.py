@@ -27,6 +27,13 @@ def test_smc_with_moves_is_unbiased_and_finds_the_posterior(n):
     check_unbiased(tokens(heat=0.6), engine, T2_LAW, math.log(T2_Z), runs=350, seed=n)
 
 
+def test_progress_counts_the_particles_that_have_finished():
+    run = fk.steps(t2(), fk.SMC(4, move=fk.SuffixMH(1)), seed=0)
+    shown = [(run.standing()[0], int(step.done.sum())) for step in run]
+    assert all(counted == done for counted, done in shown)
+    assert shown[0][0] < shown[-1][0] == 4
+
+
 def test_moves_keep_the_target_under_twists():
     model = t2(shaping=lambda text: 0.8 * text.count("a") - 0.5 * text.count("b"))
     check_unbiased(model, fk.SMC(3, 0.8, move=fk.SuffixMH(1)), T2_LAW, math.log(T2_Z), runs=350, seed=5)

@@ -92,12 +92,12 @@ class Growing:
     Attributes:
         report: makes it, as of now, however far the engine has gone on.
         step: what happened.
-        particles: how many there are.
+        finished: how many of its particles have finished.
     """
 
     report: Callable[[], Report]
     step: Step | None
-    particles: int
+    finished: int
 
 
 Run: TypeAlias = Generator[Start | Move | Ask | Report | Growing, Advance[Any], None]

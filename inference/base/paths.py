@@ -265,7 +265,8 @@ def growing(
         weights = even(kept) if log_weights is None else log_weights
         return Report(gather(model, kept), weights, None, log_evidence, tree=record(kept, weights), info=info)
 
-    return Growing(report, step, count)
+    finished = count if step.done.all() else sum(path.done for path in paths)  # a chain's draws are whole runs
+    return Growing(report, step, finished)
 
 
 def even(paths: Sequence[Path]) -> Floats:

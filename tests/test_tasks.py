@@ -57,6 +57,7 @@ def test_right_steps(line):
         "9/5=1", "3/9=0",  # inexact
         "9+3=12 (5 7)", "9+3=12 (5 7 9 12)", "9+3=12 ()", "9+3=12 (5 7 12",  # brackets
         "9+3", "=12", "", "9+3=12 and so on", "9^3=1", "9+3=12=12", "٩+3=12", "9+3=1 2",  # no step
+        "1" * 5000 + "+3=12", "9+3=12 (5 7 " + "1" * 5000 + ")",  # more digits than Python reads
     ],
 )  # fmt: skip
 def test_wrong_steps(line):

@@ -32,7 +32,8 @@ HELD_OUT = 20
 Split = Literal["train", "test"]
 Numbers = tuple[int, ...]
 
-_STEP = re.compile(r"\s*([0-9]+)\s*([-+*/])\s*([0-9]+)\s*=\s*([0-9]+)\s*(?:\(([0-9 ]*)\)\s*)?")
+# A number of ten digits is wrong anyway, and Python refuses to read one of thousands.
+_STEP = re.compile(r"(?!.*[0-9]{10})\s*([0-9]+)\s*([-+*/])\s*([0-9]+)\s*=\s*([0-9]+)\s*(?:\(([0-9 ]*)\)\s*)?")
 _EXAMPLES = ("2 3 4 > 20\n3+2=5 (4 5)\n5*4=20 (20)\n", "8 1 6 5 > 8\n8-1=7 (6 5 7)\n7+6=13 (5 13)\n13-5=8 (8)\n")
 _INSTRUCTION = (
     "Reach the target after > with the numbers before it. In each line, two of the numbers that are left become one by "

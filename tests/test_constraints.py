@@ -151,6 +151,21 @@ def test_a_reward_multiplies_the_grammar(sampler):
     check_unbiased(factored(C.regex(lm, PATTERN)), engine, law, math.log(z), runs=600)
 
 
+def test_a_reward_as_a_potential_must_be_a_log_weight():
+    lm = letters_lm()
+
+    @fk.reward(kind="probability")
+    def fine(text):
+        return 0.25
+
+    start = lm.prompt(PROMPT)
+    with pytest.raises(fk.errors.AmbiguousScore, match=r"fine.*\.log\(\)"):
+        Rewarded(start, fine).complete(())
+    with pytest.raises(TypeError, match=r"returned 0\.25"):
+        Rewarded(start, lambda text: 0.25).complete(())
+    assert Rewarded(start, lambda text: fine(text).log()).complete(()) == pytest.approx(math.log(0.25))
+
+
 # -- T2: any potential along the way, and any twist, leaves the target ------------------------------------------------
 
 SHAPES = {"none": lambda c: 0.0, "count": lambda c: 1.5 * c.count(0), "odd": lambda c: [0.3, -1.0, 2.0, 0.0][len(c)]}

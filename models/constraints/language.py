@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...ppl.cost import charge
-from ...ppl.errors import ContextOverflow
+from ...ppl.errors import AmbiguousScore, ContextOverflow
 from ...ppl.score import Score, evaluate
 from ..forward import Tally
 from ..sampling import Sampling, log_normalise, warp
@@ -157,6 +157,8 @@ class Rewarded(Potential):
     The end is weighed wherever it is asked for: with ``sampler="mask"`` at every token, with "awrs" only where it is
     drawn. Where the reward is dear, use ``fk.factor`` after the step instead: the target is the same.
 
+    Raises AmbiguousScore where the score is no log-weight, and TypeError where it is no score.
+
     >>> import feynkac as fk
     >>> from feynkac.models.testing import tiny_lm
     >>> @fk.reward
@@ -194,8 +196,17 @@ class Rewarded(Potential):
         result = self.prefix_batch(contexts)
         going = np.flatnonzero(result > -math.inf)
         if len(going):
-            result[going] = evaluate([self.make(self._text(contexts[i])) for i in going.tolist()])
+            result[going] = evaluate([self._score(self._text(contexts[i])) for i in going.tolist()])
         return result
+
+    def _score(self, text: Text) -> Score:
+        score = self.make(text)
+        if not isinstance(score, Score):
+            raise TypeError(f"the score of a Rewarded must be that of a reward, and it returned {score!r:.200}")
+        if score.kind != "log_weight":
+            how = ".log() or .logit()" if score.kind == "probability" else "/ beta"
+            raise AmbiguousScore(f"the score of a Rewarded, {score!r}, is not a log-weight; say how with {how}")
+        return score
 
     def logw_next(self, context: Context) -> Floats:
         """Return 0 for each token, and the reward's log-weight for the end, (V+1,)."""

@@ -24,6 +24,8 @@ from toys_constrained import CountA, Table, letters_lm, prefix_prob, strings, ta
 from feynkac.models.constraints import AWRS, Constraint, Language, Rewarded, Where, constrained, mixture, targeting
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl import keys as fkeys
+from feynkac.ppl.cost import Ledger, recording
+from feynkac.ppl.score import afresh
 
 C = fk.constraints
 PATTERN = "(ab|b)?c?|cab+c"  # after three tokens "abc" may end, and "cab" may not
@@ -263,6 +265,24 @@ def test_a_product_with_a_model_is_its_own_law_times_the_other():
     assert targeting(step, a * b).log_prob_batch([targeting(step, a * b)] * 5, draws.values) == pytest.approx(
         draws.log_prob, abs=1e-5
     )
+
+
+def test_what_a_model_said_of_a_context_is_forgotten_afresh():
+    lm = letters_lm()
+    law, context, costs = Language(lm, lm.prompt(PROMPT)), (1, 2, 1), []
+
+    def ask():
+        ledger = Ledger(1)
+        with recording(ledger):
+            assert law.prefix(context) == pytest.approx(prefix)
+        costs.append(ledger.total().tokens_in)
+
+    prefix = law.prefix(context)
+    ask()
+    for _ in range(2):
+        with afresh():
+            ask()
+    assert costs[0] == 0 < costs[1] == costs[2]
 
 
 def test_each_model_makes_one_call_a_wave():

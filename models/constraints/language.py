@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ...ppl.cost import charge
 from ...ppl.errors import AmbiguousScore, ContextOverflow
-from ...ppl.score import Score, evaluate
+from ...ppl.score import Memory, Score, evaluate
 from ..forward import Tally
 from ..sampling import Sampling, log_normalise, warp
 from ..scoring import forced
@@ -53,6 +53,7 @@ class Language(Potential):
         # Nothing else holds the nodes of a model that is not that of the program's texts, and caches go with nodes.
         self._nodes = Memo[Context, Node](2048)
         self._prefix: WeakKeyDictionary[Node, float] = WeakKeyDictionary()
+        self._epoch = Memory.epoch
 
     def __repr__(self) -> str:
         return f"<law of {self.lm.identity} after {self.start!r}>"
@@ -93,6 +94,9 @@ class Language(Potential):
 
     def prefix_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return `prefix` of each context, (n,)."""
+        if self._epoch is not Memory.epoch:  # see `afresh`
+            self._epoch = Memory.epoch
+            self._prefix.clear()
         result = np.where(self._ended(contexts), -math.inf, 0.0)
         going = np.flatnonzero(result == 0.0).tolist()
         nodes = [self._node(contexts[i]) for i in going]

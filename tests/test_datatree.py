@@ -229,7 +229,7 @@ def test_arviz_takes_the_tree_as_it_is(tree):
     assert set(az.summary(tree).index) >= {"end", "positive", "last", "path[2]", "x[0]"}
 
 
-def test_arviz_plots_the_tree(tree):
+def test_arviz_plots_the_tree_with_its_weighted_means(posterior, tree):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     try:
@@ -238,9 +238,12 @@ def test_arviz_plots_the_tree(tree):
         pytest.skip(f"arviz_plots cannot be imported: {error}")
     import matplotlib.pyplot as plt
 
+    means = [posterior.expect(lambda v: v["end"]), *posterior.expect(lambda v: v["path"])]
     for plot in (plots.plot_dist, plots.plot_forest):
-        plot(tree, var_names=["end", "path"], backend="matplotlib")
-    plt.close("all")
+        plot(tree, var_names=["end", "path"], point_estimate="mean", backend="matplotlib")
+        points = [point.get_offsets()[0, 0] for axes in plt.gcf().axes for point in axes.collections]
+        plt.close("all")
+        assert points == pytest.approx(means, abs=0.01)
 
 
 def test_a_posterior_without_numbers_still_has_its_groups():

@@ -276,13 +276,16 @@ def test_without_a_tail_there_is_no_khat(logs):
     assert verdict(khat(logs)) == "unknown"
 
 
-def test_khat_never_warns_nor_fails():
+def test_khat_is_finite_where_there_is_a_tail_and_never_warns():
     pytest.importorskip("arviz_stats")
     rng = np.random.default_rng(0)
     for _ in range(300):
         n = int(rng.integers(0, 300))
-        khat(rng.normal(size=n) * rng.choice([0.01, 1, 10, 100]))
-        khat(rng.integers(0, rng.integers(1, 50), size=n).astype(float))
+        for scale in (0.01, 1.0):
+            assert math.isfinite(khat(rng.normal(size=n) * scale)) == (n >= 25)
+        wide, ties = rng.normal(size=n) * rng.choice([10, 100]), rng.integers(0, rng.integers(1, 50), size=n)
+        assert not math.isinf(khat(wide))
+        assert not math.isinf(khat(ties))
 
 
 def test_khat_without_arviz_names_the_extra(monkeypatch):

@@ -159,20 +159,21 @@ def test_many_tokens_in_one_step_forward_each_once():
 
 
 def test_steady_state_copies_nothing(monkeypatch):
-    from feynkac.models import cache, store
+    from feynkac.models import store
 
+    copied, copy_rows = [], store.copy_rows
+    monkeypatch.setattr(store, "copy_rows", lambda *args: copied.append(args[1]) or copy_rows(*args))
     lm = tiny_lm()
     lm.eos = frozenset()
     texts = draw([lm.tokens(lm.prompt("Once"), 2)] * 4, 0)
     texts = draw([lm.next_token(text) for text in texts], 1)
-
-    def forbidden(*_):
-        raise AssertionError("a row was copied")
-
-    monkeypatch.setattr(cache, "copy_rows", forbidden)
-    monkeypatch.setattr(store, "copy_rows", forbidden)
+    copied.clear()
     for t in range(10):
         texts = draw([lm.next_token(text) for text in texts], 2, t)
+    assert not copied
+    forked = draw([lm.next_token(texts[0])] * 4, 3)
+    draw([lm.next_token(text) for text in forked], 4)
+    assert copied
 
 
 def test_rows_that_end_early_leave_in_place():

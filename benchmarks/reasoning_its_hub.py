@@ -1,7 +1,7 @@
 """Our engines against its_hub's algorithms on Countdown: the same reasoner, verifier and problems, in one run.
 
     make peers
-    python benchmarks/reasoning_its_hub.py --short    # 40 problems of 5 numbers, 8 and 32 particles: minutes
+    python benchmarks/reasoning_its_hub.py --short    # 40 problems of 4 numbers, 8 and 32 particles: minutes
     python benchmarks/reasoning_its_hub.py            # 400 problems
 
 Each library runs in a process of its own (the code is in ``peers/countdown_*.py``), and they take turns, a block of
@@ -27,7 +27,7 @@ from peers.race import Worker, race, table
 
 import feynkac as fk
 
-LINES, MAX_TOKENS = 4, 40
+MAX_TOKENS = 40
 
 
 def export(folder: Path) -> dict[str, str]:
@@ -44,7 +44,7 @@ def compete(places: dict[str, str], problems: list[Any], n: int, block: int, thr
     """Let both libraries solve the problems with n particles. Return what each contestant came to."""
     from feynkac.models.tasks.shipped import TEMPERATURE
 
-    task = {"n": n, "lines": LINES, "block": block, "max_tokens": MAX_TOKENS, "warm_up": {"block": 1}}
+    task = {"n": n, "lines": problems[0].steps, "block": block, "max_tokens": MAX_TOKENS, "warm_up": {"block": 1}}
     theirs = {"prompts": [problem.prompt for problem in problems], "temperature": TEMPERATURE}
     ours = {"problems": [[problem.numbers, problem.target] for problem in problems]}
     workers = {
@@ -81,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="40 problems")
     parser.add_argument("--problems", type=int)
+    parser.add_argument("--numbers", type=int, choices=(4, 5), default=4, help="numbers of a problem")
     parser.add_argument("--particles", type=int, nargs="+", default=[8, 32], help="multiples of 4, from 8 on")
     parser.add_argument("--block", type=int, default=10, help="problems of a turn")
     parser.add_argument("--threads", type=int, default=1)
@@ -88,7 +89,7 @@ def main() -> None:
     count = args.problems or (40 if args.short else 400)
     if count % args.block:
         parser.error(f"the problems must be a multiple of the {args.block} of a turn, not {count}")
-    problems = fk.tasks.problems(count, numbers=LINES + 1)
+    problems = fk.tasks.problems(count, numbers=args.numbers)
     header = ["", "solved", "tokens", "PRM calls", "CPU s", "solved − its_hub's", "its_hub's CPU / ours"]
     with tempfile.TemporaryDirectory() as folder:
         places = export(Path(folder))
@@ -99,7 +100,7 @@ def main() -> None:
                 ours = name.endswith("(feynkac)")
                 engine = name.removesuffix(" (feynkac)").partition(",")[0]
                 rows.append(row(name, found, made[f"{engine} (its_hub)"] if ours else None))
-            print(f"N={n}, {count} problems; tokens, PRM calls and CPU seconds are of a problem")
+            print(f"N={n}, {count} problems of {args.numbers} numbers; tokens, PRM calls and CPU seconds are of a problem")
             table(header, rows)
             print(flush=True)
 

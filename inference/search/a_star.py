@@ -101,11 +101,11 @@ class AStar:
             made += len(chosen)
             agenda.add(tree, children)
             tree.claim(children)
-            yield tree.growing(wave, agenda.open(tree), self.temperature, agenda.rank)
+            yield tree.growing(wave, agenda.open(), self.temperature, agenda.rank)
             chosen = agenda.take(tree, min(self.batch, self.expansions - made), self.results)
             if not chosen:
                 break
-        going = agenda.open(tree)
+        going = agenda.open()
         if tree.results:
             tree.release(going)
             going = []
@@ -155,7 +155,7 @@ class _Agenda:
                 chosen.append(heapq.heappop(self._queue)[-1])
         return chosen
 
-    def open(self, tree: Expansion) -> list[int]:
+    def open(self) -> list[int]:
         """Return the unfinished nodes of the queue, the most promising first."""
         return [x for _, going, _, x in sorted(self._queue) if going]
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,28 @@ import numpy as np
 from peers.race import Worker, race, table
 
 import feynkac as fk
+from feynkac.models.shelf import Shelf
+from feynkac.models.tasks.shipped import TEMPERATURE, tokenizer
 
 MAX_TOKENS = 40
 
 
 def export(folder: Path) -> dict[str, str]:
     """Write both models as plain transformers loads them; return where."""
-    lm, prm = fk.tasks.reasoner(), fk.tasks.verifier()
-    places = {"reasoner": folder / "reasoner", "verifier": folder / "verifier"}
-    for model, place in ((lm.model, places["reasoner"]), (prm._reader.model, places["verifier"])):
-        model.save_pretrained(place)
-        lm.tokenizer.save_pretrained(place)
-    return {name: str(place) for name, place in places.items()}
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForTokenClassification
+
+    shelf, places = Shelf(files("feynkac.models.tasks") / "weights"), {}
+    for name, kind in (("reasoner", LlamaForCausalLM), ("verifier", LlamaForTokenClassification)):
+        model = kind(LlamaConfig(**shelf.record(f"countdown_{name}")["config"]))
+        model.load_state_dict(shelf.weights(f"countdown_{name}"))
+        places[name] = str(folder / name)
+        model.save_pretrained(places[name])
+        tokenizer().save_pretrained(places[name])
+    return places
 
 
 def compete(places: dict[str, str], problems: list[Any], n: int, block: int, threads: int) -> dict[str, dict[str, Any]]:
     """Let both libraries solve the problems with n particles. Return what each contestant came to."""
-    from feynkac.models.tasks.shipped import TEMPERATURE
-
     task = {"n": n, "lines": problems[0].steps, "block": block, "max_tokens": MAX_TOKENS, "warm_up": {"block": 1}}
     theirs = {"prompts": [problem.prompt for problem in problems], "temperature": TEMPERATURE}
     ours = {"problems": [[problem.numbers, problem.target] for problem in problems]}
@@ -100,7 +105,7 @@ def main() -> None:
                 ours = name.endswith("(feynkac)")
                 engine = name.removesuffix(" (feynkac)").partition(",")[0]
                 rows.append(row(name, found, made[f"{engine} (its_hub)"] if ours else None))
-            print(f"N={n}, {count} problems of {args.numbers} numbers; tokens, PRM calls and CPU seconds are of a problem")
+            print(f"N={n}, {count} problems of {args.numbers} numbers; tokens, calls and CPU seconds are of a problem")
             table(header, rows)
             print(flush=True)
 

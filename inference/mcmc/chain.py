@@ -10,11 +10,10 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.errors import AllParticlesDead
 from ...ppl.keys import Keys
-from ...ppl.model import FeynmanKac, Floats
+from ...ppl.model import FeynmanKac
 from ..base.checks import one_of, positive
 from ..base.engine import Growing, Run
 from ..base.paths import Asking, Path, describe_paths, extend, growing
-from ..base.weights import normalize
 from ..particles.path_filter import Filtering
 
 Sweep = Callable[[list[Path], Keys], Asking[tuple[list[Path], dict[str, float]]]]
@@ -106,9 +105,3 @@ def from_prior(model: FeynmanKac[Any], key: Keys, n: int) -> Filtering[list[Path
         yield report(model, wave, paths, paths[:1], {})
         wave += 1
     return paths
-
-
-def pick(log_weights: Floats, key: Keys) -> int:
-    """Draw one of n by log-weights (n,)."""
-    ends = np.cumsum(normalize(log_weights))
-    return int(np.searchsorted(ends, _keys.uniform(key)[0] * ends[-1], side="right"))

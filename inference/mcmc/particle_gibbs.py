@@ -14,8 +14,10 @@ from ...ppl.model import FeynmanKac, Floats
 from ..base.checks import fraction, one_of, positive
 from ..base.engine import Growing, Guarantee, Run, check_alive
 from ..base.paths import Asking, Path, describe_paths, growing
+from ..base.resampling import resample
 from ..particles.path_filter import Filtering, path_filter
-from .chain import check_schedule, draw_chain, kept, pick
+from ..particles.smc import SMC
+from .chain import check_schedule, draw_chain, kept
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ class ParticleGibbs:
         """Yield what to compute and what came of it; see `engine`."""
         return draw_chain(model, key, self, self._begin(model, key), lambda paths, k: self._sweep(model, paths[0], k))
 
-    def _settings(self) -> _Filter:
-        return _Filter(self.particles_per_sweep, self.ess_threshold, self.resampling)
+    def _settings(self) -> SMC:
+        return SMC(self.particles_per_sweep, self.ess_threshold, self.resampling)
 
     def _begin(self, model: FeynmanKac[Any], key: Keys) -> Filtering[list[Path]]:
         def watch(depth: int, paths: list[Path], log_weights: Floats, resampled: bool) -> Growing:
@@ -105,21 +107,14 @@ class ParticleGibbs:
         paths, log_weights = yield from path_filter(model, key, self._settings(), watch)
         if np.isneginf(log_weights).all():
             return paths[:1]
-        return [paths[pick(log_weights, _keys.fold(key, _keys.tag("pick")))]]
+        return [paths[resample(log_weights, 1, _keys.fold(key, _keys.tag("pick")), "multinomial")[0]]]
 
     def _sweep(self, model: FeynmanKac[Any], path: Path, key: Keys) -> Asking[tuple[list[Path], dict[str, float]]]:
         run = path_filter(model, key, self._settings(), reference=path, ancestor_sampling=self.ancestor_sampling)
         paths, log_weights = yield from run  # type: ignore[misc]  # without a watch it reports nothing
         if np.isneginf(log_weights).all():
             return [path], {"acceptance": 0.0, "renewed": 0.0}
-        new = paths[pick(log_weights, _keys.fold(key, _keys.tag("pick")))]
+        new = paths[resample(log_weights, 1, _keys.fold(key, _keys.tag("pick")), "multinomial")[0]]
         same = {id(step) for step in path.steps()}
         renewed = float(np.mean([id(step) not in same for step in new.steps()]))
         return [new], {"acceptance": float(renewed > 0), "renewed": renewed}
-
-
-@dataclass(frozen=True)
-class _Filter:
-    particles: int
-    ess_threshold: float
-    resampling: Literal["multinomial", "systematic"]

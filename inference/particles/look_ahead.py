@@ -14,8 +14,8 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats
 from ..base.checks import one_of, positive
 from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
-from ..base.resampling import SCHEMES, Scheme
-from ..base.weights import logmeanexp, normalize
+from ..base.resampling import SCHEMES, Scheme, resample
+from ..base.weights import logmeanexp
 from .smc import describe
 
 _DEAD = 0.1
@@ -87,7 +87,7 @@ class LookAheadSMC:
             looks = _keys.fold(lineage, _keys.tag("look"), depth)
             level = yield from look_ahead(model, advance, looks, self.rollouts, self.ahead)
             guided, scheme = log_weights + level, self.resampling
-            ancestors = SCHEMES[scheme](normalize(guided), n, _keys.fold(key, _keys.tag("resample"), depth))
+            ancestors = resample(guided, n, _keys.fold(key, _keys.tag("resample"), depth), scheme)
             log_weights = logmeanexp(guided) - level[ancestors]
             lineage = _keys.inherit(lineage, ancestors, depth)
             depth += 1

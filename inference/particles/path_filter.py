@@ -13,7 +13,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats
 from ..base.engine import Growing, Move, Start
 from ..base.paths import Asking, MarkovKernel, Path, alike, extend
-from ..base.resampling import SCHEMES, Scheme, conditional
+from ..base.resampling import Scheme, conditional, resample
 from ..base.weights import logmeanexp, normalize, spread
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ def path_filter(
                 if ancestor_sampling and len(line) > depth + 1:
                     ancestors[0], line = yield from _ancestor(model, made, log_weights, line, draw)
             else:
-                ancestors = SCHEMES[settings.resampling](normalize(guided), n, draw)
+                ancestors = resample(guided, n, draw, settings.resampling)
             made = [made[a] for a in ancestors.tolist()]
             lineage = _keys.inherit(lineage, ancestors, depth)
             if move is not None:
@@ -120,7 +120,7 @@ def _ancestor(
     for i, end, ok in zip(rivals, ends, fits):
         if ok and end.done and end.log_weight > -np.inf:
             scores[i] = log_weights[i] + _worth(end) - _worth(paths[i])
-    chosen = int(SCHEMES["multinomial"](normalize(scores), 1, _keys.fold(key, _keys.tag("ancestor")))[0])
+    chosen = int(resample(scores, 1, _keys.fold(key, _keys.tag("ancestor")), "multinomial")[0])
     return chosen, line if chosen == 0 else ends[rivals.index(chosen)].steps()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ...ppl.model import Floats
+from ...ppl.model import Floats, Index
 from .weights import logmeanexp
 
 
@@ -76,6 +76,11 @@ def choose(scores: Floats, done: NDArray[np.bool_], temperature: float | None = 
     if temperature is not None:
         return scores / temperature
     return np.where((scores == scores.max()) & (scores > -np.inf), 0.0, -np.inf)
+
+
+def best_first(scores: Floats, count: int) -> Index:
+    """Return the positions of the ``count`` largest scores, largest first; the first of equals."""
+    return np.argsort(-scores, kind="stable")[:count]
 
 
 def best_of(scores: ArrayLike, quality: ArrayLike, k: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,10 +13,10 @@ from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
 from ..base.checks import one_of, positive
 from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
-from ..base.resampling import multinomial
+from ..base.resampling import resample
 from ..base.step import Step
-from ..base.weights import normalize, spread
-from .smc import SMC, describe
+from ..base.weights import spread
+from .smc import SMC, describe, without_evidence
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,12 @@ class ParticleFilter:
         advance = yield Start(_keys.fold(lineage, 0))
         last = np.asarray(advance.log_potential, float)
         while True:
-            step = describe(depth, advance, last, ancestors, scheme)
-            dead = step.ess == 0.0
-            step = replace(step, log_evidence=-math.inf if dead else math.nan)
+            step = without_evidence(describe(depth, advance, last, ancestors, scheme))
             yield Report(advance.state, last, step, step.log_evidence)
             check_alive(step, self.all_dead)
-            if dead:
+            if step.ess == 0.0:
                 return
-            ancestors = multinomial(normalize(last), n, _keys.fold(key, _keys.tag("resample"), depth))
+            ancestors = resample(last, n, _keys.fold(key, _keys.tag("resample"), depth), "multinomial")
             state, last, scheme = model.select(advance.state, ancestors), last[ancestors], "multinomial"
             lineage = _keys.inherit(lineage, ancestors, depth)
             depth += 1

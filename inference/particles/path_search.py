@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,9 +13,10 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import one_of, positive
 from ..base.engine import Ask, Guarantee, Move, Report, Run, Start, check_alive
+from ..base.selection import best_first, choose
 from ..base.step import Step
 from ..base.weights import logmeanexp
-from .smc import describe
+from .smc import describe, without_evidence
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,7 @@ class PathSearch:
                 turn += 1
                 advance = yield Move(advance.state, _keys.fold(lineage, turn))
             else:
-                best = np.argsort(-rewards, kind="stable")[: self.paths]
-                ancestors, left = np.repeat(best, self.branches), self.forward
+                ancestors, left = np.repeat(best_first(rewards, self.paths), self.branches), self.forward
                 lineage = _keys.inherit(lineage, ancestors, turn)
                 depth = int(np.asarray(advance.state.depth)[0]) - self.back
                 turn += 1
@@ -101,8 +100,6 @@ class PathSearch:
             rewards = rewards[ancestors] + advance.log_potential
 
     def _describe(self, turn: int, advance: Advance[Any], rewards: Floats, ancestors: Index) -> Step:
-        dead = logmeanexp(rewards) == -math.inf  # refuses NaN, which would be taken for dead
-        log_weights = np.where((rewards == rewards.max()) & (rewards > -np.inf), 0.0, -np.inf)
+        logmeanexp(rewards)  # refuses NaN, which would be taken for dead
         chosen = "best" if len(np.unique(ancestors)) < len(ancestors) else None
-        step = describe(turn, advance, log_weights, ancestors, chosen)
-        return replace(step, log_evidence=-math.inf if dead else math.nan)
+        return without_evidence(describe(turn, advance, choose(rewards, advance.done), ancestors, chosen))

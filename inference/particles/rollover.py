@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from ...ppl.model import Advance, FeynmanKac
 from ..base.checks import one_of, positive
 from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
 from ..base.weights import logmeanexp
-from .smc import describe
+from .smc import describe, without_evidence
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class RolloverBudget:
         """Yield what to compute and what came of it; see `engine`."""
         line = _keys.fold(key, _keys.tag("particle"), 0)
         state, depth, saved = None, 0, 0
-        reward, score, log_weights = 0.0, -math.inf, np.zeros(1)
+        reward, score = 0.0, -math.inf
         while True:
             allowed = self.quota + saved
             best: tuple[float, Advance[Any], Keys] | None = None
@@ -81,11 +81,8 @@ class RolloverBudget:
             assert best is not None
             score, advance, line = best
             reward += float(advance.log_potential[0])
-            state, log_weights = advance.state, np.where(reward > -math.inf, np.zeros(1), -np.inf)
-            step = replace(
-                describe(depth, advance, log_weights, np.arange(1), None),
-                log_evidence=math.nan if reward > -math.inf else -math.inf,
-            )
+            state, log_weights = advance.state, np.array([0.0 if reward > -math.inf else -math.inf])
+            step = without_evidence(describe(depth, advance, log_weights, np.arange(1), None))
             yield Report(state, log_weights, step, step.log_evidence)
             check_alive(step, self.all_dead)
             if advance.done.all() or reward == -math.inf:

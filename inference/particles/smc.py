@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -13,9 +14,9 @@ from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import fraction, one_of, positive
 from ..base.engine import Growing, Guarantee, Move, Report, Run, Start, check_alive
 from ..base.paths import MarkovKernel, Path, describe_paths, growing
-from ..base.resampling import SCHEMES, Scheme
+from ..base.resampling import SCHEMES, Scheme, resample
 from ..base.step import Step
-from ..base.weights import logmeanexp, normalize, spread
+from ..base.weights import logmeanexp, spread
 from .path_filter import path_filter
 
 
@@ -114,7 +115,7 @@ class SMC:
 
     def _resample(self, log_weights: Floats, log_twist: Floats, key: Keys) -> tuple[Index, Floats]:
         guided = log_weights + log_twist
-        ancestors = SCHEMES[self.resampling](normalize(guided), self.particles, key)
+        ancestors = resample(guided, self.particles, key, self.resampling)
         return ancestors, logmeanexp(guided) - log_twist[ancestors]
 
 
@@ -136,3 +137,8 @@ def describe(depth: int, advance: Advance[Any], log_weights: Floats, ancestors: 
         choices=advance.choices,
         scheme=scheme,
     )
+
+
+def without_evidence(step: Step) -> Step:
+    """Return a step of an engine that estimates no evidence: it is NaN, unless all weights are zero."""
+    return step if step.log_evidence == -math.inf else replace(step, log_evidence=math.nan)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +14,7 @@ from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import one_of, positive
 from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, pick
 from ..base.weights import logmeanexp, normalize
-from .smc import describe
+from .smc import describe, without_evidence
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,7 @@ class SVDD:
             chosen = self._choose(advance, parents, _keys.fold(key, _keys.tag("pick"), depth, np.arange(n)))
             advance, lineage = pick(model, advance, chosen), lineage[chosen]
             log_weights = np.where(np.isneginf(advance.log_increment), -np.inf, log_weights)
-            dead = bool(np.isneginf(log_weights).all())
-            step = replace(
-                describe(depth, advance, log_weights, np.arange(n), None), log_evidence=-math.inf if dead else math.nan
-            )
+            step = without_evidence(describe(depth, advance, log_weights, np.arange(n), None))
             yield Report(advance.state, log_weights, step, step.log_evidence)
             check_alive(step, self.all_dead)
             going = ~advance.done & (log_weights > -np.inf)

@@ -15,7 +15,8 @@ from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
 from ..base.checks import one_of, positive
 from ..base.engine import Growing, Guarantee, Run
-from ..search.expansion import Expansion, best_first
+from ..base.selection import best_first
+from ..search.expansion import Expansion
 from .draws import draw
 
 

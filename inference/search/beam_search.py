@@ -13,7 +13,8 @@ import numpy as np
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats
 from ..base.engine import Guarantee, Move, Run, Start
-from .expansion import Expanding, Expansion, Scoring, best_first, check_search
+from ..base.selection import best_first
+from .expansion import Expanding, Expansion, Scoring, check_search
 
 Allot = Callable[[Expansion, list[int], list[int]], Expanding]
 """From the tree, the nodes just made and those of them that can go on: the nodes to expand, once for each child."""

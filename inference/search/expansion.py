@@ -292,11 +292,6 @@ def check_search(settings: Any, *counts: str) -> None:
     one_of("all_dead", settings.all_dead, ("error", "zero"))
 
 
-def best_first(scores: Floats, count: int) -> Index:
-    """Return the positions of the ``count`` largest scores, largest first; the first of equals."""
-    return np.argsort(-scores, kind="stable")[:count]
-
-
 def _distinct(parents: Sequence[int], choices: Any) -> Index:
     """Return the rows whose choices differ from those of all rows before with the same parent."""
     seen: set[Hashable] = set()

@@ -16,6 +16,7 @@ from ...ppl.model import Advance, FeynmanKac, Floats
 from ..base.checks import one_of, positive
 from ..base.engine import Growing, Guarantee, Move, Report, Run, Start
 from ..base.search_tree import SearchTree
+from ..base.selection import choose
 from .growth import Growth
 
 
@@ -99,9 +100,7 @@ class NoiseSearch:
         return tree.lines(len(given))
 
     def _weigh(self, tree: SearchTree) -> Report:
-        rewards = tree.rewards
-        best = (rewards == rewards.max()) & (rewards > -np.inf)
-        return Report(None, np.where(best, 0.0, -np.inf), None, math.nan, tree=tree)
+        return Report(None, choose(tree.rewards, tree.done[tree.particles]), None, math.nan, tree=tree)
 
 
 def noise_of(model: Any, choice: Any) -> Floats:

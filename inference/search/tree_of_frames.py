@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,8 +14,8 @@ from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, Index
 from ..base.checks import one_of, positive
 from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
-from ..base.selection import choose
-from ..particles.smc import describe
+from ..base.selection import best_first, choose
+from ..particles.smc import describe, without_evidence
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,9 @@ class TreeOfFrames:
         advance = yield Start(_keys.fold(lineage, 0))
         score, depth = advance.log_potential, 0
         while True:
-            dead = bool(np.isneginf(score).all())
-            step = replace(
-                describe(depth, advance, score, ancestors, None), log_evidence=-math.inf if dead else math.nan
-            )
+            step = without_evidence(describe(depth, advance, score, ancestors, None))
             yield Report(advance.state, choose(score, advance.done), step, math.nan)
-            if dead:
-                check_alive(step, self.all_dead)
+            check_alive(step, self.all_dead)
             if advance.done.all():
                 return
             kept = self._survivors(score + advance.log_twist, depth)
@@ -114,4 +110,4 @@ class TreeOfFrames:
         """Return which particles stay, in order; the first of equals."""
         if not self._judges(depth):
             return np.arange(len(promise))
-        return np.sort(np.argsort(-promise, kind="stable")[: self.keep])
+        return np.sort(best_first(promise, self.keep))

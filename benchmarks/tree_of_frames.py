@@ -21,8 +21,8 @@ import argparse
 import time
 
 import numpy as np
+from common.best_of_n import expected, needed
 from peers.race import table
-from tree_search import expected, needed
 
 import feynkac as fk
 

@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from common.best_of_n import needed
 
 import feynkac as fk
 from feynkac.diffusion import Diffusion, Mixture, Schedule, Steering
-from feynkac.inference.base.selection import best_of
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,6 @@ def instances(task: str, tuning: bool, steps: int) -> list[Instance]:
         return [mixture(seed, steps) for seed in ((7, 1, 2) if tuning else (11, 12, 13, 14))]
     chosen = [(3, 40.0)] if tuning else [(7, 40.0), (0, -40.0), (5, 40.0)]
     return [digits(digit, ink, steps) for digit, ink in chosen]
-
-
-def needed(pool: np.ndarray, reward: float) -> float:
-    """Return the N whose best-of-N has an expected reward of at least this; infinity beyond the pool."""
-    low, high = 1, len(pool)
-    if best_of(pool, pool, high) < reward:
-        return float("inf")
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if best_of(pool, pool, middle) < reward else (low, middle)
-    return low
 
 
 def rewards(instance: Instance, runs: list[Any]) -> np.ndarray:

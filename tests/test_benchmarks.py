@@ -1,7 +1,8 @@
-"""What the benchmarks measure by: the kernel distance, and results that survive a stop."""
+"""What the benchmarks measure by: the kernel distance, best-of-N from a pool, and results that survive a stop."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,17 @@ def test_the_distance_of_a_population_is_the_mean_over_draws_from_it():
     one, many = Sample(points[:1], np.ones(1)), Sample.even(normals(rng, 400))
     far = Sample.even(normals(rng, 400))
     assert distance(one, far) > 5 * abs(distance(many, far))
+
+
+def test_best_of_n_from_a_pool_is_its_enumeration_and_what_a_reward_needs_is_the_first_n_that_has_it():
+    from common.best_of_n import expected, needed
+
+    pool = np.random.default_rng(2).exponential(size=9).round(1)
+    worth = [np.mean([max(some) for some in itertools.combinations(pool, n)]) for n in range(1, 10)]
+    assert [expected(pool, n) for n in range(1, 10)] == pytest.approx(worth)
+    for n, reward in enumerate(worth, 1):
+        assert needed(pool, reward - 1e-6) == n
+    assert needed(pool, worth[-1] + 1e-6) == np.inf
 
 
 def test_results_survive_a_stop(tmp_path):

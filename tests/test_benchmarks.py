@@ -1,8 +1,10 @@
-"""What the benchmarks measure by: the kernel distance, best-of-N from a pool, and results that survive a stop."""
+"""What the benchmarks measure by: distances, best-of-N, records that survive a stop; and that the scripts load."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,17 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def path(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda script: script.stem)
+def test_each_script_finds_what_it_imports(script, monkeypatch):
+    for library in ("diffusers", "scipy", "torch"):
+        pytest.importorskip(library)
+    spec = importlib.util.spec_from_file_location(f"benchmark_{script.stem}", script)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    assert callable(module.main)
 
 
 def normals(rng, n, shift=0.0):

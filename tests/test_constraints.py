@@ -338,6 +338,21 @@ def test_the_potentials_of_the_library_keep_their_laws():
     assert grammar.after(start) is grammar
 
 
+def test_a_constraint_may_have_parts_of_its_own():
+    class Few(Constraint):
+        vocabulary = C.Vocabulary(2)
+        parts = ("one", "two")
+
+        def viable(self, context):
+            return len(context) <= len(self.parts)
+
+        accepts = viable
+
+    both = Few() * Few() * Few()
+    both.check([(), (0, 1), (1, 1, 1)])
+    assert len(both.parts) == 3
+
+
 def test_grammars_on_bytes_keep_their_laws():
     lm = tiny_lm()
     cities = C.regex(lm, "(Zürich|Köln|東京)( and (Zürich|Köln|東京))*")

@@ -85,7 +85,9 @@ class Intersection(Constraint):
     def __init__(self, parts: Sequence[Constraint]) -> None:
         for part in parts[1:]:
             parts[0].vocabulary.require(part.vocabulary)
-        self.parts = tuple(inner for part in parts for inner in getattr(part, "parts", (part,)))
+        self.parts = tuple(
+            inner for part in parts for inner in (part.parts if isinstance(part, Intersection) else (part,))
+        )
         self.vocabulary = parts[0].vocabulary
 
     def __repr__(self) -> str:

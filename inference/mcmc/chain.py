@@ -66,15 +66,16 @@ def draw_chain(
     """Run a chain: each draw is the first of the paths after a sweep, and all draws weigh the same."""
     paths = yield from begin
     draws: list[Path] = []
-    rates: dict[str, list[float]] = {}
+    sums: dict[str, tuple[float, int]] = {}
     burn_in = burnt(settings)
     for s in range(settings.sweeps):
         paths, found = yield from sweep(paths, _keys.fold(key, _keys.tag("sweep"), s))
         for name, rate in found.items():
-            rates.setdefault(name, []).append(rate)
+            total, count = sums.get(name, (0.0, 0))
+            sums[name] = total + rate, count + 1
         if s >= burn_in and (s - burn_in) % settings.thin == 0:
             draws.append(paths[0])
-        info = {name: float(np.mean(values)) for name, values in rates.items()}
+        info = {name: total / count for name, (total, count) in sums.items()}
         yield report(model, s, paths, draws or paths[:1], info)
     if settings.all_dead == "error" and not any(alive(path) for path in draws):
         raise AllParticlesDead(

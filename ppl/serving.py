@@ -174,6 +174,8 @@ class Server:
     def _own_proposals(self, effects: list[Sample], log_probs: list[float]) -> list[float]:
         """Return log q of forced values under kernels that draw from a law of their own, else log p."""
         own = getattr(effects[0].unscored[-1], "log_proposal_batch", None)
+        if own is None:
+            return log_probs
         drawn = [
             i
             for i, effect in enumerate(effects)
@@ -181,7 +183,7 @@ class Server:
             and (effect.proposal is None or effect.unscored[-1] is effect.proposal)
             and log_probs[i] > -math.inf
         ]
-        if own is None or not drawn:
+        if not drawn:
             return log_probs
         found = list(log_probs)
         with cost_of(drawn):

@@ -176,7 +176,7 @@ class Session:
             guarantee=weaker(self.engine.guarantee, getattr(tasks[0].model, "guarantee", "unbiased")),
             engine=repr(self.engine),
             model=repr(tasks[0].model),
-            seed=int(self._seed),
+            seed=self._seed,
             stopped=self.stopped,
         )
 

@@ -20,6 +20,18 @@ def fraction(name: str, value: Any, of: str = "") -> None:
         raise ValueError(f"{name} is a fraction{of and f' of {of}'}, in [0, 1], not {value!r}")
 
 
+def temperature_or_none(value: Any) -> None:
+    """Raise ValueError unless a temperature of selection is positive and finite, or None."""
+    if value is not None and not 0 < value < np.inf:
+        raise ValueError(f"temperature must be positive and finite, or None for the best, not {value!r}")
+
+
+def function_or_none(name: str, value: Any, of: str = "a value") -> None:
+    """Raise ValueError unless a setting is a function, ``of`` something, or None."""
+    if value is not None and not callable(value):
+        raise ValueError(f"{name} must be a function of {of}, or None, not {value!r}")
+
+
 def one_of(name: str, value: Any, options: Iterable[str]) -> None:
     """Raise ValueError unless a setting is one of some words.
 

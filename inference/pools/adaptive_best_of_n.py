@@ -13,7 +13,7 @@ import numpy as np
 from ...ppl.errors import InvalidWeight
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
-from ..base.checks import one_of, positive
+from ..base.checks import function_or_none, one_of, positive
 from ..base.engine import Growing, Guarantee, Run
 from ..base.selection import best_first
 from ..search.expansion import Expansion
@@ -75,8 +75,7 @@ class AdaptiveBestOfN:
             raise ValueError(f"threshold is a probability above 0, not {self.threshold!r}")
         if any(depth < 0 or not 0.0 < share <= 1.0 for depth, share in self.prune.items()):
             raise ValueError(f"prune gives for depths from 0 up a fraction in (0, 1] that goes on, not {self.prune!r}")
-        if self.judge is not None and not callable(self.judge):
-            raise ValueError(f"judge must be a function of a value, or None, not {self.judge!r}")
+        function_or_none("judge", self.judge)
         one_of("all_dead", self.all_dead, ("error", "zero"))
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:

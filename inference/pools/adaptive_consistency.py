@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
-from ..base.checks import one_of, positive
+from ..base.checks import function_or_none, one_of, positive
 from ..base.engine import Growing, Guarantee, Run
 from ..base.selection import Ballot
 from ..search.expansion import Expansion
@@ -64,8 +64,7 @@ class AdaptiveConsistency:
             positive(name, getattr(self, name))
         if not 0.5 < self.threshold < 1.0:
             raise ValueError(f"threshold is a probability between 1/2 and 1, not {self.threshold!r}")
-        if self.key is not None and not callable(self.key):
-            raise ValueError(f"key must be a function of a value, or None, not {self.key!r}")
+        function_or_none("key", self.key)
         one_of("all_dead", self.all_dead, ("error", "zero"))
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:

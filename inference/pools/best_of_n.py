@@ -10,6 +10,7 @@ import numpy as np
 
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
+from ..base.checks import function_or_none, temperature_or_none
 from ..base.engine import Guarantee, Run
 from ..base.selection import Ballot, choose
 from ..base.step import Step
@@ -58,10 +59,8 @@ class BestOfN:
 
     def __post_init__(self) -> None:
         self._runs()
-        if self.temperature is not None and not 0 < self.temperature < np.inf:
-            raise ValueError(f"temperature must be positive and finite, or None for the best, not {self.temperature!r}")
-        if self.by is not None and not callable(self.by):
-            raise ValueError(f"by must be a function of a value, or None, not {self.by!r}")
+        temperature_or_none(self.temperature)
+        function_or_none("by", self.by)
         if self.by is not None and self.temperature is not None:
             raise ValueError("by= picks the best answer, and temperature= selects softly: give one of them")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
-from ..base.checks import one_of, positive
+from ..base.checks import function_or_none, one_of, positive
 from ..base.engine import Growing, Guarantee, Run
 from ..base.selection import Ballot
 from ..search.expansion import Expansion
@@ -67,8 +67,7 @@ class FirstFinish:
         if self.first > self.particles:
             raise ValueError(f"first must not be above the {self.particles} particles, not {self.first!r}")
         for name in ("key", "length"):
-            if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise ValueError(f"{name} must be a function of a value, or None, not {getattr(self, name)!r}")
+            function_or_none(name, getattr(self, name))
         one_of("all_dead", self.all_dead, ("error", "zero"))
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
+from ..base.checks import function_or_none
 from ..base.engine import Guarantee, Run
 from ..base.selection import Ballot
 from ..base.step import Step
@@ -59,8 +60,7 @@ class SelfConsistency:
 
     def __post_init__(self) -> None:
         self._runs()
-        if self.key is not None and not callable(self.key):
-            raise ValueError(f"key must be a function of a value, or None, not {self.key!r}")
+        function_or_none("key", self.key)
         if not isinstance(self.weighted, bool):
             raise ValueError(f"weighted must be True or False, not {self.weighted!r}")
 

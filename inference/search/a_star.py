@@ -14,6 +14,7 @@ import numpy as np
 from ...ppl.errors import InvalidWeight
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
+from ..base.checks import function_or_none
 from ..base.engine import Guarantee, Run
 from .expansion import Expansion, Node, Scoring, check_search
 
@@ -84,8 +85,7 @@ class AStar:
         check_search(self, "expansions", "width", "batch", "results")
         if self.cost not in ("rises", "falls") and not callable(self.cost):
             raise ValueError(f'cost must be "rises", "falls" or a function of two nodes, not {self.cost!r}')
-        if self.heuristic is not None and not callable(self.heuristic):
-            raise ValueError(f"heuristic must be a function of a node, or None, not {self.heuristic!r}")
+        function_or_none("heuristic", self.heuristic, "a node")
 
     @property
     def particles(self) -> int:

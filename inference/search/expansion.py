@@ -19,7 +19,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ...ppl.sites import Site
 from ..base.chain import detach_choices
-from ..base.checks import one_of, positive
+from ..base.checks import one_of, positive, temperature_or_none
 from ..base.engine import Growing, Move, Report, Start, pick, where
 from ..base.search_tree import SearchTree, accumulate
 from ..base.selection import choose
@@ -287,8 +287,7 @@ def check_search(settings: Any, *counts: str) -> None:
     for name in (*counts, "chains"):
         positive(name, getattr(settings, name))
     one_of("score", settings.score, get_args(Scoring))
-    if settings.temperature is not None and not 0 < settings.temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, or None for the best, not {settings.temperature!r}")
+    temperature_or_none(settings.temperature)
     one_of("all_dead", settings.all_dead, ("error", "zero"))
 
 

@@ -13,7 +13,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
 from ..base.checks import positive
 from ..base.engine import Guarantee, Run
-from ..base.paths import Asking, MarkovKernel, Path
+from ..base.paths import Asking, MarkovKernel, Path, check_kernel
 from .chain import alive, check_schedule, draw_chain, from_prior, kept
 from .suffix_mh import SuffixMH
 
@@ -68,8 +68,7 @@ class ParallelTempering:
         if heat.ndim != 1 or len(heat) < 2 or heat[0] != 1.0 or not (heat[1:] > heat[:-1]).all():
             raise ValueError(f"temperatures must be at least two that rise from 1, not {self.temperatures!r}")
         object.__setattr__(self, "temperatures", tuple(heat.tolist()))
-        if not callable(getattr(self.kernel, "move", None)) or getattr(self.kernel, "power", 1.0) != 1.0:
-            raise ValueError(f"kernel must be a Markov kernel of the model's own target, not {self.kernel!r}")
+        check_kernel("kernel", self.kernel)
         check_schedule(self)
 
     @property

@@ -13,7 +13,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import fraction, one_of, positive
 from ..base.engine import Growing, Guarantee, Move, Report, Run, Start, check_alive
-from ..base.paths import MarkovKernel, Path, describe_paths, growing
+from ..base.paths import MarkovKernel, Path, check_kernel, describe_paths, growing
 from ..base.resampling import SCHEMES, Scheme, resample
 from ..base.step import Step
 from ..base.weights import logmeanexp, spread
@@ -69,12 +69,8 @@ class SMC:
         fraction("ess_threshold", self.ess_threshold, "the particles")
         one_of("resampling", self.resampling, SCHEMES)
         one_of("all_dead", self.all_dead, ("error", "zero"))
-        if self.move is not None and (
-            not callable(getattr(self.move, "move", None)) or getattr(self.move, "power", 1.0) != 1.0
-        ):
-            raise ValueError(
-                f"move must be a Markov kernel of the target itself, such as SuffixMH(1), not {self.move!r}"
-            )
+        if self.move is not None:
+            check_kernel("move", self.move)
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

@@ -4,11 +4,10 @@ import gc
 
 import numpy as np
 import pytest
-import torch
 import transformers as hf
+from random_models import draw, fresh_log_prob, random_weights
 
 from feynkac.models.testing import tiny_lm
-from feynkac.ppl import keys
 from feynkac.ppl.cost import Ledger, recording
 
 SMALL = {
@@ -32,29 +31,6 @@ ARCHITECTURES = {
     "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**SMALL, sliding_window=6)),
     "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4)),
 }
-
-
-def random_model(name):
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = ARCHITECTURES[name]()
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-def fresh_log_prob(lm, text, start=None):
-    """Log p of the response by one full pass over the one unpadded sequence, with no cache."""
-    tokens = text.prompt_tokens + text.tokens
-    start = len(text.prompt_tokens) if start is None else start
-    with torch.no_grad():
-        log_p = lm.model(torch.tensor([tokens]), use_cache=False).logits[0].double().log_softmax(-1)
-    return sum(log_p[i - 1, tokens[i]].item() for i in range(start, len(tokens)))
-
-
-def draw(requests, *path):
-    return list(requests[0].sample_batch(requests, keys.fold(keys.root(0), *path, np.arange(len(requests)))).values)
 
 
 def wander(lm, texts, rounds, seed=0, check=None):
@@ -85,7 +61,7 @@ def sampled_log_prob(lm, texts):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_log_probs_are_those_of_a_fresh_pass(name):
-    lm = tiny_lm(model=random_model(name))
+    lm = tiny_lm(model=random_weights(ARCHITECTURES[name], seed=1))
     lm.eos = frozenset()
     prompts = ["Once upon a time there was", "The sea", "Who said: the sea"]  # the last two share a suffix
     texts = [lm.prompt(prompts[i % 3]) for i in range(6)]

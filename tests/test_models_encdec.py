@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from random_models import draw, random_weights, two_tokens
 
 import feynkac as fk
 from feynkac.models import Text
@@ -30,14 +31,9 @@ MODELS = {
 
 
 def lm_of(name, **options):
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = MODELS[name]()
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.2)
-        if name == "bart":
-            model.generation_config.forced_bos_token_id = 0
+    model = random_weights(MODELS[name], seed=1)
+    if name == "bart":
+        model.generation_config.forced_bos_token_id = 0
     lm = tiny_lm(model=model, **options)
     lm.eos = frozenset()
     return lm
@@ -53,10 +49,6 @@ def fresh_log_prob(lm, text, start=0):
         )
     log_p = out.logits[0].double().log_softmax(-1)
     return sum(log_p[i - 1, decoded[i]].item() for i in range(len(begin) + start, len(decoded)))
-
-
-def draw(requests, *path):
-    return list(requests[0].sample_batch(requests, keys.fold(keys.root(0), *path, np.arange(len(requests)))).values)
 
 
 def seen_positions(lm):
@@ -195,16 +187,6 @@ def test_masks_and_masses_work():
         assert log_prob + weight == pytest.approx(law[value.tokens[0]], abs=1e-5)
 
 
-@fk.program
-async def two_tokens(lm, prompt, masks):
-    text = lm.prompt(prompt)
-    for mask in masks:
-        await fk.factor("mass", lm.log_mass(text, mask))
-        text = await fk.sample("token", lm.next_token(text, mask=mask))
-        await fk.factor("likes", 0.8 * (text.tokens[-1] % 3))
-    return text
-
-
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_smc_is_unbiased_on_an_enumerable_program(name):
     # 2 comparisons at |z| < Z_LIMIT, each false about once in 50,000 (see laws.py).
@@ -235,9 +217,6 @@ def test_models_that_do_not_fit_are_refused_by_name(monkeypatch):
         vocab_size=300, hidden_size=32, encoder_ffn_dim=48, decoder_ffn_dim=48, num_encoder_layers=1,
         num_decoder_layers=1, num_encoder_attention_heads=4, num_decoder_attention_heads=4, decoder_start_token_id=0,
     )  # fmt: skip
-    model = hf.ProphetNetForConditionalGeneration(config)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
+    model = random_weights(lambda: hf.ProphetNetForConditionalGeneration(config))
     with pytest.raises(Unsupported, match="steps of ProphetNetForConditionalGeneration give other logits"):
         tiny_lm(model=model)

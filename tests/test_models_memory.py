@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from random_models import draw, random_weights
 
 import feynkac as fk
 from feynkac.models import TransformersLM
@@ -25,21 +26,11 @@ def lm_of(kind, dtype=None, **options):
     if kind == "llama":
         lm = tiny_lm(**options)
     else:
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            model = OTHERS[kind]()
-            for parameter in model.parameters():
-                if parameter.dim() > 1:
-                    torch.nn.init.normal_(parameter, std=0.2)
-        lm = tiny_lm(model=model, **options)
+        lm = tiny_lm(model=random_weights(OTHERS[kind], seed=1), **options)
     if dtype is not None:
         lm = TransformersLM(lm.model.to(dtype), lm.tokenizer, name=f"{kind}-{dtype}", packed=False)
     lm.eos = frozenset()
     return lm
-
-
-def draw(requests, *path):
-    return list(requests[0].sample_batch(requests, keys.fold(keys.root(0), *path, np.arange(len(requests)))).values)
 
 
 def wander(lm, rounds=6, n=6):

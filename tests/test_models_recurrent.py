@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from random_models import draw, fresh_log_prob, random_weights, two_tokens
 
 import feynkac as fk
 from feynkac.models.recurrent import RecurrentForwarder
 from feynkac.models.states import States, select
 from feynkac.models.testing import tiny_lm
-from feynkac.ppl import keys
 from feynkac.ppl.cost import Ledger, recording
 from feynkac.ppl.errors import Unsupported
 from feynkac.ppl.score import evaluate
@@ -48,33 +48,10 @@ MODELS = {
 PURE = ["mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"]
 
 
-def random_model(name, seed=1):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = MODELS[name]()
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
 def lm_of(name, **options):
-    lm = tiny_lm(model=random_model(name), **options)
+    lm = tiny_lm(model=random_weights(MODELS[name], seed=1), **options)
     lm.eos = frozenset()
     return lm
-
-
-def fresh_log_prob(lm, text, start=None):
-    """Log p of the response by one full pass over the one sequence, with no cache."""
-    tokens = text.prompt_tokens + text.tokens
-    start = len(text.prompt_tokens) if start is None else start
-    with torch.no_grad():
-        log_p = lm.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].double().log_softmax(-1)
-    return sum(log_p[i - 1, tokens[i]].item() for i in range(start, len(tokens)))
-
-
-def draw(requests, *path):
-    return list(requests[0].sample_batch(requests, keys.fold(keys.root(0), *path, np.arange(len(requests)))).values)
 
 
 def seen_positions(lm):
@@ -246,16 +223,6 @@ def test_an_interrupted_pass_leaves_no_wrong_state():
         assert text.log_prob == pytest.approx(fresh_log_prob(lm, text), abs=1e-4)
 
 
-@fk.program
-async def two_tokens(lm, prompt, masks):
-    text = lm.prompt(prompt)
-    for mask in masks:
-        await fk.factor("mass", lm.log_mass(text, mask))
-        text = await fk.sample("token", lm.next_token(text, mask=mask))
-        await fk.factor("likes", 0.8 * (text.tokens[-1] % 3))
-    return text
-
-
 def exact_evidence(lm, prompt, masks, total=0.0):
     """Z by enumeration with fresh passes: the sum over allowed tokens of p times the weights."""
 
@@ -297,7 +264,7 @@ def test_models_that_cannot_be_forked_are_refused_by_name():
 
 
 def test_a_model_whose_steps_are_wrong_is_refused(monkeypatch):
-    model = random_model("mamba")
+    model = random_weights(MODELS["mamba"], seed=1)
     forward = model.forward
 
     def forgetful(input_ids, cache_params=None, **more):

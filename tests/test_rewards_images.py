@@ -12,6 +12,8 @@ import feynkac as fk
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from random_models import random_weights  # noqa: E402
+
 from feynkac.diffusion import Aesthetic, ClipScore, Mixture, Schedule, Steering, tilt  # noqa: E402
 from feynkac.diffusion.generator import Diffusion  # noqa: E402
 from feynkac.diffusion.rewards.base import as_reward  # noqa: E402
@@ -28,13 +30,7 @@ def tiny_clip(seed=0):
         vision_config=small | {"image_size": 24, "patch_size": 8},
         projection_dim=8,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = transformers.CLIPModel(config)
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
+    return random_weights(lambda: transformers.CLIPModel(config), seed, std=0.3).eval()
 
 
 def processor():

@@ -16,6 +16,8 @@ from laws import check_unbiased
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from random_models import random_weights  # noqa: E402
+
 from feynkac.models.rewards import Classifier, Embedding, ValueHeadPRM, linear_head  # noqa: E402
 from feynkac.models.testing import tiny_tokenizer  # noqa: E402
 
@@ -38,13 +40,7 @@ WORDS = {"id2label": {0: "calm", 1: "angry", 2: "sad"}, "label2id": {"calm": 0, 
 
 def build(model_class, config_class, seed=0, **config):
     """A random model whose outputs differ enough for a test to notice."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = model_class(config_class(**{**SMALL, **config}))
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return random_weights(lambda: model_class(config_class(**{**SMALL, **config})), seed, std=0.3)
 
 
 def bert(**config):

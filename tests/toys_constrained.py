@@ -7,7 +7,7 @@ import math
 from functools import cache
 
 import numpy as np
-import torch
+from random_models import random_weights
 
 from feynkac.models.constraints import Vocabulary
 from feynkac.models.constraints.potential import Potential
@@ -38,13 +38,8 @@ def letters_lm(seed=0, letters=LETTERS, context=32):
         vocab_size=len(letters) + 1, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=context, eos_token_id=0, bos_token_id=None,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.5)
-        model.lm_head.weight.data.mul_(0.4)
+    model = random_weights(lambda: LlamaForCausalLM(config), seed, std=0.5)
+    model.lm_head.weight.data.mul_(0.4)
     return TransformersLM(model, tokenizer, name=f"letters-{letters}-{seed}")
 
 

@@ -85,7 +85,7 @@ class Intersection(Constraint):
     def __init__(self, parts: Sequence[Constraint]) -> None:
         for part in parts[1:]:
             parts[0].vocabulary.require(part.vocabulary)
-        self.parts = tuple(
+        self.parts: tuple[Constraint, ...] = tuple(
             inner for part in parts for inner in (part.parts if isinstance(part, Intersection) else (part,))
         )
         self.vocabulary = parts[0].vocabulary

@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ...ppl.cost import charge
 from ...ppl.errors import AmbiguousScore, ContextOverflow
@@ -22,11 +21,11 @@ from ..text import Text
 from ..tree import Node
 from .laws import END, Context, Floats
 from .memo import Memo
-from .potential import Potential
+from .potential import Batched
 from .vocabulary import Vocabulary
 
 
-class Language(Potential):
+class Language(Batched):
     """The law of a language model: the probability of a response after a text.
 
     Its weights of the next token are log-probabilities; the end is the model's end tokens together, which as tokens
@@ -79,25 +78,12 @@ class Language(Potential):
             self._nodes[context] = node
         return node
 
-    def prefix(self, context: Context) -> float:
-        """Return the log-probability of a sequence that may go on."""
-        return float(self.prefix_batch([context])[0])
-
-    def complete(self, context: Context) -> float:
-        """Return the log-probability of a sequence that ends here."""
-        return float(self.complete_batch([context])[0])
-
-    def logw_next(self, context: Context) -> Floats:
-        """Return the log-probabilities of what may follow, (V+1,)."""
-        row: Floats = self.logw_next_batch([context])[0]
-        return row
-
     def prefix_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return `prefix` of each context, (n,)."""
         if self._epoch is not Memory.epoch:  # see `afresh`
             self._epoch = Memory.epoch
             self._prefix.clear()
-        result = np.where(self._ended(contexts), -math.inf, 0.0)
+        result = _alive(self.lm, contexts)
         going = np.flatnonzero(result == 0.0).tolist()
         nodes = [self._node(contexts[i]) for i in going]
         missing = list(dict.fromkeys(node for node in nodes if node not in self._prefix))
@@ -129,15 +115,12 @@ class Language(Potential):
         rows[:, :-1] = laws[:, :size]
         rows[:, -1] = np.logaddexp.reduce(laws[:, ends], axis=1) if ends else -math.inf
         rows[:, [end for end in ends if end < size]] = -math.inf
-        rows[self._ended(contexts)] = -math.inf
+        rows[np.isneginf(_alive(self.lm, contexts))] = -math.inf
         return rows
 
     def logw_token_batch(self, contexts: Sequence[Context], tokens: Sequence[int]) -> Floats:
         """Return the log-probability of one token after each context, (n,)."""
         return self.logw_next_batch(contexts)[np.arange(len(contexts)), list(tokens)]  # END is the last entry
-
-    def _ended(self, contexts: Sequence[Context]) -> NDArray[np.bool_]:
-        return np.array([not self.lm.eos.isdisjoint(context) for context in contexts], bool)
 
     def _known(self, node: Node) -> Node:
         """Return the longest beginning of a history whose log-probability is known."""
@@ -147,11 +130,16 @@ class Language(Potential):
         return node
 
 
+def _alive(lm: Any, contexts: Sequence[Context]) -> Floats:
+    """Return 0 for each context, or −inf past an end token, (n,)."""
+    return np.array([0.0 if lm.eos.isdisjoint(context) else -math.inf for context in contexts])
+
+
 def _charge(tally: Tally) -> None:
     charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
 
 
-class Rewarded(Potential):
+class Rewarded(Batched):
     """A reward of the finished response, as a potential: 1 along the way, the reward's weight at the end.
 
     Args:
@@ -187,13 +175,9 @@ class Rewarded(Potential):
         """The text and the function."""
         return ("rewarded", self.start.digest, self.make)
 
-    def prefix(self, context: Context) -> float:
-        """Return 0, or −inf past an end token."""
-        return -math.inf if self.lm.eos.intersection(context) else 0.0
-
-    def complete(self, context: Context) -> float:
-        """Return the reward's log-weight."""
-        return float(self.complete_batch([context])[0])
+    def prefix_batch(self, contexts: Sequence[Context]) -> Floats:
+        """Return 0 for each context, or −inf past an end token, (n,)."""
+        return _alive(self.lm, contexts)
 
     def complete_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return the reward's log-weight of each response, (n,), in one batch."""
@@ -212,13 +196,8 @@ class Rewarded(Potential):
             raise AmbiguousScore(f"the score of a Rewarded, {score!r}, is not a log-weight; say how with {how}")
         return score
 
-    def logw_next(self, context: Context) -> Floats:
-        """Return 0 for each token, and the reward's log-weight for the end, (V+1,)."""
-        row: Floats = self.logw_next_batch([context])[0]
-        return row
-
     def logw_next_batch(self, contexts: Sequence[Context]) -> Floats:
-        """Return `logw_next` of each context, (n, V+1)."""
+        """Return 0 for each token after each context, and the reward's log-weight for the end, (n, V+1)."""
         rows = np.zeros((len(contexts), self.vocabulary.size + 1))
         rows[:, [end for end in self.lm.eos if end < self.vocabulary.size]] = -math.inf
         rows[:, -1] = self.complete_batch(contexts)

@@ -128,14 +128,8 @@ def ratio(after: Floats, before: Floats) -> Floats:
     return np.where(np.isneginf(before), -math.inf, out)
 
 
-class Composite(Potential):
-    """A potential whose weights are a function of those of its parts, row by row."""
-
-    parts: tuple[Potential, ...]
-
-    @abstractmethod
-    def combine(self, log_weights: Sequence[Floats]) -> Floats:
-        """Return the log-weights of the whole from those of each part; all have one shape."""
+class Batched(Potential):
+    """A potential that is computed by batches, of which a single context is one."""
 
     def prefix(self, context: Context) -> float:
         """Return the log-weight of a sequence that may go on."""
@@ -149,6 +143,28 @@ class Composite(Potential):
         """Return the log-weights of what may follow, (V+1,)."""
         row: Floats = self.logw_next_batch([context])[0]
         return row
+
+    @abstractmethod
+    def prefix_batch(self, contexts: Sequence[Context]) -> Floats:
+        """Return `prefix` of each context, (n,)."""
+
+    @abstractmethod
+    def complete_batch(self, contexts: Sequence[Context]) -> Floats:
+        """Return `complete` of each context, (n,)."""
+
+    @abstractmethod
+    def logw_next_batch(self, contexts: Sequence[Context]) -> Floats:
+        """Return `logw_next` of each context, (n, V+1)."""
+
+
+class Composite(Batched):
+    """A potential whose weights are a function of those of its parts, row by row."""
+
+    parts: tuple[Potential, ...]
+
+    @abstractmethod
+    def combine(self, log_weights: Sequence[Floats]) -> Floats:
+        """Return the log-weights of the whole from those of each part; all have one shape."""
 
     def prefix_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return `prefix` of each context, (n,)."""

@@ -18,7 +18,7 @@ import torch
 
 from ..ppl.errors import InvalidWeight, Unsupported
 from .denoiser import Denoiser, join
-from .generator import Diffusion, Floats, Generator, Moved, log_normal, spread
+from .generator import Diffusion, Floats, Generator, Moved, impose, log_normal, spread
 from .latents import Latents, replace_fields
 from .rewards.base import as_reward, check_gradient, slope
 from .schedule import Schedule
@@ -212,8 +212,7 @@ class Corrected(Generator):
         mean = latents.x + flow + 0.5 * self.zeta**2 * heat * push
         std = self.zeta * heat.clamp(min=0.0).sqrt()
         x = mean + std * noise
-        if given is not None and len(given[1]):
-            x[given[1]] = given[0]
+        impose(x, given)
         inside = (share >= self.interval[0]) & (share <= self.interval[1])
         log_g = np.where(inside, dw.double().cpu().numpy(), 0.0)
         log_prob = log_normal(x, mean, std.flatten())

@@ -14,7 +14,7 @@ from ..ppl import keys as _keys
 from ..ppl.keys import Keys
 from ..ppl.model import Draws
 from .denoiser import Denoiser
-from .generator import Floats, Generator, Moved, log_normal, transition
+from .generator import Floats, Generator, Moved, check_eta, impose, log_normal, transition
 from .latents import Latents, replace_fields
 from .rewards.base import as_reward
 from .schedule import Schedule
@@ -76,8 +76,6 @@ class Frames(Generator):
         super().__init__(denoiser, schedule, shape, dtype=dtype, device=device)
         if frames < 1 or past < 1:
             raise ValueError(f"frames and past must be at least 1, not {frames} and {past}")
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta must be between 0 (deterministic) and 1 (DDPM), not {eta}")
         self.frames = frames
         self.past = past
         if not isinstance(reward, Mapping):
@@ -86,7 +84,7 @@ class Frames(Generator):
             raise ValueError(f"clips are judged when they have 1…{frames} frames, not {sorted(reward)}")
         self.judges = {count: as_reward(judge) for count, judge in reward.items()}
         self.scale_of_reward = scale
-        self.eta = eta
+        self.eta = check_eta(eta)
         self.blank = blank
 
     def __repr__(self) -> str:
@@ -150,8 +148,7 @@ class Frames(Generator):
         fresh = torch.as_tensor(k == last, device=self.device).reshape(-1, *[1] * len(self.shape))
         mean, std = torch.where(fresh, 0.0, mean), torch.where(fresh, self.scale, std)
         x = mean + std * noise
-        if given is not None and len(given[1]):
-            x[given[1]] = given[0]
+        impose(x, given)
         step = latents.step + 1
         ended = np.flatnonzero(step % self.unit == last)
         clip = latents.fields["clip"].clone()

@@ -156,9 +156,7 @@ class Generator:
         """Draw pure noise for each key."""
         n = len(keys)
         x = self._noise(keys) * self.scale
-        forced, at = self._given(given, n)
-        if len(at):
-            x[at] = forced
+        impose(x, self._given(given, n))
         log_prob = log_normal(x, 0.0, self.scale)
         latents = Latents(x, np.zeros(n, np.int64), self.steps, self._conditions(n))
         with torch.no_grad():
@@ -240,6 +238,19 @@ def spread(condition: Any, n: int) -> Any:
     if set(held) != {1}:
         raise ValueError(f"the condition is a batch of {held[0]}, but there are {n} particles: give 1 or {n}")
     return repeat(condition, n)
+
+
+def impose(x: Any, given: tuple[Any, Any] | None) -> None:
+    """Put forced particles, where there are any, in their rows of a batch."""
+    if given is not None and len(given[1]):
+        x[given[1]] = given[0]
+
+
+def check_eta(eta: float) -> float:
+    """Return how stochastic steps are, or raise ValueError."""
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta must be between 0 (deterministic) and 1 (DDPM), not {eta}")
+    return eta
 
 
 def check_output(out: Any, x: Any, owners: NDArray[np.intp]) -> None:
@@ -329,9 +340,7 @@ class Diffusion(Generator):
         device: str = "cpu",
     ) -> None:
         super().__init__(denoiser, schedule, shape, condition=condition, decode=decode, dtype=dtype, device=device)
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta must be between 0 (deterministic) and 1 (DDPM), not {eta}")
-        self.eta = eta
+        self.eta = check_eta(eta)
         self.steering = steering
 
     def __repr__(self) -> str:
@@ -355,8 +364,7 @@ class Diffusion(Generator):
             guided, _ = transition(latents.x, shifted, level, following, self.eta)
             guided = torch.where(std > 0, guided, mean)  # a step without noise cannot be proposed otherwise
         x = guided + std * noise
-        if given is not None and len(given[1]):
-            x[given[1]] = given[0]
+        impose(x, given)
         log_proposal = log_normal(x, guided, std.reshape(len(x)))
         log_prob = log_proposal if guided is mean else log_normal(x, mean, std.reshape(len(x)))
         there = Latents(x, latents.step + 1, latents.steps, latents.condition)

@@ -111,10 +111,10 @@ class Steering:
         if not self.gradient:
             latents = generator.look(latents)
             value = last.clone()
-            at = torch.as_tensor(np.flatnonzero(due))
+            at = np.flatnonzero(due)
             if len(at):
-                found = reward(generator.decoded(latents.fields["estimate"][at]), latents, np.flatnonzero(due))
-                value[at] = strength[at] * _finite_on_the_way(found, latents, np.flatnonzero(due))
+                found = reward(generator.decoded(latents.fields["estimate"][at]), latents, at)
+                value[at] = strength[at] * _finite_on_the_way(found, latents, at)
             return replace_fields(latents, reward=value)
         with torch.enable_grad():
             x = latents.x.detach().requires_grad_(True)

@@ -51,7 +51,7 @@ def digits(
     """
     if digit is None and guidance != 1.0:
         raise ValueError("guidance needs a digit to guide to: digits(digit=…, guidance=…)")
-    labels = [NO_DIGIT if digit is None else digit] if digit is None or isinstance(digit, int) else list(digit)
+    labels = [NO_DIGIT] if digit is None else [digit] if isinstance(digit, int) else list(digit)
     if digit is not None and not all(0 <= label <= 9 for label in labels):
         raise ValueError(f"a digit is one of 0…9, not {digit!r}")
     denoiser = _denoiser("digits", device)

@@ -146,7 +146,7 @@ def test_without_a_key_the_value_is_the_answer_and_it_must_be_hashable():
 
     with pytest.raises(TypeError, match=r"the answer of particle 0 is an unhashable .*list: give a key= that"):
         fk.infer(lists(), fk.SelfConsistency(3), seed=0)
-    with pytest.raises(TypeError, match=r"BestOfN compares answers, .* let key return another"):
+    with pytest.raises(TypeError, match=r"BestOfN compares answers, .* let by return another"):
         fk.infer(lists(), fk.BestOfN(3, by=lambda value: value), seed=0)
     assert fk.infer(lists(), fk.SelfConsistency(3, key=str), seed=0).best() in ([0], [1])
 

@@ -15,11 +15,11 @@ from .weights import logmeanexp
 class Ballot:
     """The answers of n particles that keep their places; each is asked for once, when its particle has finished."""
 
-    def __init__(self, n: int, key: Callable[[Any], Hashable] | None, engine: str) -> None:
+    def __init__(self, n: int, key: Callable[[Any], Hashable] | None, engine: str, setting: str = "key") -> None:
         self.answers: list[Any] = [None] * n
         self.cast = np.zeros(n, bool)
         self._key = key
-        self._engine = engine
+        self._engine, self._setting = engine, setting
 
     def ask(self, values: Callable[[], Sequence[Any]], voting: NDArray[np.bool_]) -> None:
         """Take the answers of the particles ``voting`` (n,) that have not given theirs."""
@@ -36,13 +36,15 @@ class Ballot:
             answer = value if self._key is None else self._key(value)
         except Exception as error:
             error.add_note(
-                f"feynkac: in the key of {self._engine}, for the value {value!r:.200} of particle {particle}"
+                f"feynkac: in the {self._setting} of {self._engine}, for the value {value!r:.200} of particle {particle}"
             )
             raise
         try:
             hash(answer)
         except TypeError:
-            hint = "give a key= that makes a string or number of it" if self._key is None else "let key return another"
+            hint = f"let {self._setting} return another"
+            if self._key is None:
+                hint = f"give a {self._setting}= that makes a string or number of it"
             raise TypeError(
                 f"{self._engine} compares answers, and the answer of particle {particle} is an unhashable "
                 f"{type(answer).__name__}: {hint}"

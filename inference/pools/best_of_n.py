@@ -69,7 +69,7 @@ class BestOfN:
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
-        ballot = Ballot(self.particles, self.by, "BestOfN")
+        ballot = Ballot(self.particles, self.by, "BestOfN", "by")
 
         def select(state: Any, step: Step, log_potential: Floats) -> tuple[Floats, None]:
             finished = step.done & (log_potential > -np.inf)

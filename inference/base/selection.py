@@ -35,9 +35,8 @@ class Ballot:
         try:
             answer = value if self._key is None else self._key(value)
         except Exception as error:
-            error.add_note(
-                f"feynkac: in the {self._setting} of {self._engine}, for the value {value!r:.200} of particle {particle}"
-            )
+            place = f"{self._setting} of {self._engine}"
+            error.add_note(f"feynkac: in the {place}, for the value {value!r:.200} of particle {particle}")
             raise
         try:
             hash(answer)

@@ -240,6 +240,14 @@ def test_which_proposals_cover():
     assert not lm.next_token(text, mask=mask).covers(lm.next_token(text))
 
 
+def test_tokens_can_be_proposed_for_a_completion_of_as_many():
+    lm = tiny_lm()
+    text = lm.prompt("Once")
+    assert lm.tokens(text, 3).covers(lm.complete(text, max_tokens=3))
+    assert lm.complete(text, max_tokens=3).covers(lm.tokens(text, 3))
+    assert not lm.tokens(text, 2).covers(lm.complete(text, max_tokens=3))
+
+
 def test_the_model_s_own_settings_are_the_default():
     lm = tiny_lm(sampling=Sampling(temperature=0.5, top_k=9))
     text = lm.prompt("Once")

@@ -39,6 +39,11 @@ class Tally:
         """The amounts to be charged."""
         return {"model_calls": self.calls, "tokens_in": self.tokens_in, "tokens_out": self.tokens_out}
 
+    @property
+    def sums(self) -> dict[str, int]:
+        """The amounts to be charged where they belong to the call as a whole, and nothing was drawn."""
+        return {"model_calls": self.calls, "tokens_in": int(self.tokens_in.sum())}
+
 
 @dataclass(frozen=True)
 class CacheInfo:

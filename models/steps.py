@@ -170,7 +170,7 @@ class Step:
             rows = logits.expand(self.lm.vocab_size, -1)
             everything = np.arange(self.lm.vocab_size)
             log_prob = log_prob_of(warp(rows, self.sampling, _stack([self] * len(rows), logits)), everything)
-        charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
+        charge(**tally.sums)
         for token in np.flatnonzero(log_prob > -math.inf).tolist():
             run = Run(self)
             run.advance(token, float(log_prob[token]))
@@ -243,15 +243,21 @@ class Run:
         )
 
 
+def tokens_after(start: Text, value: Text) -> tuple[int, ...] | None:
+    """Return the tokens of a text after those of another that it goes on from; None where it does not."""
+    if start.identity != value.identity or start.prompt_tokens != value.prompt_tokens:
+        return None
+    before, after = start.tokens, value.tokens
+    return after[len(before) :] if after[: len(before)] == before else None
+
+
 def replay(request: Step, value: Text) -> Run | None:
     """Walk a request along a given text; None unless the step ends exactly where the text does."""
     run = Run(request)
-    before, after = run.start.tokens, value.tokens
-    if run.start.identity != value.identity or run.start.prompt_tokens != value.prompt_tokens:
+    added = tokens_after(run.start, value)
+    if added is None:
         return None
-    if after[: len(before)] != before:
-        return None
-    for token in after[len(before) :]:
+    for token in added:
         if run.over or not 0 <= token < request.lm.vocab_size:
             return None
         run.advance(token, 0.0)

@@ -314,7 +314,7 @@ class TransformersLM:
         with torch.inference_mode():
             logits = self.forwarder.next_logits([node], np.zeros(1, np.intp), tally)
             log_probs: NDArray[np.float64] = log_normalise(warp(logits, self._law(sampling)))[0].double().cpu().numpy()
-        charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
+        charge(**tally.sums)
         return log_probs
 
     def _law(self, overrides: dict[str, Any]) -> Sampling:

@@ -92,7 +92,7 @@ class Language(Batched):
             tally = Tally(len(missing))
             starts = [before.length for before in known]
             more = forced(self.lm, missing, starts, [(self.sampling, None)] * len(missing), range(len(missing)), tally)
-            _charge(tally)
+            charge(**tally.sums)
             for node, before, log_prob in zip(missing, known, more.tolist()):
                 self._prefix[node] = self._prefix.get(before, 0.0) + log_prob
         result[going] = [self._prefix[node] for node in nodes]
@@ -110,7 +110,7 @@ class Language(Batched):
             nodes = [self._node(context) for context in contexts]
             logits = self.lm.forwarder.next_logits(nodes, np.arange(len(nodes)), tally)
             laws = log_normalise(warp(logits, self.sampling)).double().cpu().numpy()
-        _charge(tally)
+        charge(**tally.sums)
         rows = np.empty((len(contexts), size + 1))
         rows[:, :-1] = laws[:, :size]
         rows[:, -1] = np.logaddexp.reduce(laws[:, ends], axis=1) if ends else -math.inf
@@ -133,10 +133,6 @@ class Language(Batched):
 def _alive(lm: Any, contexts: Sequence[Context]) -> Floats:
     """Return 0 for each context, or −inf past an end token, (n,)."""
     return np.array([0.0 if lm.eos.isdisjoint(context) else -math.inf for context in contexts])
-
-
-def _charge(tally: Tally) -> None:
-    charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
 
 
 class Rewarded(Batched):

@@ -121,7 +121,7 @@ class Constrained(Request):
         tally = Tally(1)
         with torch.inference_mode():
             row = total([start], np.zeros(1, np.intp), tally)[0].tolist()
-        charge(model_calls=tally.calls, tokens_in=int(tally.tokens_in.sum()))
+        charge(**tally.sums)
         texts = []
         for token, log_gamma in enumerate(row):
             if log_gamma > -math.inf:

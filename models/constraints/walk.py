@@ -17,7 +17,7 @@ from ...ppl.errors import InvalidWeight
 from ...ppl.keys import Keys
 from ..forward import Tally
 from ..sampling import draw, log_normalise, log_prob_of, warp
-from ..steps import Run, Step
+from ..steps import Run, Step, tokens_after
 from ..text import Text
 from . import awrs
 from .awrs import AWRS
@@ -87,14 +87,10 @@ class Walk:
 def retrace(request: Request, value: Text) -> Walk | None:
     """Walk a request along a given text; None unless the step ends exactly where the text does."""
     walk = Walk(request)
-    start = walk.run.start
-    before, after = start.tokens, value.tokens
-    if start.identity != value.identity or start.prompt_tokens != value.prompt_tokens:
+    lm, added = request.step.lm, tokens_after(walk.run.start, value)
+    if added is None:
         return None
-    if after[: len(before)] != before:
-        return None
-    for token in after[len(before) :]:
-        lm = request.step.lm
+    for token in added:
         if walk.over or not 0 <= token < lm.vocab_size or (walk.ending and token not in lm.eos):
             return None
         walk.take(token, 0.0, 0.0)

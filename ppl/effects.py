@@ -7,6 +7,7 @@ particles. Constructing an effect does no work.
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -45,11 +46,15 @@ class Effect:
         self.masked = False
         self.hidden = False
 
-    def __await__(self) -> Generator[Effect, Any, Any]:
+    def claim(self) -> None:
+        """Note that the effect is awaited, or handed to a gather, which a replay may skip."""
         if self.awaited:
             raise FeynkacError(f"fk.{self.kind}({self.name!r}, …) is awaited twice: make a new effect each time")
         self.awaited = True
         Running.fiber.run.unawaited -= 1
+
+    def __await__(self) -> Generator[Effect, Any, Any]:
+        self.claim()
         result = yield self
         return result
 
@@ -164,7 +169,8 @@ class Gather(Effect):
         self.branches: tuple[Any, ...] = ()
         self.label = name  # inside the handlers, which rename the effect itself
         super().__init__(name)
-        self.branches = tuple(_coroutine(branch, f"branch {i} of {name!r}") for i, branch in enumerate(branches))
+        for i, branch in enumerate(branches):  # one by one, so that where one is refused those before are closed
+            self.branches += (_coroutine(branch, f"branch {i} of {name!r}"),)
 
     def close(self) -> None:
         """Close the branches that have not started; they would warn that they were never awaited."""
@@ -325,11 +331,20 @@ def batched(fn: F) -> F:
 
 
 async def _only(effect: Effect) -> Any:
-    return await effect
+    return await _claimed(effect)
+
+
+@types.coroutine
+def _claimed(effect: Effect) -> Generator[Effect, Any, Any]:
+    result = yield effect
+    return result
 
 
 def _coroutine(branch: Any, what: str) -> Any:
-    made = branch.inline() if hasattr(branch, "inline") else _only(branch) if isinstance(branch, Effect) else branch
+    if isinstance(branch, Effect):
+        branch.claim()
+        return _only(branch)
+    made = branch.inline() if hasattr(branch, "inline") else branch
     if not inspect.iscoroutine(made):
         raise TypeError(
             f"{what} is a {type(branch).__name__}; it must be a coroutine (call the async function, do not await "

@@ -103,8 +103,12 @@ class Program:
         self._met()
         return self._fn(*self._args, **self._kwargs)
 
-    async def inline(self) -> Any:
-        """Run the program within another one, under its own handlers."""
+    def inline(self) -> Coroutine[Any, Any, Any]:
+        """Return what runs the program within another one, under its own handlers."""
+        self._met()
+        return self._inline()
+
+    async def _inline(self) -> Any:
         fiber = Running.fiber
         fiber.handlers.extend(self.handlers)
         try:

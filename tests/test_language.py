@@ -449,6 +449,45 @@ def test_done_particles_pass_through():
     assert (step.state.depth[~short] == 2).all()
 
 
+@fk.program
+async def heavier(x):
+    await fk.factor("G", 0.5 * x)
+
+
+@fk.program
+async def gathers_in_steps(branches):
+    total = 0
+    for _ in range(3):
+        x = await fk.sample("x", fk.dist.Bernoulli(0.4))
+        total += x
+        await fk.gather(*branches(x))
+    return total
+
+
+@pytest.mark.parametrize(
+    "branches",
+    [
+        lambda x: (fk.factor("G", 0.5 * x), fk.twist("later", 0.2 * x)),
+        lambda x: (heavier(x), fk.factor("H", -0.1 * x)),
+    ],
+)
+def test_what_a_gather_was_given_is_awaited_also_where_a_fork_skips_it(branches):
+    model = gathers_in_steps(branches)
+    posterior = fk.infer(model, fk.SMC(200, ess_threshold=1.0), seed=0)
+    assert len(posterior.chains[0].steps) == 3  # a gather is one step
+    assert posterior.log_evidence == pytest.approx(fk.enumerate_program(model).log_evidence, abs=0.1)
+
+
+def test_an_effect_is_given_to_one_gather_alone():
+    @fk.program
+    async def twice():
+        draw = fk.sample("x", fk.dist.Bernoulli(0.4))
+        await fk.gather(draw, draw)
+
+    with pytest.raises(fk.errors.FeynkacError, match=r"fk\.sample\('x', …\) is awaited twice"):
+        fk.simulate(twice(), seed=0)
+
+
 def test_gather_steps_end_when_every_live_branch_is_at_one_and_branches_share_batches():
     calls = []
 

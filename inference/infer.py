@@ -128,7 +128,11 @@ class Session:
         """Return how many particles have finished, of how many, and a line that says more."""
         last = [task.history[-1] for task in self._tasks if task.history]
         grown = [task.report.finished for task in self._tasks if isinstance(task.report, Growing)]
-        done, total = sum(grown or [int(step.done.sum()) for step in last]), self.engine.particles * len(self._tasks)
+        if grown:  # of what searches find, there may be more than is asked for
+            done = sum(grown)
+            total = max(done, self.engine.particles * len(self._tasks))
+        else:
+            done, total = sum(int(step.done.sum()) for step in last), sum(len(step.done) for step in last)
         share = float(np.mean([step.ess / len(step.done) for step in last])) if last else 0.0
         tokens = self.ledger.total().tokens_out
         text = f"{done} of {total} particles finished, step {max((s.depth for s in last), default=0)}, ESS {share:.0%}"

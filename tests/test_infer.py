@@ -12,6 +12,7 @@ import pytest
 
 import feynkac as fk
 from feynkac.ppl.cost import charge
+from laws import t2
 
 
 class Meter:
@@ -331,6 +332,17 @@ def test_progress_ends_with_an_error(monkeypatch, able):
     monkeypatch.setattr(sys, "stderr", again := Terminal())
     fk.infer(setup()[2], fk.SMC(5), seed=0, progress=True)
     assert "step" in again.getvalue()  # a display that was left open would keep the next from being shown
+
+
+@pytest.mark.parametrize("engine", [fk.SMCSteer(4, beam=3), fk.MCTS(100, moves=False), fk.SMC(4), fk.SVDD(4)], ids=repr)
+def test_no_more_particles_finish_than_there_are(engine):
+    run = fk.steps(t2(), engine, seed=0)
+    for step in run:
+        done, total, _ = run.standing()
+        assert done <= total
+        if not isinstance(engine, fk.MCTS):
+            assert (done, total) == (int(step.done.sum()), len(step.done))
+    assert done == total > 0
 
 
 # -- arguments --------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ class Kept:
 
     def clear(self) -> None:
         """Forget all waves."""
-        for kept in self._waves.values():
+        for kept in list(self._waves.values()):  # what a wave lets go of may end others
             if (wave := kept()) is not None:
                 wave.logits = wave.state = None
         self._waves.clear()

@@ -9,6 +9,7 @@ from random_models import draw, random_weights
 import feynkac as fk
 from feynkac.models import TransformersLM
 from feynkac.models.cache import Slab
+from feynkac.models.kept import Kept, Wave
 from feynkac.models.testing import tiny_lm, tiny_tokenizer
 from feynkac.ppl import keys
 from feynkac.ppl.score import evaluate
@@ -272,3 +273,13 @@ def test_a_device_that_is_not_there_is_named(device, tmp_path, monkeypatch):
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"device '{device}' is not on this machine"):
         TransformersLM.from_pretrained(str(tmp_path), device=device)
+
+
+def test_a_wave_that_ends_with_another_does_not_upset_clearing():
+    kept, inner = Kept(1000), Wave(torch.zeros(1, 2))
+    outer = Wave(torch.zeros(1, 2), state=[inner])
+    kept.keep(outer)
+    kept.keep(inner)
+    del inner
+    kept.clear()
+    assert len(kept) == kept.bytes == 0

@@ -304,7 +304,7 @@ class Growth:
         found = sorted((self._path(x, self._log_potential) for x in self.leaves[-last:]), key=lambda line: line[1])
         return np.array([reward for reward, _ in found]), [self._choices[first] for _, first in found]
 
-    def growing(self, model: FeynmanKac[Any], step: Step | None, weigh: Callable[[SearchTree], Report]) -> Growing:
+    def growing(self, model: FeynmanKac[Any], step: Step, weigh: Callable[[SearchTree], Report]) -> Growing:
         """Return a report of the tree as it is now, to be made when asked for.
 
         ``weigh`` makes it from the record of the tree, but for its state, which is filled in here.

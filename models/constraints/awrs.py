@@ -4,8 +4,8 @@ A token is drawn from p and the predicate is asked about it; what it rejects is 
 out has a random weight w with E[w·1{x}] = p(x)·1[x is accepted], so that w estimates the mass of all that is accepted
 without knowing it.
 
-Source: Lipkin et al. (2025), Fast
-controlled generation from language models with adaptive weighted rejection sampling, arXiv:2504.05410.
+Source: Lipkin et al. (2025), Fast controlled generation from language models with adaptive weighted rejection
+sampling, arXiv:2504.05410.
 """
 
 from __future__ import annotations

@@ -387,6 +387,21 @@ def test_ancestor_sampling_renews_the_past_that_sweeps_without_it_keep():
     assert renewed[True] > 2 * renewed[False]
 
 
+@pytest.mark.parametrize("ancestor_sampling", [False, True])
+def test_particle_gibbs_begins_again_where_the_first_sweep_finds_nothing(ancestor_sampling):
+    @fk.program
+    async def rare():
+        digits = []
+        for t in range(3):
+            digits.append(await fk.sample("digit", fk.dist.DiscreteUniform(0, 3)))
+            await fk.factor("G", 0.0 if t == 0 or digits[-1] == digits[-2] else -math.inf)
+        return tuple(digits)
+
+    engine = fk.ParticleGibbs(2, 60, ancestor_sampling, burn_in=40, all_dead="zero")
+    for posterior in fk.infer([rare()] * 8, engine, seed=0):
+        assert all(len(set(value)) == 1 for value in posterior.values)
+
+
 def test_ancestor_sampling_refuses_a_model_without_log_probs():
     class Mute:
         batch_key, fingerprint = "mute", "mute"

@@ -17,7 +17,7 @@ from ..base.paths import Asking, Path, describe_paths, growing
 from ..base.resampling import resample
 from ..particles.path_filter import Filtering, path_filter
 from ..particles.smc import SMC
-from .chain import check_schedule, draw_chain, kept
+from .chain import alive, check_schedule, draw_chain, kept
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ class ParticleGibbs:
         return [paths[resample(log_weights, 1, _keys.fold(key, _keys.tag("pick")), "multinomial")[0]]]
 
     def _sweep(self, model: FeynmanKac[Any], path: Path, key: Keys) -> Asking[tuple[list[Path], dict[str, float]]]:
-        run = path_filter(model, key, self._settings(), reference=path, ancestor_sampling=self.ancestor_sampling)
+        reference = path if alive(path) else None  # what has no weight is no draw: the chain has not begun
+        run = path_filter(model, key, self._settings(), None, reference, self.ancestor_sampling)
         paths, log_weights = yield from run  # type: ignore[misc]  # without a watch it reports nothing
         if np.isneginf(log_weights).all():
             return [path], {"acceptance": 0.0, "renewed": 0.0}

@@ -41,6 +41,7 @@ from .inference.pools.adaptive_consistency import AdaptiveConsistency
 from .inference.pools.best_of_n import BestOfN
 from .inference.pools.first_finish import FirstFinish
 from .inference.pools.self_consistency import SelfConsistency
+from .inference.results.linear_twist import LinearTwist
 from .inference.results.posterior import Posterior
 from .inference.search.a_star import AStar
 from .inference.search.beam_search import BeamSearch
@@ -91,6 +92,7 @@ __all__ = [
     "FirstFinish",
     "ImportanceSampling",
     "Kernel",
+    "LinearTwist",
     "LookAheadSMC",
     "NoiseSearch",
     "ParallelTempering",

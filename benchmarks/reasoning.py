@@ -67,19 +67,15 @@ def said(text: Any) -> str:
     return lines[-1].rsplit("(")[-1] if lines else ""
 
 
-def picked(posterior: Any, weigh: str) -> Any:
-    """Return the answer of a run: its heaviest or, where weights make good for a guide, that of best reward."""
-    return posterior.values[int(posterior.log_potential.argmax())] if weigh == "telescope" else posterior.best()
-
-
 def trial(contestant: Contestant, n: int, problems: list[Any], seed: int, lm: Any, prm: Any) -> dict[str, Any]:
     """Run an engine on a block of problems. Returns a list for each column, with an entry for each problem."""
     models = [fk.tasks.solve(lm, prm, problem, contestant.weigh) for problem in problems]
     began = time.process_time()
     with afresh():
         found = fk.infer(models, contestant.engine(n, problems[0].steps), seed=seed)
+    by = "reward" if contestant.weigh == "telescope" else "weight"
     return {
-        "solved": [int(problem.solved(picked(p, contestant.weigh))) for problem, p in zip(problems, found)],
+        "solved": [int(problem.solved(p.best(by))) for problem, p in zip(problems, found)],
         "tokens": [p.cost.tokens_out for p in found],
         "reward_calls": [p.cost.reward_calls for p in found],
         "cpu_seconds": round(time.process_time() - began, 2),

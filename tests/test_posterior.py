@@ -72,6 +72,24 @@ def test_best_is_the_complete_value_of_largest_weight(posterior):
     assert nothing.best() == ("unfinished", 0)
 
 
+def test_best_by_reward_undoes_what_a_guide_has_done_to_the_weights():
+    @fk.program
+    async def guided():
+        x = await fk.sample("x", fk.dist.Categorical([0.9, 0.1]))
+        await fk.twist("guide", 4.0 * x)
+        await fk.sample("y", fk.dist.Bernoulli(0.5))
+        await fk.factor("G", 1.0 * x)
+        return x
+
+    posterior = fk.infer(guided(), fk.SMC(100, ess_threshold=1.0), seed=0)
+    assert (posterior.best(), posterior.best("reward")) == (0, 1)
+    partial = fk.infer(walk(), fk.SMC(30), seed=0, callbacks=[lambda step: step.depth == 4])
+    rewards = np.where(partial.complete, partial.log_potential, -np.inf)
+    assert partial.best("reward") == partial.values[int(rewards.argmax())]
+    with pytest.raises(ValueError, match='by must be "weight" or "reward", not \'score\''):
+        posterior.best("score")
+
+
 def test_samples_follow_the_weights():
     posterior = fk.infer(returns([10, 20, 30], (0.7, 0.2, 0.1)), fk.ImportanceSampling(30), seed=0)
     mass = posterior.vote()

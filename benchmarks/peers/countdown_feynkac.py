@@ -29,16 +29,17 @@ def prepare(*, problems, n, lines, block, max_tokens):
         made, first = {}, turn * block % len(asked)
         for name, (engine, weigh) in contestants(n, lines).items():
             some = asked[first : first + block]
+            by = "reward" if weigh == "telescope" else "weight"
             models = [fk.tasks.solve(lm, prm, problem, weigh, max_tokens=max_tokens) for problem in some]
-            made[name] = solve([[model] for model in models], engine, turn)
+            made[name] = solve([[model] for model in models], engine, turn, by)
             if name == "particle filter":
-                made[f"{name}, side by side"] = solve([models], engine, turn)
+                made[f"{name}, side by side"] = solve([models], engine, turn, by)
         return {"made": made}
 
     return run
 
 
-def solve(groups, engine, turn):
+def solve(groups, engine, turn, by):
     """Run an engine on groups of problems. Those of a group share their batches; no two groups share a result."""
     posteriors, cpu = [], cpu_seconds()
     for i, models in enumerate(groups):
@@ -48,7 +49,7 @@ def solve(groups, engine, turn):
         "cpu": cpu_seconds() - cpu,
         "tokens": sum(posterior.cost.tokens_out for posterior in posteriors),
         "calls": sum(posterior.cost.reward_calls for posterior in posteriors),
-        "answers": [str(posterior.best()) for posterior in posteriors],
+        "answers": [str(posterior.best(by)) for posterior in posteriors],
     }
 
 

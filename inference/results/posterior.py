@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from ...ppl.cost import Cost
 from ...ppl.model import Floats, Index
 from ...ppl.sites import Site
 from ..base.chain import Chain
+from ..base.checks import one_of
 from ..base.engine import Guarantee
 from ..base.selection import best_of
 from ..base.step import Step
@@ -143,12 +144,19 @@ class Posterior:
         """The history of the first chain; see ``chains`` for the others."""
         return self.chains[0].steps
 
-    def best(self) -> Any:
+    def best(self, by: Literal["weight", "reward"] = "weight") -> Any:
         """Return the value of the particle with the largest weight (a complete one, where there is any).
 
         Of an engine that holds a vote, it is the one with the largest weight among those of the winning answer.
+
+        ``by="reward"`` takes the largest `log_potential` instead. That is the better choice after resampling by a
+        twist, since weights then make good for what the guide has done.
         """
-        return self.values[self._best()]
+        one_of("by", by, ("weight", "reward"))
+        if by == "weight":
+            return self.values[self._best()]
+        rewards = np.where(self.complete, self.log_potential, -np.inf) if self.complete.any() else self.log_potential
+        return self.values[int(rewards.argmax())]
 
     def _best(self) -> int:
         log_weights = np.where(self.complete, self.log_weights, -np.inf)

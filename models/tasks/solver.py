@@ -45,7 +45,7 @@ async def solve(
 
         "telescope"   p · r_T, and resampling is guided by r_t on the way (a twist). Weights then make good for what the
                       guide has done, so that the heaviest answer is not that of the largest r_T: for one good answer
-                      take the value of the largest ``posterior.log_potential``
+                      take ``posterior.best("reward")``
         "final"       p · r_T, with nothing on the way: the model is asked once, as best-of-N wants it
         "product"     p · Π_t r_t
         "odds"        p · Π_t r_t / (1 − r_t), the weight of Puri et al. 2025, arXiv:2502.01618
@@ -65,7 +65,7 @@ async def solve(
     >>> lm, prm = fk.tasks.reasoner(), fk.tasks.verifier()
     >>> problem = fk.tasks.Countdown((3, 5, 7, 9), 24)
     >>> posterior = fk.infer(fk.tasks.solve(lm, prm, problem), fk.SMC(32), seed=0)
-    >>> problem.solved(posterior.best())
+    >>> problem.solved(posterior.best("reward"))
     True
     """
     law = {} if temperature is None else {"temperature": temperature}

@@ -274,6 +274,11 @@ def twist(name: str, log_value: float | Score) -> Awaitable[None]:
 
     The level steers resampling and never the target. It holds until the next twist, and is 0 once the program
     has returned. It must be finite: −inf belongs in a factor.
+
+    A factor and a twist one after the other are two steps, and particles may be resampled between them, by the old
+    level. To make one step of both, gather them:
+
+        await fk.gather(fk.factor("G", log_weight), fk.twist("later", log_value))
     """
     return Twist(name, _log_weight(name, log_value))
 

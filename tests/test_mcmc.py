@@ -231,6 +231,22 @@ def test_dead_runs_are_left_and_never_entered():
         assert np.isneginf(fk.infer(nowhere(), engine, seed=0).log_weights).all()
 
 
+def test_rates_are_those_of_the_chains_that_have_some():
+    @fk.program
+    async def unequal():
+        for _ in range(40):
+            if await fk.sample("stop", fk.dist.Bernoulli(0.2)):
+                break
+            await fk.factor("step", 0.0)
+
+    run = fk.steps(unequal(), fk.SuffixMH(50, chains=2), seed=0)
+    for _ in run:
+        with_rates = [chain for chain in run.posterior.chains if chain.info]
+        if len(with_rates) == 1:  # the other chain has not come to the end of its first run
+            break
+    assert run.posterior.info == with_rates[0].info
+
+
 def test_a_budget_keeps_the_draws_so_far():
     calls = []
 

@@ -135,9 +135,13 @@ class Posterior:
 
     @property
     def info(self) -> dict[str, float]:
-        """Numbers that say how the engine fared, by name, each the mean over the chains: ``info["acceptance"]``."""
-        names = dict.fromkeys(name for chain in self.chains for name in chain.info)
-        return {name: float(np.mean([chain.info[name] for chain in self.chains])) for name in names}
+        """Numbers that say how the engine fared, by name, each the mean over the chains: ``info["acceptance"]``.
+
+        A chain that was stopped before it had such a number does not count.
+        """
+        found = [chain.info for chain in self.chains]
+        names = dict.fromkeys(name for info in found for name in info)
+        return {name: float(np.mean([info[name] for info in found if name in info])) for name in names}
 
     @property
     def steps(self) -> tuple[Step, ...]:

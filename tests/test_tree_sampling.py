@@ -247,7 +247,7 @@ def test_a_report_is_of_its_time_even_while_the_next_wave_is_under_way():
             for growing, then in seen:
                 now = growing.report()
                 assert (now.log_weights == then.log_weights).all()
-                assert len(now.state) == len(then.state) == growing.particles
+                assert len(now.state) == len(then.state) == growing.finished
     assert len(seen) >= 3
 
 

@@ -15,21 +15,25 @@ _ROWS = 32
 """Rows that the layout is made for; others are served too."""
 _MOST_BYTES = 2 << 30
 """Most bytes of weights that are packed unless asked for: packing holds a second copy of them."""
+_SMALL = 1 << 20
+"""Products of a layer below which torch's own matrix product is quicker than the call of the other."""
 _MADE = ("_source", "_packed", "_stamp")
 
 
 class PackedLinear(nn.Linear):  # type: ignore[misc]
     """A linear layer that multiplies by a packed copy of its weight; made by `pack`.
 
-    It does so for float32 on a CPU where no gradient is asked for and autocast is off, and packs again when the weight
-    was changed in place (but not through ``weight.data``, which torch does not track: as merging an adapter of peft
+    It does so for float32 on a CPU where no gradient is asked for, autocast is off and there is enough to multiply, and
+    packs again when the weight was changed in place (but not through ``weight.data``, which torch does not track: as merging an adapter of peft
     does; call `pack` again after it). Copies and pickles hold the weight alone.
     """
 
     def forward(self, input: Any) -> Any:
         """Return x Wᵀ + b for ``input`` x of shape (…, in_features)."""
         weight = self.weight
-        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not _packable(weight):
+        if input.numel() * weight.shape[0] < _SMALL or torch.is_grad_enabled():
+            return super().forward(input)
+        if torch.is_autocast_enabled("cpu") or not _packable(weight):
             return super().forward(input)
         if input.dtype != weight.dtype or input.shape[-1:] != weight.shape[1:] or not input.numel():
             return super().forward(input)  # which says what is wrong, if anything is

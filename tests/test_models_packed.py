@@ -16,6 +16,11 @@ from feynkac.models.testing import tiny_lm
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
 
+@pytest.fixture(autouse=True)
+def _no_layer_is_small(monkeypatch):
+    monkeypatch.setattr(packed, "_SMALL", 0)
+
+
 def layer(bias: bool = True) -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(33, 17, bias=bias)
@@ -40,6 +45,16 @@ def test_it_does_use_the_packed_weight():
     it = layer()
     pack(it)
     apply(it, torch.ones(2, 33))
+    assert it._packed.is_mkldnn
+
+
+def test_small_products_are_left_to_torch(monkeypatch):
+    it = layer()
+    pack(it)
+    monkeypatch.setattr(packed, "_SMALL", 2 * 33 * 17 + 1)
+    expected = apply(it, torch.ones(2, 33))
+    assert "_packed" not in it.__dict__
+    torch.testing.assert_close(apply(it, torch.ones(3, 33))[:2], expected, atol=1e-5, rtol=1e-5)
     assert it._packed.is_mkldnn
 
 

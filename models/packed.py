@@ -23,9 +23,9 @@ _MADE = ("_source", "_packed", "_stamp")
 class PackedLinear(nn.Linear):  # type: ignore[misc]
     """A linear layer that multiplies by a packed copy of its weight; made by `pack`.
 
-    It does so for float32 on a CPU where no gradient is asked for, autocast is off and there is enough to multiply, and
-    packs again when the weight was changed in place (but not through ``weight.data``, which torch does not track: as merging an adapter of peft
-    does; call `pack` again after it). Copies and pickles hold the weight alone.
+    It does so for float32 on a CPU where no gradient is asked for, autocast is off and there is enough to multiply. It
+    packs again when the weight was changed in place (but not through ``weight.data``, which torch does not track: as
+    merging an adapter of peft does; call `pack` again after it). Copies and pickles hold the weight alone.
     """
 
     def forward(self, input: Any) -> Any:

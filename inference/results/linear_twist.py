@@ -72,8 +72,8 @@ class LinearTwist:
         return math.fsum(w * float(x) for w, x in zip(self.weights, features))
 
     @classmethod
-    def fit(cls, posterior: Posterior, site: str, *, ridge: float = 1e-3) -> LinearTwist:
-        """Learn weights from the runs of a posterior.
+    def fit(cls, posteriors: Posterior | Sequence[Posterior], site: str, *, ridge: float = 1e-3) -> LinearTwist:
+        """Learn weights from the runs of a posterior, or of several, such as one for each of many prompts.
 
         Minimises the mean of E_t[ψ]/R − E_T[log ψ] over the steps t at which unfinished particles recorded features.
         E_t is over the weighted particles of step t, E_T over the ancestors at t of the final ones, and R is the
@@ -81,7 +81,8 @@ class LinearTwist:
         expectation, if features and weights can say it.
 
         Args:
-            posterior: of `SMC` or another engine with evidence and steps, and without a tree.
+            posteriors: of `SMC` or another engine with evidence and steps, and without a tree. Several count alike; one
+                in which all particles died teaches nothing.
             site: the name by which the program records features, with ``fk.deterministic``, just before its twist.
             ridge: λ of a penalty λ/2·Σ_j θ_j²·E[φ_j²], which keeps weights small that little speaks for.
 
@@ -91,7 +92,8 @@ class LinearTwist:
         """
         if not ridge > 0.0:
             raise ValueError(f"ridge must be positive, not {ridge!r}")
-        return cls(tuple(_minimise(_contrast(posterior, site), ridge).tolist()))
+        several = posteriors if isinstance(posteriors, Sequence) else [posteriors]
+        return cls(tuple(_minimise(_contrast(several, site), ridge).tolist()))
 
 
 class _Contrast(NamedTuple):
@@ -103,26 +105,28 @@ class _Contrast(NamedTuple):
     log_ratio: Floats
 
 
-def _contrast(posterior: Posterior, site: str) -> _Contrast:
-    if any(chain.tree is not None for chain in posterior.chains) or not math.isfinite(posterior.log_evidence):
-        raise ValueError(
-            f"a twist is learned from steps with a finite estimate of the evidence, which {posterior.engine} has not "
-            "given: use SMC, and more particles where all died"
-        )
+def _contrast(posteriors: Sequence[Posterior], site: str) -> _Contrast:
     features: list[Any] = []
     columns: list[Floats] = []
-    for chain, share in zip(posterior.chains, normalize([chain.evidence for chain in posterior.chains])):
-        last = normalize(chain.log_weights)
-        for step, line in zip(chain.steps, chain.lines):
-            recorded = _recorded(step, site)
-            if recorded and share > 0.0:
-                rows, ratio = list(recorded), chain.evidence - step.log_evidence
-                log_before = step.log_weights[rows] - step.log_evidence - math.log(len(step.done)) - ratio
-                after = share * np.bincount(line, last, len(step.done))[rows]
-                features += recorded.values()
-                columns.append(np.stack([math.log(share) + log_before, after, np.full(len(rows), ratio)]))
+    for posterior in posteriors:
+        if any(chain.tree is not None for chain in posterior.chains) or math.isnan(posterior.log_evidence):
+            raise ValueError(
+                f"a twist is learned from steps and evidence, which {posterior.engine} does not give: use SMC"
+            )
+        for chain, share in zip(posterior.chains, normalize([chain.evidence for chain in posterior.chains])):
+            last = normalize(chain.log_weights)
+            for step, line in zip(chain.steps, chain.lines):
+                recorded = _recorded(step, site)
+                if recorded and share > 0.0:
+                    rows, ratio = list(recorded), chain.evidence - step.log_evidence
+                    log_before = step.log_weights[rows] - step.log_evidence - math.log(len(step.done)) - ratio
+                    after = share * np.bincount(line, last, len(step.done))[rows]
+                    features += recorded.values()
+                    columns.append(np.stack([math.log(share) + log_before, after, np.full(len(rows), ratio)]))
     if not features:
-        raise ValueError(f"no unfinished particle recorded {site!r} by fk.deterministic({site!r}, …)")
+        raise ValueError(
+            f"no unfinished particle of a run that ended well recorded {site!r} by fk.deterministic({site!r}, …)"
+        )
     try:
         x = np.array(features, np.float64)
     except (TypeError, ValueError) as error:

@@ -50,7 +50,6 @@ class LinearTwist:
     ...     x = 0
     ...     for left in (2, 1, 0):
     ...         x += await fk.sample("step", fk.dist.DiscreteUniform(0, 9))
-    ...         await fk.factor("a step", 0.0)
     ...         await fk.twist("later", twist(fk.deterministic("phi", (1.0, x, left, left * x))))
     ...     await fk.factor("far", 2.0 * (x - 27))
     >>> blind = [fk.infer(steps(fk.LinearTwist()), fk.SMC(100), seed=seed) for seed in range(20)]

@@ -110,7 +110,7 @@ def dataset(model: Any, problems: int, rollouts: int, seed: int) -> tuple[Any, A
 
     Kept beside the checkpoints, since it takes a while.
     """
-    path = folder() / "countdown_rollouts.pt"
+    path = folder() / f"countdown_rollouts_{problems}_{rollouts}_{seed}.pt"
     if not path.exists():
         rows = []
         for block, numbers in enumerate([5, 5, 5, 4] * -(-problems // (4 * BLOCK))):

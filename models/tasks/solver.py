@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from ...ppl.effects import deterministic, factor, sample, twist
 from ...ppl.program import program
@@ -91,5 +91,5 @@ async def solve(
 
 
 def _check(weigh: str) -> None:
-    if weigh not in ("telescope", "product", "odds", "final"):
-        raise ValueError(f'weigh must be "telescope", "product", "odds" or "final", not {weigh!r}')
+    if weigh not in get_args(Weigh):
+        raise ValueError(f"weigh must be one of {', '.join(get_args(Weigh))}, not {weigh!r}")

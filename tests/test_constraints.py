@@ -25,7 +25,7 @@ from feynkac.models.constraints import AWRS, Constraint, Language, Rewarded, Whe
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl import keys as fkeys
 from feynkac.ppl.cost import Ledger, recording
-from feynkac.ppl.score import afresh
+from feynkac.ppl.score import afresh, evaluate
 
 C = fk.constraints
 PATTERN = "(ab|b)?c?|cab+c"  # after three tokens "abc" may end, and "cab" may not
@@ -330,12 +330,57 @@ def test_the_potentials_of_the_library_keep_their_laws():
     no_c = Where(one, lambda s: "c" not in s)
     brief = Rewarded(start, lambda text: length(text) / 2.0)
     parts = [a, b, grammar, no_c, brief, grammar * no_c, a * grammar, a**2 / b, no_c**3, (a * brief) ** -0.5]
-    parts += [mixture([a, b, grammar], [1.0, 0.2, 3.0]), mixture([a, b], [0.5, 0.5], of="tokens")]
+    parts += [
+        Language(one, start, temperature=0.6),
+        mixture([a, b, grammar], [1.0, 0.2, 3.0]),
+        mixture([a, b], [0.5, 0.5], of="tokens"),
+    ]
     for potential in parts:
         potential.check(some, atol=1e-4)
     for potential in (grammar.after(1), (a * b).after(1), grammar.after(start.append("a"))):
         potential.check(some[1:], atol=1e-4)
+    for potential in (a, b, grammar, no_c, brief):  # an end token is the end, and no token
+        assert potential.prefix((1, 0)) == -math.inf
+        assert potential.logw_next((1,))[0] == -math.inf
     assert grammar.after(start) is grammar
+
+
+def test_potentials_that_differ_are_told_apart():
+    """Those of one fingerprint share a call of the first of them."""
+    one, _, a, b = models()
+    start = one.prompt(PROMPT)
+
+    @fk.reward
+    def length(text):
+        return float(len(str(text)))
+
+    def short(string):
+        return len(string) < 3
+
+    def never(string):
+        return False
+
+    def half(text):
+        return length(text) / 2.0
+
+    ab, bc = C.regex(one, "ab"), C.regex(one, "bc")
+    everything = [
+        a, b, Language(one, one.prompt("ca")), Language(one, start, temperature=0.5), ab, bc,
+        C.lark(one, 'start: "ab"'), Where(one, short), Where(one, never), Where(one, short, never),
+        Rewarded(start, half), Rewarded(start, length), Rewarded(one.prompt("ca"), half), ab * bc,
+        ab * Where(one, short), a * ab, a * bc, a**2, a**3, b**2, ab.after(1), ab.after(2), bc.after(1), a / b, b / a,
+        mixture([a, b], [0.5, 0.5]), mixture([a, b], [0.2, 0.8]), mixture([b, a], [0.5, 0.5]),
+        mixture([a, b], [0.5, 0.5], of="tokens"),
+    ]  # fmt: skip
+    assert len({potential.fingerprint for potential in everything}) == len(everything)
+    again = [
+        Language(one, start),
+        C.regex(one, "ab"),
+        Where(one, short),
+        Rewarded(start, half),
+        C.regex(one, "ab") * bc,
+    ]
+    assert {potential.fingerprint for potential in again} < {potential.fingerprint for potential in everything}
 
 
 def test_a_constraint_may_have_parts_of_its_own():
@@ -414,6 +459,26 @@ class NotANumber(Broken):
         return math.nan
 
 
+class TooLarge(Broken):
+    def complete(self, context):
+        return math.inf
+
+
+class NoEnd(Broken):
+    def logw_next(self, context):
+        return super().logw_next(context)[:-1]
+
+
+class Undead(Broken):
+    def logw_next(self, context):
+        return np.array([-0.5, -0.5, -math.inf, -1.0])
+
+
+class BadEnds(Broken):
+    def complete_batch(self, contexts):
+        return np.array([self.complete(context) for context in contexts[:1]] * len(contexts))
+
+
 @pytest.mark.parametrize(
     ("potential", "message"),
     [
@@ -424,6 +489,10 @@ class NotANumber(Broken):
         (BadBatch(), r"context \(2,\): logw_next_batch differs from logw_next at entry 0"),
         (BadToken(), r"context \(0,\), token 0: logw_token_batch says 0.0, not -0.5"),
         (NotANumber(), r"context \(0,\): complete is NaN"),
+        (TooLarge(), r"context \(0,\): complete is NaN or \+inf"),
+        (NoEnd(), r"context \(0,\): logw_next has shape \(3,\), not \(4,\)"),
+        (Undead(), r"context \(2,\): prefix is -inf, but logw_next is not at entry 0"),
+        (BadEnds(), r"context \(2,\): complete_batch differs from complete"),
     ],
 )
 def test_broken_laws_are_found_by_context_and_token(potential, message):
@@ -433,6 +502,32 @@ def test_broken_laws_are_found_by_context_and_token(potential, message):
 
 def test_the_sound_one_passes():
     Broken().check([(0,), (2,), (0, 1)])
+
+
+class Wide(C.Potential):
+    """1 everywhere; it says something else of its last token, and counts what it is asked."""
+
+    def __init__(self, size):
+        self.vocabulary, self.asked = C.Vocabulary(size), 0
+
+    def prefix(self, context):
+        self.asked += 1
+        return 0.0
+
+    complete = prefix
+
+    def logw_next(self, context):
+        return np.r_[np.zeros(self.vocabulary.size - 1), 1.0, 0.0]
+
+
+def test_every_token_is_looked_at_unless_there_are_very_many():
+    with pytest.raises(AssertionError, match=r"context \(\), token 511: logw_next says 1.0"):
+        Wide(512).check([()])
+    wide = Wide(513)
+    wide.check([()])
+    assert wide.asked < 4 * 64
+    with pytest.raises(AssertionError, match=r"token 512: logw_next says 1.0"):
+        Wide(513).check([()], tokens=[3, 512])
 
 
 # -- texts of a byte-level tokenizer: valid in all cases --------------------------------------------------------------
@@ -612,6 +707,8 @@ def test_other_tokens_are_refused_by_name():
         Language(letters, letters.prompt("a")) * C.regex(lm, "a")
     with pytest.raises(ValueError, match="not the same tokens"):
         C.regex(letters, "a") * C.regex(lm, "a")
+    with pytest.raises(ValueError, match=r"\(4 tokens\) .* \(4 tokens\) are not the same tokens"):
+        C.regex(letters, "a") * C.regex(letters_lm(letters="abd"), "a")
     with pytest.raises(ValueError, match="not the same tokens"):
         mixture([C.regex(letters, "a"), C.regex(lm, "a")], [0.5, 0.5])
     with pytest.raises(ValueError, match="not the same tokens"):
@@ -653,6 +750,15 @@ class DeadEnd(Constraint):
 
     def accepts(self, context):
         return False
+
+
+@pytest.mark.parametrize("sampler", ["mask", "awrs"])
+def test_ids_that_the_tokenizer_does_not_have_are_never_drawn(sampler):
+    lm = letters_lm(padding=4)
+    assert lm.vocab_size == C.Vocabulary.of(lm).size + 4
+    step = constrained(lm.tokens(lm.prompt(PROMPT), 3), Where(lm, lambda string: True), sampler=sampler)
+    draws = step.sample_batch([step] * 30, fkeys.fold(fkeys.root(0), np.arange(30)))
+    assert all(token < 4 for text in draws.values for token in text.tokens)
 
 
 @pytest.mark.parametrize("sampler", ["mask", "awrs"])
@@ -701,6 +807,42 @@ def test_a_potential_after_some_text():
                 weights[first, rest] = whole_prob(lm, PROMPT, first + rest)
     z, law = target(weights)
     check_unbiased(two(C.regex(lm, PATTERN)), fk.SMC(3, all_dead="zero"), law, math.log(z), runs=600)
+
+
+def test_a_law_beyond_the_context_of_its_model_is_refused():
+    small = letters_lm(context=6)
+    law = Language(small, small.prompt("ab"))
+    assert np.isfinite(law.prefix((1, 2, 1, 2)))
+    with pytest.raises(fk.errors.ContextOverflow, match="7 tokens are more than its context of 6"):
+        law.prefix((1, 2, 1, 2, 1))
+
+
+def test_a_reward_as_a_potential_sees_the_response_as_a_step_after_those_before():
+    lm, seen = letters_lm(), []
+
+    @fk.reward
+    def steps(text):
+        seen.append(text.steps)
+        return 0.0
+
+    Rewarded(lm.prompt("a").append("bc"), lambda text: steps(text) / 1.0).complete(tuple(lm.encode("ab")))
+    assert seen == [("bc", "ab")]
+
+
+def test_a_context_that_is_too_short_for_what_comes_after_is_refused():
+    rest = C.regex(letters_lm(), PATTERN).after(2)
+    assert rest.prefix((3, 3)) == 0.0
+    with pytest.raises(ValueError, match=r"after 2 tokens was asked about \(3,\), which has only 1 tokens"):
+        rest.prefix((3,))
+
+
+def test_a_text_is_worth_what_it_ends_as():
+    lm = letters_lm()
+    grammar, start = C.regex(lm, "abc|ab"), lm.prompt(PROMPT)
+    going = start.append("ab")
+    ended = replace(going, node=lm.tree.child(going.node, 0), finish_reason="eos")
+    early = replace(start, node=lm.tree.child(start.node, 0), finish_reason="eos")
+    assert evaluate([grammar.score(text) for text in (start, going, ended, early)]) == [0.0, 0.0, 0.0, -math.inf]
 
 
 @pytest.mark.real

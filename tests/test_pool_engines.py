@@ -322,6 +322,42 @@ def test_what_stands_before_the_end_in_its_token_is_kept(monkeypatch):
     assert len(lm.encode("is so")) < 5
     run = fk.simulate(fk.models.think(lm, lm.prompt("Why"), end="s so", wait="+", ignore=1), seed=0)
     assert str(run.value) == "abi+cds so"
+    lm = scripted_lm(monkeypatch, *"ab", "he", *"cd", "he")
+    assert len(lm.encode("he")) == 1
+    run = fk.simulate(fk.models.think(lm, lm.prompt("Why"), end="e", wait="+", ignore=1), seed=0)
+    assert str(run.value) == "abh+cdhe"
+
+
+def test_every_segment_is_counted_and_none_begins_without_tokens(monkeypatch):
+    lm = scripted_lm(monkeypatch, *"ab.", *"cd.", *"efghij")
+    start = lm.prompt("Why").append("0123")  # what is given does not count
+    run = fk.simulate(fk.models.think(lm, start, end=".", wait="-", ignore=5, max_tokens=8), seed=0)
+    assert str(run.value) == "0123ab-cd-ef."
+    lm = scripted_lm(monkeypatch, *"ab.")
+    run = fk.simulate(fk.models.think(lm, lm.prompt("Why"), end=".", max_tokens=3), seed=0)
+    assert str(run.value) == "ab."  # it ended itself, and there is nothing left to think with
+
+
+def test_a_thought_that_ends_at_once_leaves_no_empty_step(monkeypatch):
+    lm = scripted_lm(monkeypatch, ".", *"ab.")
+    run = fk.simulate(fk.models.think(lm, lm.prompt("Why"), end="."), seed=0)
+    assert run.value.steps == ("Wait", "ab", ".")
+
+
+def test_a_thought_that_is_imposed_and_has_no_end_is_ended(monkeypatch):
+    lm = scripted_lm(monkeypatch, *"cd.")
+    start = lm.prompt("Why")
+    imposed = fk.handlers.do(fk.models.think(lm, start, end="."), data={"thought": start.append("ab")})
+    assert str(fk.simulate(imposed, seed=0).value) == "ab."
+
+
+def test_a_thought_is_sampled_as_it_is_told():
+    pytest.importorskip("torch")
+    from feynkac.models.testing import tiny_lm
+
+    lm = tiny_lm()
+    cold = fk.models.think(lm, lm.prompt("Why"), end="§", max_tokens=8, temperature=0)
+    assert len({str(fk.simulate(cold, seed=seed).value) for seed in range(3)}) == 1
 
 
 def test_a_thought_runs_under_engines_and_stops_at_the_context():

@@ -36,7 +36,8 @@ def letters_lm(seed=0, letters=LETTERS, context=32, padding=0):
     tokenizer = letters_tokenizer(letters)
     config = LlamaConfig(
         vocab_size=len(letters) + 1 + padding, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=context, eos_token_id=0, bos_token_id=None,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=context, eos_token_id=0,
+        bos_token_id=None,
     )  # fmt: skip
     model = random_weights(lambda: LlamaForCausalLM(config), seed, std=0.5)
     model.lm_head.weight.data.mul_(0.4)

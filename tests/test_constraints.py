@@ -662,6 +662,22 @@ def test_forced_texts_have_the_weights_they_were_drawn_with():
     assert again.log_increment == pytest.approx(first.log_increment, abs=1e-4)
 
 
+def test_a_step_in_the_middle_of_a_text_is_scored_as_it_was_drawn():
+    one, _, a, b = models()
+    text = one.prompt(PROMPT).append("ba")
+    assert b.prefix(text.tokens) < -1.0  # what came before counts in neither
+    for step in (one.tokens(text, 2), one.complete(text, max_tokens=2)):
+        for request in (constrained(step, b), targeting(step, a * b)):
+            requests = [request] * 6
+            draws = request.sample_batch(requests, fkeys.fold(fkeys.root(1), np.arange(6)))
+            assert request.log_prob_batch(requests, draws.values) == pytest.approx(draws.log_prob, abs=1e-5)
+            ledger = Ledger(1)
+            with recording(ledger):
+                log_proposal = request.log_proposal_batch(requests[:1], draws.values[:1])
+            assert log_proposal == pytest.approx(draws.log_proposal[:1], abs=1e-5)
+            assert ledger.total().tokens_out == 0  # nothing was drawn
+
+
 def test_a_text_is_scored_as_the_model_times_the_grammar():
     lm = letters_lm()
     text = lm.prompt(PROMPT)
@@ -680,6 +696,33 @@ def test_rejection_cannot_be_forced():
     first = model.start(fkeys.root(2))
     with pytest.raises(fk.errors.CannotScore, match='sampler="mask"'):
         model.start(fkeys.root(3), given=list(first.choices))
+
+
+def test_a_request_draws_alike_alone_and_beside_others():
+    lm = letters_lm()
+    text, grammar = lm.prompt(PROMPT), C.regex(lm, "[ab]*")
+    steps = [lm.complete(text, max_tokens=1), lm.complete(text, max_tokens=3), lm.tokens(text, 2, temperature=0.3)]
+    steps += [lm.tokens(text, 2, temperature=3.0)]
+    requests = [constrained(step, grammar) for step in steps for _ in range(4)]
+    requests += [constrained(lm.complete(text, max_tokens=2), grammar, sampler="awrs"), targeting(steps[1], grammar)]
+    keys = fkeys.fold(fkeys.root(3), np.arange(len(requests)))
+    together = requests[0].sample_batch(requests, keys)
+    for i, request in enumerate(requests):
+        alone = request.sample_batch([request], keys[i : i + 1])
+        assert alone.values[0] == together.values[i]
+        assert alone.log_prob[0] == pytest.approx(together.log_prob[i], abs=1e-5)
+        assert alone.log_proposal[0] == pytest.approx(together.log_proposal[i], abs=1e-5)
+
+
+def test_of_several_end_tokens_a_potential_alone_draws_one():
+    lm = letters_lm(9)  # its own, as it is changed
+    lm.eos = frozenset((0, 3))
+    start = lm.prompt(PROMPT)
+    free = Where(lm, lambda string: True)
+    ended = {
+        kind: [t for t in kind(lm.next_token(start), free).support() if t.finished] for kind in (constrained, targeting)
+    }
+    assert [len(texts) for texts in ended.values()] == [2, 1]
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -750,6 +793,35 @@ class DeadEnd(Constraint):
 
     def accepts(self, context):
         return False
+
+
+def test_a_proposal_reaches_what_the_same_kernel_does_however_drawn():
+    lm = letters_lm()
+    step, grammar = lm.tokens(lm.prompt(PROMPT), 2), C.regex(lm, PATTERN)
+    here = constrained(step, grammar)
+    assert here.covers(constrained(step, grammar, sampler="awrs"))
+    for other in (
+        targeting(step, grammar), constrained(step, C.regex(lm, "ab")), step,
+        constrained(lm.tokens(lm.prompt(PROMPT), 3), grammar),
+    ):  # fmt: skip
+        assert not here.covers(other)
+
+
+def test_a_parser_that_gives_up_is_no_dead_end():
+    class Matcher:
+        def __init__(self, error):
+            self.error = error
+
+        def is_error(self):
+            return True
+
+        def get_error(self):
+            return self.error
+
+    grammar = C.regex(letters_lm(), PATTERN)
+    grammar._check(Matcher("NoExtension: nothing fits"))
+    with pytest.raises(RuntimeError, match=r"<regex .*>: llguidance gave up: ParserTooComplex: too many items$"):
+        grammar._check(Matcher("ParserTooComplex: too\n many items<state> and so on"))
 
 
 @pytest.mark.parametrize("sampler", ["mask", "awrs"])

@@ -688,6 +688,8 @@ def test_a_text_is_scored_as_the_model_times_the_grammar():
         p = whole_prob(lm, PROMPT, string) if re.fullmatch(PATTERN, string) else 0.0
         assert math.exp(step.log_prob_batch([step], [value])[0]) == pytest.approx(p, rel=1e-5)
     assert step.log_prob_batch([step], [text.append("ab")])[0] == -math.inf  # it does not end there
+    unknown = replace(text, node=lm.tree.child(text.node, 99))
+    assert step.log_prob_batch([step], [unknown])[0] == -math.inf
 
 
 def test_rejection_cannot_be_forced():
@@ -714,15 +716,24 @@ def test_a_request_draws_alike_alone_and_beside_others():
         assert alone.log_proposal[0] == pytest.approx(together.log_proposal[i], abs=1e-5)
 
 
+class Flat(C.Potential):
+    """1 everywhere: it does not know which tokens are ends."""
+
+    def __init__(self, lm):
+        self.vocabulary = C.Vocabulary.of(lm)
+
+    def prefix(self, context):
+        return 0.0
+
+    complete = prefix
+
+
 def test_of_several_end_tokens_a_potential_alone_draws_one():
     lm = letters_lm(9)  # its own, as it is changed
     lm.eos = frozenset((0, 3))
     start = lm.prompt(PROMPT)
-    free = Where(lm, lambda string: True)
-    ended = {
-        kind: [t for t in kind(lm.next_token(start), free).support() if t.finished] for kind in (constrained, targeting)
-    }
-    assert [len(texts) for texts in ended.values()] == [2, 1]
+    for kind, ends in ((constrained, 2), (targeting, 1)):
+        assert sum(text.finished for text in kind(lm.next_token(start), Flat(lm)).support()) == ends
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------

@@ -298,6 +298,19 @@ def test_every_engine_of_the_library_is_in_the_table():
     assert all(set(refused) <= {*PROGRAMS, *SHIPPED} for _, refused in ENGINES.values())
 
 
+UNBIASED = "SMC ImportanceSampling ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC"
+CONSISTENT = "TreeSampling ParticleGibbs SuffixMH ParallelTempering PowerSampling"
+NOT_EXACT = ("ParticleFilter, as its_hub", "EntropicParticleFilter, as published")
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_no_engine_promises_more_or_less_than_was_shown_of_it(name):
+    """Its promise is written here once more, so that it is not changed without a look at the laws that tests check."""
+    kind = name.split(",")[0]
+    promise = "unbiased" if kind in UNBIASED.split() else "consistent" if kind in CONSISTENT.split() else "heuristic"
+    assert ENGINES[name][0].guarantee == ("heuristic" if name in NOT_EXACT else promise)
+
+
 def pairs(programs):
     return [(name, program) for name in ENGINES for program in programs if program not in ENGINES[name][1]]
 
@@ -407,3 +420,5 @@ def test_problems_solved_together_share_batches_and_pay_their_own(name, program)
     for unit, amount in watched.seen.items():
         total = getattr(one.cost, unit) + getattr(other.cost, unit)
         assert total >= amount if unit == "model_calls" else total == amount  # a call is each one's that took part
+        if unit in ("tokens_out", "nfe"):  # of the others it may share some with the other problem
+            assert getattr(one.cost, unit) == getattr(alone.cost, unit)

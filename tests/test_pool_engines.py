@@ -158,6 +158,14 @@ def test_a_judge_of_values_does_as_well_and_is_asked_once_for_each():
     assert "in the judge of AdaptiveBestOfN, for the value 1" in caught.value.__notes__[0]
 
 
+def test_the_dead_are_not_judged():
+    asked = []
+    engine = fk.AdaptiveBestOfN(2, threshold=0.5, judge=lambda value: asked.append(value) or 1.0, all_dead="zero")
+    posterior = fk.infer(Queue("ab", [0.0, 0.0]), engine, seed=0)
+    assert (posterior.log_weights == -math.inf).all()
+    assert asked == []
+
+
 @pytest.mark.parametrize("judged", [False, True])
 def test_the_poor_are_dropped_on_their_way(judged):
     """Eight runs of four steps; half go on after the first step, half of those after the third."""

@@ -470,7 +470,7 @@ def test_exchanges_leave_the_product_of_the_targets_on_t3():
 @pytest.mark.parametrize("kind", [fk.SuffixMH, lambda *a, **k: fk.ParticleGibbs(2, *a, **k)])
 def test_the_draws_of_a_chain_are_as_many_as_it_says(kind):
     engine = kind(10, burn_in=1, thin=2)
-    assert engine.particles == len(fk.infer(t1(), engine, seed=0)) == 5  # those of the sweeps 1, 3, 5, 7, 9
+    assert engine.particles == len(fk.infer(tokens(), engine, seed=0)) == 5  # those of the sweeps 1, 3, 5, 7, 9
 
 
 def test_neighbours_are_exchanged_in_turn(monkeypatch):
@@ -527,6 +527,16 @@ def test_power_sampling_finds_the_sharpened_model_and_not_the_cold_one():
     assert variation(found, COLD) > 0.15
     assert posterior.complete.all()
     assert 0.05 < posterior.info["acceptance"] < 1.0
+
+
+def test_lines_that_have_all_ended_may_grow_longer_yet():
+    """At power 0 all runs are as likely: where a line ends at once, its last moves take it to longer ones."""
+    model = tokens(weigh=False)
+    posteriors = fk.infer([model] * 400, fk.PowerSampling(1, power=0.0, moves=12), seed=2)
+    found = [np.mean([posterior.best() == text for posterior in posteriors]) for text in T2_ORDER]
+    assert found == pytest.approx(
+        [1 / 7] * 7, abs=0.07
+    )  # 7 comparisons within four standard errors of .0175: 4e-4 in all
 
 
 # -- settings --------------------------------------------------------------------------------------------------------

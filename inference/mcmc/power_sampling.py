@@ -22,9 +22,10 @@ class PowerSampling:
     """Power sampling: draw runs ∝ p^α, with no reward but the model's own likelihood.
 
     Feynman–Kac mapping: the target is p(y)^α·∏G(y) over whole runs y. Each line is extended by ``block`` steps, and
-    then moved ``moves`` times by `SuffixMH` of power α on what it has so far; and so on until it ends. The last moves
-    leave the target invariant, and the blocks before bring the line near it; so the law of a line is exact in the
-    limit of many moves, at any number of lines. Lines are independent and weigh the same; there is no evidence.
+    then moved ``moves`` times by `SuffixMH` of power α on what it has so far; and so on until all have ended, and are
+    moved as whole runs. These last moves leave the target invariant, and the blocks before bring the line near it; so
+    the law of a line is exact in the limit of many moves, at any number of lines. Lines are independent but for when
+    the last moves are made, and weigh the same; there is no evidence.
     ``info["acceptance"]`` is the share of moves accepted.
 
     It is not sampling at a low temperature, which sharpens each step by itself. A proposal at temperature 1/α is a
@@ -78,7 +79,8 @@ class PowerSampling:
         kernel, length = SuffixMH(1, power=self.power), 0
         lines: list[Path] = []
         rates: list[float] = []
-        while not (lines and all(path.done for path in lines)):
+        horizon: int | None = 0
+        while horizon is not None:  # the last moves are those of whole runs, also where moves ended the lines
             length += self.block
             grown = _keys.fold(keys, _keys.tag("grow"), length)
             lines = yield from run_on(model, lines or [None] * self.particles, grown, length)

@@ -7,8 +7,7 @@ import pytest
 from scipy import stats
 
 import feynkac as fk
-from feynkac.inference.base.resampling import SCHEMES
-from feynkac.inference.particles import smc
+from feynkac.inference.base import resampling
 
 # Each p-value below falls under this limit by chance once in 50,000 choices of its fixed seed.
 RATE = 2e-5
@@ -84,13 +83,13 @@ async def inline(kernel):
 
 @pytest.mark.parametrize("scheme", ["multinomial", "systematic"])
 def test_no_key_is_used_twice(monkeypatch, scheme):
-    draws, resamplings = [], []
+    draws, resamplings, schemes = [], [], resampling.SCHEMES
 
     def recorded(probabilities, m, key):
         resamplings.append(np.array(key, np.uint64))
-        return SCHEMES[scheme](probabilities, m, key)
+        return schemes[scheme](probabilities, m, key)
 
-    monkeypatch.setattr(smc, "SCHEMES", {**SCHEMES, scheme: recorded})
+    monkeypatch.setattr(resampling, "SCHEMES", {**schemes, scheme: recorded})
     models = [busy(draws, 3), busy(draws, 3), busy(draws, 2), inline(Recording(draws))]
     engine = fk.SMC(60, ess_threshold=1.0, resampling=scheme, chains=3)
     posteriors = fk.infer(models, engine, seed=0)

@@ -375,6 +375,16 @@ def test_an_answer_without_a_step_has_no_weight(prm):
     assert posterior.log_evidence == -np.inf
 
 
+def test_lines_are_drawn_as_asked_and_shown_before_they_are_all_there(lm, prm):
+    problem = fk.tasks.problems(1, seed=5)[0]
+    cold = fk.tasks.solve(lm, None, problem, temperature=0)
+    assert len({str(fk.simulate(cold, seed=seed).value) for seed in range(3)}) == 1
+    short = fk.simulate(fk.tasks.solve(lm, None, problem, max_tokens=2), seed=0).value
+    assert 0 < len(short.tokens) <= 2 * problem.steps
+    cut = fk.infer(fk.tasks.solve(lm, prm, problem), fk.SMC(4), seed=0, budget=fk.Budget(tokens=1))
+    assert [len(text.steps) for text in cut.values] == [1] * 4
+
+
 def test_a_wrong_weighing_is_refused(lm, prm):
     with pytest.raises(ValueError, match="telescope"):
         fk.infer(fk.tasks.solve(lm, prm, PROBLEM, "sum"), fk.SMC(2), seed=0)
@@ -493,6 +503,17 @@ def test_exercises_have_their_own_checkers(name):
         assert exercise.solved(f"Well.\n<answer>{exercise.expected}</answer>")
         assert exercise.score("no idea") < 0.1
         assert not exercise.solved("((")
+
+
+def test_the_last_answer_counts_and_a_text_may_be_read_otherwise():
+    pytest.importorskip("reasoning_gym")
+    (tagged,), (after_equals,) = (
+        fk.tasks.gym("chain_sum", seed=1, size=1, **how) for how in ({}, {"extract": lambda text: text.split("=")[-1]})
+    )
+    right = tagged.expected
+    assert tagged.solved(f"<answer>0.5</answer> no: <answer>{right}</answer>")
+    assert not tagged.solved(f"<answer>{right}</answer> no: <answer>0.5</answer>")
+    assert [one.solved(f"so it ={right}") for one in (tagged, after_equals)] == [False, True]
 
 
 class Scripted:

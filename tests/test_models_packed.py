@@ -138,6 +138,14 @@ def test_what_is_packed_and_what_is_not(monkeypatch):
     assert pack(large, True) > 0
 
 
+def test_weights_made_in_inference_mode_are_left_alone():
+    """They have no version, by which a change would be seen."""
+    with torch.inference_mode():
+        made = layer()
+    assert pack(made) == 0
+    assert apply(made, torch.ones(2, 33)).shape == (2, 17)
+
+
 def test_a_language_model_keeps_its_law():
     plain, fast = tiny_lm(packed=False), tiny_lm(packed=True)
     for prompt in ("Once upon", "The river ran to the sea and"):

@@ -302,6 +302,12 @@ def test_a_result_waits_for_those_that_are_expanded_before_it():
     assert fk.infer(model, engine, seed=0).best()[0] == 0
 
 
+def test_every_node_of_a_batch_counts_as_an_expansion():
+    model = Scripted(lambda path: -1.0, lambda path: len(path) == 20)
+    fk.infer(model, fk.AStar(5, width=2, batch=3, cost=spent, heuristic=lambda node: 0.0), seed=0)
+    assert [len(wave) for wave in model.waves] == [2, 4, 4]  # one node, two, and the two that are left
+
+
 def falls(path, r):
     """f of a path where g counts what h = 1 − r falls by."""
     h = [1 - r(path[: i + 1]) for i in range(len(path))]

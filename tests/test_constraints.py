@@ -705,8 +705,8 @@ def test_a_request_draws_alike_alone_and_beside_others():
     text, grammar = lm.prompt(PROMPT), C.regex(lm, "[ab]*")
     steps = [lm.complete(text, max_tokens=1), lm.complete(text, max_tokens=3), lm.tokens(text, 2, temperature=0.3)]
     steps += [lm.tokens(text, 2, temperature=3.0)]
-    requests = [constrained(step, grammar) for step in steps for _ in range(4)]
-    requests += [constrained(lm.complete(text, max_tokens=2), grammar, sampler="awrs"), targeting(steps[1], grammar)]
+    requests = [targeting(steps[1], grammar), constrained(lm.complete(text, max_tokens=2), grammar, sampler="awrs")]
+    requests += [constrained(step, grammar) for step in steps for _ in range(4)]
     keys = fkeys.fold(fkeys.root(3), np.arange(len(requests)))
     together = requests[0].sample_batch(requests, keys)
     for i, request in enumerate(requests):

@@ -223,7 +223,7 @@ def draw(table: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("share of problems solved, 95% band")
-    figure.axes[0].legend(fontsize=8)
+    figure.axes[1].legend(*figure.axes[0].get_legend_handles_labels(), loc="lower right", fontsize=8)
     figure.savefig(path, dpi=150)
 
 

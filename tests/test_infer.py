@@ -345,6 +345,13 @@ def test_no_more_particles_finish_than_there_are(engine):
     assert done == total > 0
 
 
+def test_the_open_nodes_of_a_search_have_not_finished():
+    run = fk.steps(t2(), fk.BeamSearch(4, width=2), seed=0)
+    seen = [run.standing()[:2] for _ in run]
+    assert seen[0][0] == 0 < seen[0][1]
+    assert seen[-1][0] == seen[-1][1]
+
+
 # -- arguments --------------------------------------------------------------------------------------------------
 
 

@@ -688,7 +688,7 @@ def test_a_text_is_scored_as_the_model_times_the_grammar():
         p = whole_prob(lm, PROMPT, string) if re.fullmatch(PATTERN, string) else 0.0
         assert math.exp(step.log_prob_batch([step], [value])[0]) == pytest.approx(p, rel=1e-5)
     assert step.log_prob_batch([step], [text.append("ab")])[0] == -math.inf  # it does not end there
-    unknown = replace(text, node=lm.tree.child(text.node, 99))
+    unknown = replace(text, node=lm.tree.child(lm.tree.child(text.node, 99), 0), finish_reason="eos")
     assert step.log_prob_batch([step], [unknown])[0] == -math.inf
 
 

@@ -102,9 +102,7 @@ class TokenMixture(Mixture):
 
     def logw_next_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return `logw_next` of each context, (n, V+1)."""
-        rows = self.combine([part.logw_next_batch(contexts) for part in self.parts])
-        rows[np.isneginf(self.prefix_batch(contexts))] = -math.inf
-        return rows
+        return self.combine([part.logw_next_batch(contexts) for part in self.parts])  # the dead are dead to all parts
 
     def logw_token_batch(self, contexts: Sequence[Context], tokens: Sequence[int]) -> Floats:
         """Return one entry of `logw_next` of each context, (n,)."""

@@ -35,7 +35,7 @@ class PackedLinear(nn.Linear):  # type: ignore[misc]
             return super().forward(input)
         if torch.is_autocast_enabled("cpu") or not _packable(weight):
             return super().forward(input)
-        if input.dtype != weight.dtype or input.shape[-1:] != weight.shape[1:] or not input.numel():
+        if input.dtype != weight.dtype or input.shape[-1:] != weight.shape[1:]:
             return super().forward(input)  # which says what is wrong, if anything is
         stamp = weight.data_ptr(), weight._version
         if self.__dict__.get("_stamp") != stamp:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 
 @pytest.fixture(autouse=True)
 def _no_layer_is_small(monkeypatch):
-    monkeypatch.setattr(packed, "_SMALL", 0)
+    monkeypatch.setattr(packed, "_SMALL", 1)
 
 
 def layer(bias: bool = True) -> nn.Linear:

@@ -107,7 +107,7 @@ class ParticleGibbs:
         paths, log_weights = yield from path_filter(model, key, self._settings(), watch)
         if np.isneginf(log_weights).all():
             return paths[:1]
-        return [paths[resample(log_weights, 1, _keys.fold(key, _keys.tag("pick")), "multinomial")[0]]]
+        return [_pick(paths, log_weights, key)]
 
     def _sweep(self, model: FeynmanKac[Any], path: Path, key: Keys) -> Asking[tuple[list[Path], dict[str, float]]]:
         reference = path if alive(path) else None  # what has no weight is no draw: the chain has not begun
@@ -115,7 +115,12 @@ class ParticleGibbs:
         paths, log_weights = yield from run  # type: ignore[misc]  # without a watch it reports nothing
         if np.isneginf(log_weights).all():
             return [path], {"acceptance": 0.0, "renewed": 0.0}
-        new = paths[resample(log_weights, 1, _keys.fold(key, _keys.tag("pick")), "multinomial")[0]]
+        new = _pick(paths, log_weights, key)
         same = {id(step) for step in path.steps()}
         renewed = float(np.mean([id(step) not in same for step in new.steps()]))
         return [new], {"acceptance": float(renewed > 0), "renewed": renewed}
+
+
+def _pick(paths: list[Path], log_weights: Floats, key: Keys) -> Path:
+    (chosen,) = resample(log_weights, 1, _keys.fold(key, _keys.tag("pick")), "multinomial").tolist()
+    return paths[chosen]

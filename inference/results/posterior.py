@@ -159,19 +159,21 @@ class Posterior:
         one_of("by", by, ("weight", "reward"))
         if by == "weight":
             return self.values[self._best()]
-        rewards = np.where(self.complete, self.log_potential, -np.inf) if self.complete.any() else self.log_potential
-        return self.values[int(rewards.argmax())]
+        return self.values[int(self._leading(self.log_potential).argmax())]
 
     def _best(self) -> int:
-        log_weights = np.where(self.complete, self.log_weights, -np.inf)
-        if np.isneginf(log_weights).all():
-            log_weights = self.log_weights
-        elif self._answers is not None:
+        log_weights = self._leading(self.log_weights)
+        if self._answers is not None and log_weights is not self.log_weights:
             winner = next(iter(self.vote()))
             log_weights = np.where(
                 [answer is winner or answer == winner for answer in self._answers], log_weights, -np.inf
             )
         return int(log_weights.argmax())
+
+    def _leading(self, scores: Floats) -> Floats:
+        """Return scores of the complete particles, −inf for the others; of all where no complete one is alive."""
+        finished = np.where(self.complete, scores, -np.inf)
+        return scores if np.isneginf(finished).all() else finished
 
     @cached_property
     def _answers(self) -> tuple[Any, ...] | None:

@@ -10,10 +10,10 @@ place of the latter (0.99 where the target can still be reached, else 0.01), whi
 task from what the verifier lets them make of it; ``--verifier overconfident`` multiplies its log-odds by 4: the order
 of answers stays, but early steps are judged as if it were sure.
 
-Problems advance together, in blocks that
-share their batches; nothing that one trial has computed helps another. What only selects among independent runs
-(best-of-N, votes) is estimated without bias from one pool of runs for every N up to its size. Results are kept in a
-file, line by line: a run that was stopped goes on, and one with more engines, seeds or sizes adds to it.
+Problems advance together, in blocks that share their batches; nothing that one trial has computed helps another. What
+only selects among independent runs (best-of-N, votes) is estimated without bias from one pool of runs for every N up
+to its size. Results are kept in a file, line by line: a run that was stopped goes on, and one with more engines, seeds
+or sizes adds to it.
 """
 
 from __future__ import annotations

@@ -122,5 +122,4 @@ class ParticleGibbs:
 
 
 def _pick(paths: list[Path], log_weights: Floats, key: Keys) -> Path:
-    (chosen,) = resample(log_weights, 1, _keys.fold(key, _keys.tag("pick")), "multinomial").tolist()
-    return paths[chosen]
+    return paths[int(resample(log_weights, 1, _keys.fold(key, _keys.tag("pick")), "multinomial")[0])]

@@ -16,6 +16,7 @@ import numpy as np
 from .adapters import as_kernel
 from .errors import AmbiguousScore, FeynkacError, OutsideProgram
 from .model import Kernel
+from .reals import real
 from .score import Score
 from .sites import MISSING, Running, check_name, names, shut
 
@@ -254,7 +255,8 @@ def factor(name: str, log_weight: float | Score) -> Awaitable[None]:
         log_weight: a number (a log-weight; −inf kills the particle), or a lazy `Score` of kind log_weight.
 
     Raises:
-        AmbiguousScore: for a score that is not yet a log-weight, or for a bool.
+        AmbiguousScore: for a score that is not yet a log-weight, and for bools (also NumPy's, torch's and JAX's),
+            complex numbers and other things that are no real number.
         InvalidWeight: for NaN and +inf.
 
     >>> import feynkac as fk
@@ -364,15 +366,12 @@ def _log_weight(name: str, value: Any) -> float | Score:
             how = ".log() or .logit()" if value.kind == "probability" else "/ beta"
             raise AmbiguousScore(f"site {name!r}: {value!r} is not a log-weight; say how with {how}")
         return value
-    if isinstance(value, bool | np.bool_):
-        raise AmbiguousScore(
-            f"site {name!r}: a bool is not a log-weight; write 0.0 if ok else -math.inf to keep only what is ok"
-        )
     if type(value) is float:
         return value
     try:
-        if isinstance(value, str | bytes):
-            raise TypeError("a string is not a number")
-        return float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise AmbiguousScore(f"site {name!r}: a log-weight is a number or a score, not {value!r}") from error
+        return real(value)
+    except TypeError as error:
+        raise AmbiguousScore(
+            f"site {name!r}: a log-weight is a number or a score, and this is {error}"
+            + ("; to keep only what is ok, write 0.0 if ok else -math.inf" if "bool" in str(error) else "")
+        ) from error

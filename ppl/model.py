@@ -17,7 +17,9 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkabl
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import InvalidWeight
 from .keys import Keys
+from .reals import reals
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -63,6 +65,17 @@ class Advance(Generic[S]):
     log_twist: Floats
     done: NDArray[np.bool_]
     scored: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        """Raise InvalidWeight, by name, for weights that are no real numbers."""
+        for name in ("log_prob", "log_proposal", "log_potential", "log_twist"):
+            numbers = getattr(self, name)
+            try:
+                found = reals(numbers)
+            except TypeError as error:
+                raise InvalidWeight(f"a model's {name} must be an array of numbers; in it is {error}") from error
+            if found is not numbers:
+                object.__setattr__(self, name, found)
 
     @property
     def log_increment(self) -> Floats:

@@ -12,7 +12,6 @@ knows what kind of number it is, so that nobody has to guess whether 0.9 is a pr
 from __future__ import annotations
 
 import math
-import numbers
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, overload
 
 from .cost import charge, rows
 from .errors import AmbiguousScore, InvalidWeight
+from .reals import ordered, real
 from .sites import short
 
 _ROUNDING = 1e-6  # of a float32 softmax, say
@@ -148,9 +148,9 @@ class Score:
         """Divide by a temperature: a real reward r becomes the log-weight r/β; a log-weight is tempered."""
         if self.kind == "probability":
             raise AmbiguousScore(f"{self!r} / beta: write .log() / beta or .logit() / beta")
-        if isinstance(beta, int | float) and not beta > 0:
+        scale = _number(beta, self, nan=True)
+        if not scale > 0:
             raise InvalidWeight(f"the temperature beta must be positive, not {beta}")
-        scale = _number(beta, self)
         return self.map(lambda value: value / scale, "log_weight")
 
     def __mul__(self, factor: float) -> Score:
@@ -219,8 +219,9 @@ class ScoreError(InvalidWeight):
 def evaluate(scores: Sequence[Score]) -> list[float]:
     """Evaluate scores together: one call per reward, each distinct input once.
 
-    Raises `ScoreError` (with the index of the score) where a reward returns NaN, +inf, or a probability outside
-    [0, 1]. ``evaluate([a, b])`` is what ``factor`` does for all particles at once; it serves in tests of a reward.
+    Raises `ScoreError` (with the index of the score) where a reward returns NaN, +inf, a probability outside
+    [0, 1], or what is no real number (a bool is one as a probability or a real reward, not as a log-weight).
+    ``evaluate([a, b])`` is what ``factor`` does for all particles at once; it serves in tests of a reward.
     """
     results: list[list[float]] = [[0.0] * len(score.leaves) for score in scores]
     wanted: dict[int, tuple[Scorer, OrderedDict[Hashable, tuple[tuple[Any, ...], list[tuple[int, int]]]]]] = {}
@@ -235,7 +236,7 @@ def evaluate(scores: Sequence[Score]) -> list[float]:
         if fresh:
             with rows([inputs[key][1][0][0] for key in fresh]):
                 charge(reward_calls=[1] * len(fresh))
-                found = list(scorer.score_batch([inputs[key][0] for key in fresh]))
+                found = _found(scorer, scorer.score_batch([inputs[key][0] for key in fresh]), inputs[fresh[0]][1][0][0])
             if len(found) != len(fresh):
                 raise ScoreError(
                     f"reward {scorer.name!r} got {len(fresh)} inputs and returned {len(found)} numbers",
@@ -248,7 +249,7 @@ def evaluate(scores: Sequence[Score]) -> list[float]:
         for key, (_, places) in inputs.items():
             for i, j in places:
                 results[i][j] = known[key]  # type: ignore[assignment]
-    return [score.value(leaves) for score, leaves in zip(scores, results)]
+    return [_combined(score, leaves, i) for i, (score, leaves) in enumerate(zip(scores, results))]
 
 
 def remember(scorer: Scorer, args: tuple[Any, ...], number: float) -> None:
@@ -271,16 +272,35 @@ def _key(args: tuple[Any, ...], i: int, j: int) -> Hashable:
     return tuple(type(arg) for arg in args), args
 
 
-def _number(value: Any, score: Score) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
-        raise AmbiguousScore(f"{score!r} can be combined with a real number here, not with {value!r}")
-    return float(value)
+def _number(value: Any, score: Score, nan: bool = False) -> float:
+    try:
+        number = real(value)
+        if nan or not math.isnan(number):
+            return number
+    except TypeError:
+        pass
+    raise AmbiguousScore(f"{score!r} can be combined with a real number here, not with {value!r}")
+
+
+def _found(scorer: Scorer, numbers: Any, index: int) -> list[Any]:
+    try:
+        return ordered(numbers)
+    except TypeError as error:
+        raise ScoreError(f"reward {scorer.name!r} returned {error}; it must return a list, in order", index) from error
+
+
+def _combined(score: Score, leaves: Sequence[float], index: int) -> float:
+    value = score.value(leaves)
+    try:
+        return real(value, bools=score.kind != "log_weight")
+    except TypeError as error:
+        raise ScoreError(f"{score!r} became {error}", index) from error
 
 
 def _checked(scorer: Scorer, number: Any, args: tuple[Any, ...], places: list[tuple[int, int]]) -> float:
     try:
-        value = math.nan if isinstance(number, str | bytes) else float(number)
-    except (TypeError, ValueError, OverflowError):
+        value = real(number, bools=scorer.kind != "log_weight")
+    except TypeError:
         value = math.nan
     if scorer.kind == "probability" and 1.0 < value <= 1.0 + _ROUNDING:
         value = 1.0

@@ -17,6 +17,7 @@ from .errors import CannotScore, InvalidWeight, UnsupportedProposal
 from .fibers import Failed, Fiber, annotate, fail
 from .guard import guard
 from .keys import Keys
+from .reals import reals
 from .score import ScoreError, evaluate
 from .sites import MISSING, Site, address
 
@@ -136,9 +137,9 @@ class Server:
         draws = requests[0].sample_batch(requests, _keys.fold(self.keys[rows], tags, visits))
         values, log_probs = draws[:2]
         known = log_probs is not None
-        logs = np.asarray(log_probs, float).tolist() if known else [0.0] * len(fibers)
+        logs = _log_probs_of(requests[0], log_probs) if known else [0.0] * len(fibers)
         own = draws[2] if len(draws) > 2 else None
-        log_qs = logs if own is None else np.asarray(own, float).tolist()
+        log_qs = logs if own is None else _log_probs_of(requests[0], own)
         _check_count(requests[0], "sample_batch", len(fibers), len(values), len(logs), len(log_qs))
         for fiber, effect, value, log_prob, log_q in zip(fibers, effects, _items(values), logs, log_qs):
             if effect.proposal is None:
@@ -158,7 +159,7 @@ class Server:
         effects: list[Sample] = [fiber.effect for fiber in fibers]
         requests = [effect.unscored[-1] for effect in effects]
         log_probs = requests[0].log_prob_batch(requests, [effect.value for effect in effects])
-        numbers = np.asarray(log_probs, float).tolist()
+        numbers = _log_probs_of(requests[0], log_probs)
         _check_count(requests[0], "log_prob_batch", len(fibers), len(numbers))
         log_qs = self._own_proposals(effects, numbers)
         for fiber, effect, log_prob, log_q in zip(fibers, effects, numbers, log_qs):
@@ -187,8 +188,9 @@ class Server:
             return log_probs
         found = list(log_probs)
         with cost_of(drawn):
-            log_qs = own([effects[i].unscored[-1] for i in drawn], [effects[i].value for i in drawn])
-        for i, log_q in zip(drawn, np.asarray(log_qs, float).tolist()):
+            kernels = [effects[i].unscored[-1] for i in drawn]
+            log_qs = _log_probs_of(kernels[0], own(kernels, [effects[i].value for i in drawn]))
+        for i, log_q in zip(drawn, log_qs):
             found[i] = log_q
         return found
 
@@ -265,6 +267,14 @@ class Server:
 def _check_count(kernel: Any, method: str, wanted: int, *got: int) -> None:
     if any(count != wanted for count in got):
         raise ValueError(f"{type(kernel).__name__}.{method} got {wanted} requests and returned {min(got)} results")
+
+
+def _log_probs_of(kernel: Any, log_probs: Any) -> list[float]:
+    try:
+        numbers: list[float] = reals(log_probs).tolist()
+    except TypeError as error:
+        raise InvalidWeight(f"{type(kernel).__name__}: among its log-probabilities there is {error}") from error
+    return numbers
 
 
 def _rank(group: Any, fibers: list[Fiber]) -> int:

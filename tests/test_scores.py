@@ -381,3 +381,109 @@ def test_reward_calls_go_to_the_problem_that_made_them():
     made = [posterior.cost.reward_calls for posterior in posteriors]
     assert sum(made) == sum(map(len, shared.calls)) == 6
     assert made == [2, 2, 2, 0]  # what two problems share is paid by the first
+
+
+# -- what is no number ------------------------------------------------------------------------------------------
+
+
+def strangers():
+    """Things that `float` takes, or nearly, and that are no log-weight."""
+    import jax.numpy as jnp
+    import torch
+
+    return {
+        "bool": True,
+        "numpy bool": np.True_,
+        "numpy array": np.array(True),
+        "torch": torch.tensor(True),
+        "torch of one": torch.tensor([False]),
+        "jax": jnp.array(True),
+        "complex": 1 + 0j,
+        "numpy complex": np.complex128(1),
+        "torch complex": torch.tensor(1 + 0j),
+        "string": "1.0",
+        "set": {1.0},
+        "dict": {1.0: 2},
+        "list": [1.0],
+        "array of two": np.zeros(2),
+        "object": np.array(None, dtype=object),
+    }
+
+
+@pytest.mark.parametrize("effect", ["factor", "twist"])
+@pytest.mark.parametrize("name", strangers())
+def test_what_is_no_number_is_no_log_weight(name, effect):
+    value = strangers()[name]
+
+    @fk.program
+    async def model():
+        await getattr(fk, effect)("G", value)
+
+    with pytest.raises(fk.errors.AmbiguousScore, match="site 'G': a log-weight is a number or a score, and this is a"):
+        fk.infer(model(), fk.SMC(2), seed=0)
+
+
+@pytest.mark.parametrize("name", strangers())
+def test_a_reward_that_is_a_log_weight_must_be_a_number(name):
+    value = strangers()[name]
+    one = fk.reward(lambda x: value, kind="log_weight", name="odd")
+    with pytest.raises(fk.errors.InvalidWeight, match="reward 'odd' returned"):
+        evaluate([one("x")])
+    changed = fk.reward(lambda x: 0.5, name="plain")("x").map(lambda _: value, "log_weight")
+    with pytest.raises(fk.errors.InvalidWeight, match="<log_weight score of plain> became a"):
+        evaluate([changed])
+
+
+@pytest.mark.parametrize("found", [{0.5}, {0.5: 1}, "5", 0.5, None], ids=repr)
+def test_a_batched_reward_must_return_numbers_in_order(found):
+    together = fk.reward(lambda xs: found, batched=True, kind="log_weight", name="odd")
+    with pytest.raises(fk.errors.InvalidWeight, match="reward 'odd' returned a .*; it must return a list"):
+        evaluate([together("x")])
+
+
+def test_numbers_of_every_library_are_log_weights():
+    import jax.numpy as jnp
+    import torch
+
+    known = [1, np.int8(1), np.float16(1), np.array(1.0), np.array([1.0]), torch.tensor(1), jnp.bfloat16(1)]
+    known += [torch.tensor(1.0, requires_grad=True), torch.tensor(1.0, dtype=torch.bfloat16), np.array(1.0, ">f8")]
+    for value in known:
+
+        @fk.program
+        async def model(value=value):
+            await fk.factor("G", value)
+
+        assert fk.infer(model(), fk.SMC(2), seed=0).log_evidence == 1.0
+        assert evaluate([fk.reward(lambda x, value=value: value, kind="log_weight")("x")]) == [1.0]
+
+
+def test_a_bool_is_a_probability_and_a_reward():
+    for value in (True, np.True_, np.array(True)):
+        for kind in ("probability", "real"):
+            assert evaluate([fk.reward(lambda x, value=value: value, kind=kind)("x")]) == [1.0]
+
+
+@pytest.mark.parametrize("field", ["log_prob", "log_proposal", "log_potential", "log_twist"])
+def test_a_models_weights_must_be_numbers(field):
+    zeros = np.zeros(2)
+    terms = {"log_prob": zeros, "log_proposal": zeros, "log_potential": zeros, "log_twist": zeros}
+    ends = {"state": None, "choices": [(), ()], "done": np.ones(2, bool), "scored": np.ones(2, bool)}
+    assert fk.Advance(**{**terms, field: np.ones(2, np.float32)}, **ends).log_increment.dtype == np.float64
+    with pytest.raises(fk.errors.InvalidWeight, match=f"a model's {field} must be an array of numbers"):
+        fk.Advance(**{**terms, field: np.ones(2, bool)}, **ends)
+
+
+def test_a_kernels_log_probabilities_must_be_numbers():
+    class Odd:
+        batch_key = "odd"
+        fingerprint = "odd"
+
+        def sample_batch(self, requests, keys):
+            return fk.Draws([0] * len(requests), np.ones(len(requests), bool))
+
+    @fk.program
+    async def model():
+        await fk.sample("x", Odd())
+
+    with pytest.raises(fk.errors.InvalidWeight, match="Odd: among its log-probabilities there is a bool"):
+        fk.infer(model(), fk.SMC(2), seed=0)

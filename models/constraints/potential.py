@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...ppl.errors import InvalidWeight
+from ...ppl.reals import reals
 from ...ppl.score import Kind, Memory, Score
 from .laws import END, Context, Floats, check_laws
 from .vocabulary import Vocabulary
@@ -68,15 +70,15 @@ class Potential(ABC):
 
     def prefix_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return `prefix` of each context, (n,)."""
-        return np.array([self.prefix(context) for context in contexts], float)
+        return weights(self, [self.prefix(context) for context in contexts])
 
     def complete_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return `complete` of each context, (n,)."""
-        return np.array([self.complete(context) for context in contexts], float)
+        return weights(self, [self.complete(context) for context in contexts])
 
     def logw_next_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return `logw_next` of each context, (n, V+1)."""
-        return np.array([self.logw_next(context) for context in contexts], float)
+        return np.array([weights(self, self.logw_next(context)) for context in contexts])
 
     def logw_token_batch(self, contexts: Sequence[Context], tokens: Sequence[int]) -> Floats:
         """Return the entry of `logw_next` for one token of each context, (n,); `END` (−1) asks for the end."""
@@ -120,6 +122,14 @@ class Potential(ABC):
     def check(self, contexts: Iterable[Context], *, tokens: Sequence[int] | None = None, atol: float = 1e-6) -> None:
         """Assert the laws of the contract at some contexts: see `check_laws`. For tests of one's own potentials."""
         check_laws(self, [tuple(context) for context in contexts], tokens, atol)
+
+
+def weights(potential: Potential, numbers: Any) -> Floats:
+    """Return what a potential gave as an array of log-weights; raises InvalidWeight for bools and other non-numbers."""
+    try:
+        return reals(numbers)
+    except TypeError as error:
+        raise InvalidWeight(f"{potential!r}: among its log-weights there is {error}") from error
 
 
 def ratio(after: Floats, before: Floats) -> Floats:

@@ -24,6 +24,7 @@ from .awrs import AWRS
 from .constraint import Constraint
 from .laws import END, Context, Floats
 from .potential import Potential
+from .potential import weights as weights_of
 
 Tokens = NDArray[np.int64]
 
@@ -227,7 +228,7 @@ def _rejected(
 
 def _valid(potential: Potential, contexts: Sequence[Context], weights: Floats) -> Floats:
     """Raise `InvalidWeight` unless all are log-weights: the largest of a row is NaN or +inf where any entry is."""
-    weights = np.asarray(weights, float)
+    weights = weights_of(potential, weights)
     if weights.size and not weights.max() < math.inf:
         rows = weights.reshape(len(contexts), -1).max(axis=1)
         row = int(np.flatnonzero(~(rows < math.inf))[0])

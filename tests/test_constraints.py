@@ -176,7 +176,6 @@ SHAPES = {"none": lambda c: 0.0, "count": lambda c: 1.5 * c.count(0), "odd": lam
 @fk.program
 async def t2(lm, potential, twist=None):
     text = lm.prompt("a")
-    await fk.factor("start", potential.score(text))
     for _ in range(3):
         text = await fk.sample("token", targeting(lm.next_token(text), potential))
         if twist is None:

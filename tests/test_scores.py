@@ -437,7 +437,7 @@ def test_a_reward_that_is_a_log_weight_must_be_a_number(name):
 @pytest.mark.parametrize("found", [{0.5}, {0.5: 1}, "5", 0.5, None], ids=repr)
 def test_a_batched_reward_must_return_numbers_in_order(found):
     together = fk.reward(lambda xs: found, batched=True, kind="log_weight", name="odd")
-    with pytest.raises(fk.errors.InvalidWeight, match="reward 'odd' returned a .*; it must return a list"):
+    with pytest.raises(fk.errors.InvalidWeight, match=r"reward 'odd' returned a .*; it must return a list"):
         evaluate([together("x")])
 
 

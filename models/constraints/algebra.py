@@ -24,7 +24,8 @@ def mixture(
             the sequence so far speaks for; "tokens" mixes the laws of each next token anew, with the same
             weights, and is for parts that are laws (prefix 0 of the empty context).
 
-    Raises ValueError for another number of weights, weights that are not positive, different vocabularies.
+    Raises ValueError for another number of weights, weights that are not positive, different vocabularies
+    or beginnings (see `Potential.after`).
 
     >>> from feynkac.models.constraints import Language
     >>> from feynkac.models.testing import tiny_lm
@@ -50,7 +51,9 @@ class Mixture(Composite):
         for part in parts[1:]:
             parts[0].vocabulary.require(part.vocabulary)
         self.parts, self.weights = tuple(parts), tuple(map(float, weights))
-        self.vocabulary = parts[0].vocabulary
+        self.vocabulary, self.origin = parts[0].vocabulary, parts[0].origin
+        if self.origin is None or any(part.origin != self.origin for part in parts):
+            raise ValueError("the parts of a mixture must begin at one place: give all the same .after(text), or none")
 
     def __repr__(self) -> str:
         return " + ".join(f"{weight:g}·{part!r}" for weight, part in zip(self.weights, self.parts))
@@ -72,6 +75,10 @@ class Mixture(Composite):
         before = [part.prefix_batch(contexts)[:, None] for part in self.parts]
         after = self.combine([b + part.logw_next_batch(contexts) for b, part in zip(before, self.parts)])
         return ratio(after, self.combine(before))
+
+    def opening_batch(self, contexts: Sequence[Context]) -> Floats:
+        """Return what a step from each context multiplies in before its first token, (n,)."""
+        return Potential.opening_batch(self, contexts)  # no sum over parts where steps before have it
 
     def logw_token_batch(self, contexts: Sequence[Context], tokens: Sequence[int]) -> Floats:
         """Return one entry of `logw_next` of each context, (n,)."""

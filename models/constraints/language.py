@@ -84,7 +84,7 @@ class Language(Batched):
             self._epoch = Memory.epoch
             self._prefix.clear()
         result = _alive(self.lm, contexts)
-        going = np.flatnonzero(result == 0.0).tolist()
+        going = [i for i in np.flatnonzero(result == 0.0).tolist() if contexts[i]]
         nodes = [self._node(contexts[i]) for i in going]
         missing = list(dict.fromkeys(node for node in nodes if node not in self._prefix))
         if missing:

@@ -28,8 +28,8 @@ class Potential(ABC):
 
         logw_next(c)[x] = prefix(c·x) − prefix(c)      logw_next(c)[V] = complete(c) − prefix(c)
 
-    so that the weights along a path multiply to that of the whole sequence, whatever `prefix` is. A sequence
-    that cannot be completed any more should have the prefix −inf; then so have all that go on from it.
+    so that ``prefix(())`` and the weights along a path multiply to that of the whole sequence, whatever `prefix` is.
+    A sequence that cannot be completed any more should have the prefix −inf; then so have all that go on from it.
 
     Potentials over the same vocabulary multiply (``a * b``), and have powers (``a ** 0.5``) and quotients
     (``a / b``). Zero to any power stays zero: 0/0 is 0.
@@ -49,6 +49,8 @@ class Potential(ABC):
     """
 
     vocabulary: Vocabulary
+    origin: int | None = 0
+    """How many tokens of the response come before its contexts begin (see `after`); None where parts differ."""
 
     @abstractmethod
     def prefix(self, context: Context) -> float:
@@ -88,6 +90,17 @@ class Potential(ABC):
         after[ends] = self.complete_batch([context for context, token in pairs if token == END])
         after[~ends] = self.prefix_batch([(*context, token) for context, token in pairs if token != END])
         return ratio(after, self.prefix_batch(contexts))
+
+    def opening_batch(self, contexts: Sequence[Context]) -> Floats:
+        """Return what a step from each context multiplies in before its first token, (n,).
+
+        It is ``prefix(())`` where the context is empty. Later it is 0: the steps before have multiplied it in.
+        """
+        first = np.array([len(context) == self.origin for context in contexts], bool)
+        opening = np.zeros(len(contexts))
+        if first.any():
+            opening[first] = self.prefix_batch([context for context, at in zip(contexts, first) if at])
+        return opening
 
     @property
     def fingerprint(self) -> Hashable:
@@ -192,6 +205,10 @@ class Composite(Batched):
         """Return one entry of `logw_next` of each context, (n,)."""
         return self.combine([part.logw_token_batch(contexts, tokens) for part in self.parts])
 
+    def opening_batch(self, contexts: Sequence[Context]) -> Floats:
+        """Return what a step from each context multiplies in before its first token, (n,)."""
+        return self.combine([part.opening_batch(contexts) for part in self.parts])
+
 
 class Product(Composite):
     """The product of potentials. Made by ``a * b``; raises ValueError for different vocabularies.
@@ -204,6 +221,7 @@ class Product(Composite):
             parts[0].vocabulary.require(part.vocabulary)
         self.parts = tuple(inner for part in parts for inner in (part.parts if type(part) is Product else (part,)))
         self.vocabulary = parts[0].vocabulary
+        self.origin = parts[0].origin if len({part.origin for part in parts}) == 1 else None
 
     def __repr__(self) -> str:
         return " * ".join(map(repr, self.parts))
@@ -231,7 +249,7 @@ class Power(Composite):
         if not math.isfinite(exponent) or exponent == 0:
             raise ValueError(f"the power of a potential must be a finite number other than 0, not {exponent}")
         self.parts, self.exponent = (base,), exponent
-        self.vocabulary = base.vocabulary
+        self.vocabulary, self.origin = base.vocabulary, base.origin
 
     def __repr__(self) -> str:
         return f"({self.parts[0]!r}) ** {self.exponent:g}"
@@ -251,7 +269,7 @@ class After(Composite):
 
     def __init__(self, base: Potential, skip: int) -> None:
         self.parts, self.skip = (base,), skip
-        self.vocabulary = base.vocabulary
+        self.vocabulary, self.origin = base.vocabulary, None if base.origin is None else base.origin + skip
 
     def __repr__(self) -> str:
         return f"{self.parts[0]!r} after {self.skip} tokens"
@@ -286,6 +304,10 @@ class After(Composite):
     def logw_token_batch(self, contexts: Sequence[Context], tokens: Sequence[int]) -> Floats:
         """Return one entry of `logw_next` of what comes after, (n,)."""
         return super().logw_token_batch(self._cut(contexts), tokens)
+
+    def opening_batch(self, contexts: Sequence[Context]) -> Floats:
+        """Return what a step from each context multiplies in before its first token, (n,)."""
+        return super().opening_batch(self._cut(contexts))
 
 
 class _Scorer:

@@ -23,7 +23,7 @@ from .awrs import AWRS
 from .laws import Context, Floats
 from .potential import Potential, ratio
 from .vocabulary import Vocabulary
-from .walk import Request, Walk, move, retrace, total
+from .walk import Request, Walk, begin, move, retrace, total
 
 _SAMPLERS = {"mask": None, "awrs": AWRS()}
 
@@ -33,7 +33,8 @@ class Constrained(Request):
     """A kernel over texts with an unnormalised law γ. Made by `constrained` and `targeting`.
 
     For a step of tokens x_1 … x_k after a text c it is γ = Π_t p(x_t | …) · exp logw_next(…)[x_t], which by the
-    laws of potentials is p times the potential of the whole, relative to that of c. Each token is drawn from
+    laws of potentials is p times the potential of the whole, relative to that of c; from the beginning on, times
+    exp prefix(()), so that it is the potential of the whole. Each token is drawn from
     γ normalised over the vocabulary, or by rejection; the weight p/q that the engine forms is the product of
     the masses that were left, so that no weight is lost or made up. Where nothing is left the particle dies.
     """
@@ -83,7 +84,7 @@ class Constrained(Request):
             before: list[Context] = [going[i].run.start.tokens for i in rows]
             after = [going[i].context for i in rows]
             whole = potential.complete_batch(after) if ended else potential.prefix_batch(after)
-            result[rows] += ratio(whole, potential.prefix_batch(before))
+            result[rows] += potential.opening_batch(before) + ratio(whole, potential.prefix_batch(before))
         return result
 
     def log_proposal_batch(self, requests: Sequence[Constrained], values: Sequence[Text]) -> Floats:
@@ -136,6 +137,7 @@ def _run(walks: Sequence[Walk], keys: Keys, values: Sequence[Text] | None = None
     tally = Tally(len(walks))
     offset = 0
     paths = None if values is None else [v.tokens[len(w.run.start.tokens) :] for v, w in zip(values, walks)]
+    begin([walk for walk in walks if not walk.over])
     with torch.inference_mode():
         while active := [i for i, walk in enumerate(walks) if not walk.over]:
             owners = np.array(active, np.intp)
@@ -158,6 +160,10 @@ def constrained(step: Step, potential: Potential, *, sampler: Literal["mask", "a
             (``potential.after(text)`` lets them begin later).
         sampler: "mask" draws from the normalised product over the vocabulary; "awrs" by adaptive weighted rejection,
             which asks the potential about few tokens, and has weights that are random but right (see `AWRS`).
+
+    The steps of a text, from the beginning of the response on, multiply to p times the potential of the whole. What a
+    text held before its first constrained step has no weight: multiply it in by ``fk.factor("before",
+    potential.score(text))``, or leave it out by ``potential.after(text)``.
 
     Every kind of step gives a text whose prefix has weight. ``lm.complete`` gives a complete one: after ``max_tokens``
     the end is forced, with its own probability and weight, so that the target is that of texts of at most so many

@@ -98,6 +98,20 @@ def retrace(request: Request, value: Text) -> Walk | None:
     return walk if walk.over else None
 
 
+def begin(walks: Sequence[Walk]) -> None:
+    """Weigh walks by what their potentials multiply in before the first token."""
+    groups: dict[Hashable, list[Walk]] = defaultdict(list)
+    for walk in walks:
+        groups[walk.request.potential.fingerprint].append(walk)
+    for part in groups.values():
+        potential, contexts = part[0].request.potential, [walk.context for walk in part]
+        opening = _valid(potential, contexts, potential.opening_batch(contexts))
+        for walk, log_weight in zip(part, opening.tolist()):
+            walk.log_prob = log_weight
+            if log_weight == -math.inf:
+                walk.dead, walk.log_proposal = True, -math.inf
+
+
 def move(
     walks: Sequence[Walk], owners: NDArray[np.intp], keys: Keys, offset: int, tally: Tally, given: Tokens | None = None
 ) -> None:

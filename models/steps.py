@@ -147,7 +147,10 @@ class Step:
         return result
 
     def covers(self, other: Any) -> bool:
-        """Return whether this step can reach every text that ``other`` can."""
+        """Return whether this step can reach every text that ``other``, a step or a constrained one, can."""
+        if hasattr(other, "within"):
+            reaches: bool = other.within(self)
+            return reaches
         if not isinstance(other, Step) or other.lm is not self.lm or other.text != self.text:
             return False
         if replace(other.ending, whole=self.ending.whole) != self.ending:  # it is for constraints alone

@@ -805,16 +805,21 @@ class DeadEnd(Constraint):
         return False
 
 
-def test_a_proposal_reaches_what_the_same_kernel_does_however_drawn():
-    lm = letters_lm()
-    step, grammar = lm.tokens(lm.prompt(PROMPT), 2), C.regex(lm, PATTERN)
-    here = constrained(step, grammar)
-    assert here.covers(constrained(step, grammar, sampler="awrs"))
-    for other in (
-        targeting(step, grammar), constrained(step, C.regex(lm, "ab")), step,
-        constrained(lm.tokens(lm.prompt(PROMPT), 3), grammar),
-    ):  # fmt: skip
-        assert not here.covers(other)
+def test_what_schemas_let_through_is_as_the_docstring_says():
+    lm = tiny_lm()
+
+    def accepted(schema, *strings):
+        grammar = C.json_schema(lm, schema)
+        return [grammar.accepts(lm.encode(string)) for string in strings]
+
+    two = {"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type": "integer"}}}
+    twice = '{"z": 1, "z": 2}'
+    assert accepted(two, twice, '{"x": 1, "x": 2}', '{"y": 1, "x": 1}') == [True, False, False]
+    assert accepted({**two, "additionalProperties": False}, twice) == [False]
+    assert accepted({"type": "number"}, "1e999") == [True]
+    assert accepted({"type": "integer"}, "100000", "1e5", "1.0") == [True, False, False]
+    assert accepted({"type": "string", "format": "date"}, '"2023-02-29"', '"2023-02-31"') == [True, False]
+    assert accepted({"type": "string", "maxLength": 2}, '"ab"', '"\\u0061b"') == [True, False]
 
 
 def test_a_parser_that_gives_up_is_no_dead_end():

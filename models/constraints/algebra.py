@@ -63,6 +63,14 @@ class Mixture(Composite):
         """Those of the parts, and the weights."""
         return (type(self).__name__, self.weights, *(part.fingerprint for part in self.parts))
 
+    def covers(self, other: Potential) -> bool:
+        """Whether some part has weight wherever ``other`` has."""
+        return super().covers(other) or any(part.covers(other) for part in self.parts)
+
+    def within(self, other: Potential) -> bool:
+        """Whether ``other`` has weight wherever any part has."""
+        return all(other.covers(part) for part in self.parts)
+
     def combine(self, log_weights: Sequence[Floats]) -> Floats:
         """Return the log of the weighted sum."""
         total = np.full(np.shape(log_weights[0]), -math.inf)

@@ -98,6 +98,14 @@ class Intersection(Constraint):
         """Those of the parts."""
         return ("product", *(part.fingerprint for part in self.parts))
 
+    def covers(self, other: Potential) -> bool:
+        """Whether all allow what has weight under ``other``."""
+        return all(part.covers(other) for part in self.parts)
+
+    def within(self, other: Potential) -> bool:
+        """Whether ``other`` has weight wherever some part allows it."""
+        return any(other.covers(part) for part in self.parts)
+
     def viable(self, context: Context) -> bool:
         """Whether all say so."""
         return all(part.viable(context) for part in self.parts)

@@ -35,7 +35,7 @@ class Grammar(Constraint):
 
     def __init__(self, lm: Any, kind: Kind, source: str, compiled: str) -> None:
         library = _library()
-        self.kind, self.source, self._compiled = kind, source, compiled
+        self.lm, self.kind, self.source, self._compiled = lm, kind, source, compiled
         self.vocabulary = Vocabulary.of(lm)
         self._eos = frozenset(lm.eos)
         self._tokenizer = _tokenizer(lm)
@@ -142,6 +142,11 @@ def json_schema(lm: Any, schema: Mapping[str, Any] | str, *, whitespace: bool = 
         lm: the language model whose tokens are meant.
         schema: the JSON schema, as a dict or a string. Keywords that cannot be kept are refused.
         whitespace: whether white space is allowed where JSON allows it, or nowhere.
+
+    What llguidance (1.9) takes a schema to say is not always what a validator does. It lets a key that the schema does
+    not name come twice, numbers be too large for a float (``1e999``), and a ``date`` be 29 February of any year; and
+    it keeps out ``1.0`` and ``1e5`` as integers, keys out of the schema's order, and escapes that are not needed.
+    ``"additionalProperties": False`` closes the first gap; for the others, check what you read.
 
     >>> from feynkac.models.testing import tiny_lm
     >>> lm = tiny_lm()

@@ -21,7 +21,7 @@ from ..text import Text
 from ..tree import Node
 from .laws import END, Context, Floats
 from .memo import Memo
-from .potential import Batched
+from .potential import Batched, Potential
 from .vocabulary import Vocabulary
 
 
@@ -61,6 +61,11 @@ class Language(Batched):
     def fingerprint(self) -> Hashable:
         """The model, the text and the settings."""
         return ("language", id(self.lm), self.start.digest, self.sampling)
+
+    def covers(self, other: Potential) -> bool:
+        """Whether it is the same, or cuts nothing off and knows no end tokens that ``other`` does not know."""
+        ends = getattr(getattr(other, "lm", None), "eos", None)
+        return super().covers(other) or (ends == self.lm.eos and bool(ends) and not self.sampling.truncates)
 
     def _node(self, context: Context) -> Node:
         node = self._nodes.get(context)

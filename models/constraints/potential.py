@@ -110,6 +110,14 @@ class Potential(ABC):
         """
         return (type(self).__name__, id(self))
 
+    def covers(self, other: Potential) -> bool:
+        """Whether it has weight wherever ``other`` has, as far as that can be told without asking about sequences."""
+        return self.fingerprint == other.fingerprint or other.within(self)
+
+    def within(self, other: Potential) -> bool:
+        """Whether its parts say that it has weight only where ``other`` has: a product, only where each factor has."""
+        return False
+
     def __mul__(self, other: Potential) -> Potential:
         if not isinstance(other, Potential):
             return NotImplemented
@@ -231,6 +239,14 @@ class Product(Composite):
         """Those of the parts."""
         return ("product", *(part.fingerprint for part in self.parts))
 
+    def covers(self, other: Potential) -> bool:
+        """Whether all factors have weight wherever ``other`` has."""
+        return all(part.covers(other) for part in self.parts)
+
+    def within(self, other: Potential) -> bool:
+        """Whether ``other`` has weight wherever some factor has."""
+        return any(other.covers(part) for part in self.parts)
+
     def combine(self, log_weights: Sequence[Floats]) -> Floats:
         """Return their sum."""
         total = log_weights[0]
@@ -259,6 +275,14 @@ class Power(Composite):
         """That of the base, and the exponent."""
         return ("power", self.parts[0].fingerprint, self.exponent)
 
+    def covers(self, other: Potential) -> bool:
+        """Whether its base has weight wherever ``other`` has: zero stays zero."""
+        return self.parts[0].covers(other)
+
+    def within(self, other: Potential) -> bool:
+        """Whether ``other`` has weight wherever its base has."""
+        return other.covers(self.parts[0])
+
     def combine(self, log_weights: Sequence[Floats]) -> Floats:
         """Return the exponent times those of the base."""
         return np.where(np.isneginf(log_weights[0]), -math.inf, self.exponent * log_weights[0])
@@ -278,6 +302,10 @@ class After(Composite):
     def fingerprint(self) -> Hashable:
         """That of the base, and how much is skipped."""
         return ("after", self.parts[0].fingerprint, self.skip)
+
+    def within(self, other: Potential) -> bool:
+        """Whether ``other`` skips as much, and has weight wherever the base has."""
+        return isinstance(other, After) and other.skip == self.skip and other.parts[0].covers(self.parts[0])
 
     def combine(self, log_weights: Sequence[Floats]) -> Floats:
         """Return those of the base."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -103,13 +103,23 @@ class Constrained(Request):
         return np.array([walk.log_proposal for walk in walks])
 
     def covers(self, other: Any) -> bool:
-        """Whether this kernel can reach all that ``other`` can: it is the same, however drawn."""
-        return (
-            isinstance(other, Constrained)
-            and other.step.fingerprint == self.step.fingerprint
-            and other.potential.fingerprint == self.potential.fingerprint
-            and other.alone == self.alone
-        )
+        """Whether this kernel can reach all that ``other`` can, as far as can be told.
+
+        It can where it starts and ends as the other does, its own law cuts nothing off that the other's does not, and
+        its potential has weight wherever the other's has: the same grammar at another temperature, say, or fewer of
+        the factors of a product.
+        """
+        if not isinstance(other, Constrained) or not _spans(self.step, other.step, 0):
+            return False
+        if self.sampler is not None and not self.sampler.proper_weights:
+            return False  # its q is not that of its draws
+        same = self.step.sampling == other.step.sampling and not other.alone
+        return (self.alone or same or not self.step.sampling.truncates) and self.potential.covers(other.potential)
+
+    def within(self, step: Step) -> bool:
+        """Whether a step without a potential can reach all that this kernel can."""
+        same = step.sampling == self.step.sampling and not self.alone
+        return (same or not step.sampling.truncates) and step.mask is None and _spans(step, self.step, 1)
 
     def support(self) -> list[Text] | None:
         """Return all texts that one token can lead to; None for longer steps, and a vocabulary above 512."""
@@ -130,6 +140,18 @@ class Constrained(Request):
                 walk.take(token, log_gamma, 0.0)
                 texts.append(walk.text())
         return texts
+
+
+def _spans(step: Step, other: Step, end: int) -> bool:
+    """Whether a step goes as far as another from the same text; the end of a whole one may take ``end`` tokens."""
+    if step.lm is not other.lm or step.text != other.text:
+        return False
+    if not other.ending.whole:
+        return step.ending == other.ending
+    enough = other.ending.max_tokens + end
+    return step.ending.max_tokens >= enough and replace(step.ending, max_tokens=enough) == replace(
+        other.ending, max_tokens=enough
+    )
 
 
 def _run(walks: Sequence[Walk], keys: Keys, values: Sequence[Text] | None = None) -> None:

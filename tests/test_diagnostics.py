@@ -353,6 +353,25 @@ def test_a_cut_run_says_so():
     )
     none = fk.infer(Hmm(), fk.SMC(50), seed=0, budget=fk.Budget(seconds=0))
     assert none.warnings[0].startswith("no particle ran to its end (stopped: seconds)")
+    assert none.warnings[0].endswith("raise the budget")
+    left_off = fk.infer(Hmm(), fk.SMC(50), seed=0, callbacks=[lambda step: True])
+    assert left_off.warnings[0].endswith("vote on; let it run on")
+
+
+@pytest.mark.parametrize(
+    ("engine", "limit"), [(fk.AStar(3), "expansions"), (fk.MCTS(2, moves=False), "simulations")], ids=repr
+)
+def test_a_search_that_has_used_up_its_own_limit_names_it(engine, limit):
+    @fk.program
+    async def long():
+        for _ in range(6):
+            await fk.factor("G", -0.1 * await fk.sample("x", fk.dist.Bernoulli(0.5)))
+
+    said = fk.infer(long(), engine, seed=0).warnings[0]
+    assert said == (
+        f"no particle ran to its end ({type(engine).__name__} has used up its {limit}): the values are unfinished, and "
+        f"there is nothing to average or vote on; give it more {limit}"
+    )
 
 
 def test_rewards_that_never_differ_are_noticed():

@@ -642,33 +642,6 @@ def test_states_are_let_go_of(engine):
     assert len(live) <= shown
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: fk.BeamSearch(0), "particles must be a positive integer"),
-        (lambda: fk.BeamSearch(4, width=0), "width must be a positive integer"),
-        (lambda: fk.BeamSearch(4, lookahead=-1), "lookahead is a number of steps"),
-        (lambda: fk.BeamSearch(4, score="mean"), 'score must be "last", "product" or "min", not \'mean\''),
-        (lambda: fk.BeamSearch(4, temperature=0.0), "temperature must be positive and finite"),
-        (lambda: fk.BeamSearch(4, all_dead="no"), "all_dead must be"),
-        (lambda: fk.DVTS(5, width=2), "particles must be a multiple of the width 2, not 5"),
-        (lambda: fk.Rebase(4, balance=0.0), "balance must be positive"),
-        (lambda: fk.Rebase(4, chains=0), "chains must be a positive integer"),
-        (lambda: fk.AStar(0), "expansions must be a positive integer"),
-        (lambda: fk.AStar(4, results=0), "results must be a positive integer"),
-        (lambda: fk.AStar(4, cost="up"), 'cost must be "rises", "falls"'),
-        (lambda: fk.AStar(4, heuristic=1.0), "heuristic must be a function"),
-        (lambda: fk.MCTS(0), "simulations must be a positive integer"),
-        (lambda: fk.MCTS(4, rule="ucb"), 'rule must be "uct" or "puct"'),
-        (lambda: fk.MCTS(4, value="mean"), 'value must be "score" or "rollout"'),
-        (lambda: fk.MCTS(4, explore=-1.0), "explore must be finite and not negative"),
-    ],
-)
-def test_settings_are_checked_when_they_are_made(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
 # -- on a language model ------------------------------------------------------------------------------------------
 
 

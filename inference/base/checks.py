@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import numbers
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,20 +11,38 @@ import numpy as np
 
 def positive(name: str, value: Any) -> None:
     """Raise ValueError unless a setting is a positive integer."""
-    if not isinstance(value, int | np.integer) or value < 1:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a positive integer, not {value!r}")
+
+
+def is_real(value: Any) -> bool:
+    """Return whether a setting is a real number; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def fraction(name: str, value: Any, of: str = "") -> None:
     """Raise ValueError unless a setting, a fraction ``of`` something, is from 0 to 1."""
-    if not 0.0 <= value <= 1.0:
+    if not is_real(value) or not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} is a fraction{of and f' of {of}'}, in [0, 1], not {value!r}")
 
 
 def temperature_or_none(value: Any) -> None:
     """Raise ValueError unless a temperature of selection is positive and finite, or None."""
-    if value is not None and not 0 < value < np.inf:
+    if value is not None and not (is_real(value) and 0 < value < np.inf):
         raise ValueError(f"temperature must be positive and finite, or None for the best, not {value!r}")
+
+
+def depths_or_none(name: str, value: Any) -> None:
+    """Raise ValueError unless a setting is a collection of depths, or None.
+
+    >>> depths_or_none("branch_at", (0, 4))
+    >>> depths_or_none("branch_at", 4)
+    Traceback (most recent call last):
+    ValueError: branch_at holds depths from 0 up, such as (4,), or is None for all, not 4
+    """
+    fine = value is None or isinstance(value, Collection)
+    if not fine or any(not isinstance(d, int | np.integer) or d < 0 for d in value or ()):
+        raise ValueError(f"{name} holds depths from 0 up, such as (4,), or is None for all, not {value!r}")
 
 
 def function_or_none(name: str, value: Any, of: str = "a value") -> None:

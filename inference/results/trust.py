@@ -17,6 +17,8 @@ _DOMINANT = 0.9
 _BAD_KHAT = 0.7
 _SPREAD = 0.5
 _SINGLE = 0.95
+_LIMITS = {"AStar": "expansions", "MCTS": "simulations"}
+"""The setting that ends a search, by engine, where it may end with unfinished runs alone."""
 
 
 def reservations(posterior: Any) -> tuple[str, ...]:
@@ -54,16 +56,31 @@ def founders(posterior: Any) -> list[int]:
 
 def _unfinished(posterior: Any) -> Iterator[str]:
     n, complete = len(posterior), int(posterior.complete.sum())
+    if complete == n:
+        return
+    why, cure = _cut_short(posterior)
     if complete == 0:
         yield (
-            f"no particle ran to its end (stopped: {posterior.stopped}): the values are unfinished, and there is "
-            "nothing to average or vote on; raise the budget"
+            f"no particle ran to its end ({why}): the values are unfinished, and there is nothing to average or vote "
+            f"on; {cure}"
         )
-    elif complete < n:
+    else:
         yield (
-            f"{n - complete} of {n} particles did not run to their end (stopped: {posterior.stopped}); expect, vote "
-            "and best leave them out, which favours short runs"
+            f"{n - complete} of {n} particles did not run to their end ({why}); expect, vote and best leave them out, "
+            "which favours short runs"
         )
+
+
+def _cut_short(posterior: Any) -> tuple[str, str]:
+    """Return why particles are unfinished, and what would let them finish."""
+    if posterior.stopped is None:
+        engine = posterior.engine.partition("(")[0]
+        if engine not in _LIMITS:
+            return f"{engine} gave them up", "soften what ends them"
+        return f"{engine} has used up its {_LIMITS[engine]}", f"give it more {_LIMITS[engine]}"
+    if posterior.stopped in ("interrupted", "callback"):
+        return f"stopped: {posterior.stopped}", "let it run on"
+    return f"stopped: {posterior.stopped}", "raise the budget"
 
 
 def _equal(posterior: Any) -> Iterator[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats
-from ..base.checks import one_of
+from ..base.checks import is_real, one_of
 from ..base.engine import Guarantee, Move, Run, Start
 from .expansion import Expansion, Scoring, check_search
 from .tree_search import uct
@@ -88,7 +88,7 @@ class MCTS:
         check_search(self, "simulations", "width", "batch")
         one_of("rule", self.rule, ("uct", "puct"))
         one_of("value", self.value, ("score", "rollout"))
-        if not 0 <= self.explore < math.inf:
+        if not is_real(self.explore) or not 0 <= self.explore < math.inf:
             raise ValueError(f"explore must be finite and not negative, not {self.explore!r}")
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:

@@ -13,7 +13,7 @@ from ...ppl import keys as _keys
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats
-from ..base.checks import one_of, positive
+from ..base.checks import is_real, one_of, positive
 from ..base.engine import Growing, Guarantee, Move, Report, Run, Start
 from ..base.search_tree import SearchTree
 from ..base.selection import choose
@@ -63,7 +63,7 @@ class NoiseSearch:
     def __post_init__(self) -> None:
         for name in ("rounds", "neighbours", "chains"):
             positive(name, getattr(self, name))
-        if not -1.0 < self.cosine < 1.0:
+        if not is_real(self.cosine) or not -1.0 < self.cosine < 1.0:
             raise ValueError(f"cosine must be between -1 and 1, not {self.cosine!r}")
         one_of("all_dead", self.all_dead, ("error", "zero"))
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
+from ..base.checks import is_real
 from ..base.engine import Guarantee, Run
 from .beam_search import in_waves
 from .expansion import Expanding, Expansion, Scoring, check_search
@@ -59,7 +60,7 @@ class Rebase:
 
     def __post_init__(self) -> None:
         check_search(self, "particles")
-        if not 0 < self.balance < np.inf:
+        if not is_real(self.balance) or not 0 < self.balance < np.inf:
             raise ValueError(f"balance must be positive and finite, not {self.balance!r}")
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:

@@ -12,7 +12,7 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, Index
-from ..base.checks import one_of, positive
+from ..base.checks import depths_or_none, one_of, positive
 from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
 from ..base.selection import best_first, choose
 from ..particles.smc import describe, without_evidence
@@ -59,17 +59,19 @@ class TreeOfFrames:
     guarantee: ClassVar[Guarantee] = "heuristic"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.branching, Collection) or not len(self.branching):
+            raise ValueError(
+                "branching is how many children nodes get, by depth from the number of roots, such as (8, 2), not "
+                f"{self.branching!r}"
+            )
         object.__setattr__(self, "branching", tuple(self.branching))
-        if not self.branching:
-            raise ValueError("branching needs at least the number of roots")
         for count in self.branching:
             positive("every entry of branching", count)
         positive("keep", self.keep)
         positive("chains", self.chains)
+        depths_or_none("judged", self.judged)
         if self.judged is not None:
             object.__setattr__(self, "judged", tuple(sorted(set(self.judged))))
-            if any(depth < 0 for depth in self.judged):
-                raise ValueError(f"judged depths count from 0: {self.judged!r}")
         one_of("all_dead", self.all_dead, ("error", "zero"))
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
-from ..base.checks import fraction, one_of, positive
+from ..base.checks import depths_or_none, fraction, is_real, one_of, positive
 from ..base.engine import Guarantee, Report, Run
 from ..base.search_tree import SearchTree
 from ..base.weights import logmeanexp
@@ -125,9 +125,8 @@ def check_tree(settings: Any) -> None:
     """Raise ValueError for a setting of a tree engine that is out of range."""
     for name in ("rollouts", "batch", "chains"):
         positive(name, getattr(settings, name))
-    if not settings.width > 0:
+    if not is_real(settings.width) or not settings.width > 0:
         raise ValueError(f"width must be positive, not {settings.width!r}")
     fraction("growth", settings.growth)
-    if settings.branch_at is not None and any(not isinstance(d, int | np.integer) or d < 0 for d in settings.branch_at):
-        raise ValueError(f"branch_at holds depths from 0 up, or is None for all, not {settings.branch_at!r}")
+    depths_or_none("branch_at", settings.branch_at)
     one_of("all_dead", settings.all_dead, ("error", "zero"))

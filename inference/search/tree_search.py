@@ -11,7 +11,7 @@ import numpy as np
 
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
-from ..base.checks import one_of
+from ..base.checks import is_real, one_of
 from ..base.engine import Guarantee, Report, Run
 from ..base.search_tree import SearchTree
 from ..base.weights import logmeanexp
@@ -75,7 +75,7 @@ class TreeSearch:
 
     def __post_init__(self) -> None:
         check_tree(self)
-        if not self.explore >= 0:
+        if not is_real(self.explore) or not self.explore >= 0:
             raise ValueError(f"explore must not be negative, not {self.explore!r}")
         one_of("backup", self.backup, ("soft", "max"))
 

@@ -177,6 +177,10 @@ class Step:
                 fits[i] = value.step == request.particle.step and np.array_equal(value.x, request.particle.x)
         return np.where(fits, moved.log_prob, -math.inf)
 
+    def fits(self, value: Any) -> bool:
+        """Whether a value is a particle of the same model."""
+        return isinstance(value, Particle) and value.model is self.model
+
     @staticmethod
     def _move(model: Generator, requests: Sequence[Step], keys: Keys, given: Any) -> Advance[Latents]:
         if requests[0].particle is None:

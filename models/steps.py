@@ -146,6 +146,10 @@ class Step:
             charge(**tally.amounts)
         return result
 
+    def fits(self, value: Any) -> bool:
+        """Return whether a value is a text."""
+        return isinstance(value, Text)
+
     def covers(self, other: Any) -> bool:
         """Return whether this step can reach every text that ``other``, a step or a constrained one, can."""
         if hasattr(other, "within"):

@@ -67,6 +67,10 @@ class Stacked(Adapted):
         log_prob = _compiled(self.structure)[1](*self._stack(requests, x))
         return np.where(possible, _tidy(log_prob, len(x)), -np.inf)
 
+    def fits(self, value: Any) -> bool:
+        """Whether a value has the shape of a draw, and is whole where draws are."""
+        return _b.has_form(value, self.dist.batch_shape + self.dist.event_shape, bool(self.dist.support.is_discrete))
+
     def _candidates(self) -> list[Any] | None:
         if self.dist.batch_shape or not self.dist.has_enumerate_support:
             return None

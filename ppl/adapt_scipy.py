@@ -71,7 +71,7 @@ class Univariate(Adapted):
             i = int(np.argwhere(np.isnan(values))[0, 0])
             given = ", ".join(repr(c.tolist()) for c in requests[i].columns)
             raise ValueError(f"scipy.stats.{self.family.name}: no distribution has parameters ({given})")
-        if hasattr(self.family, "logpmf") and not np.any(np.mod(getattr(self.family, "xk", 0), 1)):
+        if self._whole:
             values = whole(values)
         return Draws(_b.frozen(values), self._density(values, columns))
 
@@ -86,6 +86,14 @@ class Univariate(Adapted):
     def _density(self, x: Floats, columns: Sequence[Floats]) -> Floats:
         method = "logpmf" if hasattr(self.family, "logpmf") else "logpdf"
         return _b.total(np.asarray(self._call(method, x, columns), np.float64))
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value has the shape of a draw, and is whole where draws are."""
+        return _b.has_form(value, np.broadcast_shapes(*(c.shape for c in self.columns)), self._whole)
+
+    @property
+    def _whole(self) -> bool:
+        return hasattr(self.family, "logpmf") and not np.any(np.mod(getattr(self.family, "xk", 0), 1))
 
     def _ends(self) -> tuple[Any, Any]:
         split = len(self.columns) - len(self.names)
@@ -128,8 +136,7 @@ class Multivariate(Adapted):
         """Draw with one NumPy generator per key."""
         values = []
         for request, generator in zip(requests, _keys.generators(keys)):
-            value = np.asarray(request.dist.rvs(size=1, random_state=generator))
-            value = value[0] if value.ndim > 1 and len(value) == 1 else value
+            value = _drawn(request.dist, generator)
             value.flags.writeable = False
             values.append(value)
         return Draws(values, self.log_prob_batch(requests, values))
@@ -141,9 +148,24 @@ class Multivariate(Adapted):
         with np.errstate(divide="ignore"):
             return np.array([float(np.sum(getattr(r.dist, score)(v))) for r, v in pairs])
 
+    def fits(self, value: Any) -> bool:
+        """Whether a value has the form of a draw, and is one that SciPy does not refuse to score (off a simplex)."""
+        if not _b.has_form(value, np.shape(_drawn(self.dist, 0)), hasattr(self.dist, "logpmf")):
+            return False
+        try:
+            self.log_prob_batch([self], [value])
+        except ValueError:
+            return False
+        return True
+
     def bounds(self) -> Bounds | None:
         """Return the whole space for the normal and Student families, else None."""
         if type(self.dist).__name__ not in ("multivariate_normal_frozen", "multivariate_t_frozen"):
             return None
         wide = np.full(self.dist.dim, np.inf)
         return Bounds(False, -wide, wide)
+
+
+def _drawn(dist: Any, seed: Any) -> NDArray[Any]:
+    value = np.asarray(dist.rvs(size=1, random_state=seed))
+    return value[0] if value.ndim > 1 and len(value) == 1 else value

@@ -135,6 +135,10 @@ class Stacked(Adapted):
             logs = stacked.log_prob(x)
         return _b.total(torch.where(possible, logs, -torch.inf).numpy())
 
+    def fits(self, value: Any) -> bool:
+        """Whether a value has the shape of a draw, and is whole where draws are."""
+        return _b.has_form(value, self.dist.batch_shape + self.dist.event_shape, _discrete(self.dist))
+
     def _candidates(self) -> list[Any] | None:
         if self.dist.batch_shape or not self.dist.has_enumerate_support:
             return None
@@ -177,6 +181,10 @@ class Single(Adapted):
 
         with torch.no_grad():
             return np.array([_score(r.dist, np.array(v)) for r, v in zip(requests, arrays(values))])
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value has the shape of a draw, and is whole where draws are."""
+        return _b.has_form(value, self.dist.batch_shape + self.dist.event_shape, _discrete(self.dist))
 
     def _candidates(self) -> list[Any] | None:
         if self.dist.batch_shape or not self.dist.has_enumerate_support:

@@ -58,6 +58,10 @@ class Adapted:
         """Whether this distribution can reach all that ``other`` can; see `batching.covers`."""
         return _b.covers(self, other)
 
+    def fits(self, value: Any) -> bool:
+        """Whether a value has the shape of a draw, and is whole where draws are."""
+        raise NotImplementedError
+
     def _parameters(self) -> Sequence[Any]:
         raise NotImplementedError
 

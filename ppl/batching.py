@@ -50,6 +50,19 @@ def fits(event: tuple[int, ...], shape: tuple[int, ...]) -> bool:
         return False
 
 
+def has_form(value: Any, shape: tuple[int, ...], discrete: bool) -> bool:
+    """Whether a value is a number, or an array of them, of a certain shape, and whole or not.
+
+    >>> has_form(1, (), True), has_form(1, (), False), has_form([0.5], (), False), has_form("a", (), True)
+    (True, False, False, False)
+    """
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return array.shape == tuple(shape) and array.dtype.kind in ("biu" if discrete else "f")
+
+
 def align(columns: Sequence[Floats]) -> list[Floats]:
     """Give arrays (n, *shape) the same number of axes, so that their shapes broadcast as NumPy's do.
 

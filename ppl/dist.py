@@ -291,6 +291,11 @@ class Categorical(Distribution):
                 found.append(value)
         return found
 
+    def fits(self, value: Any) -> bool:
+        """Whether a value is an index, or array of them, as draws are; of ``values``, anything may be compared."""
+        table: Any = self.logits if self.probs is None else self.probs
+        return self.values is not None or _b.has_form(value, np.shape(table)[:-1], True)
+
     def covers(self, other: Any) -> bool:
         """Whether every value that ``other`` can take has positive probability here."""
         mine = self._tables([self])[0][0]
@@ -346,6 +351,10 @@ class MultivariateNormal(Distribution):
             raise ValueError(f"MultivariateNormal: a value of shape {shape} for draws of {loc.shape[1:]}")
         z = np.linalg.solve(root, (x - loc)[..., None])[..., 0]
         return _gauss(z.astype(np.float64, copy=False), root)
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value is a vector of draws' length."""
+        return _b.has_form(value, np.shape(self.loc), False)
 
     def bounds(self) -> Bounds:
         """Return the whole of R^d."""

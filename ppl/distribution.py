@@ -87,6 +87,10 @@ class Distribution:
         """Whether this distribution can reach all that ``other`` can; see `batching.covers`."""
         return _b.covers(self, other)
 
+    def fits(self, value: Any) -> bool:
+        """Whether a value has the form of a draw."""
+        return True
+
     def _shape(self, request: Any) -> Hashable:
         return tuple(np.shape(getattr(request, name)) for name in self.parameters)
 
@@ -146,6 +150,11 @@ class Elementwise(Distribution):
             shape, event = np.shape(values[0]), np.broadcast_shapes(*(p.shape for p in stacked))[1:]
             raise ValueError(f"{type(self).__name__}: a value of shape {shape} for draws of shape {event}")
         return _b.total(self._density(x, *params))
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value has the shape of a draw, and is whole where draws are."""
+        shape = np.broadcast_shapes(*(np.shape(getattr(self, name)) for name in self.parameters))
+        return _b.has_form(value, shape, self.discrete)
 
     def bounds(self) -> Bounds:
         """Return where the draws lie."""

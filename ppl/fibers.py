@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from .effects import Effect, Gather
 from .guard import guard
-from .sites import Running, Site, address, check_name, short, shut
+from .sites import Running, Site, Tentative, address, check_name, short, shut
 
 Log = tuple[Any, ...] | None
 """A persistent list of completed effects: (the log before, kind, name, request, value)."""
@@ -159,7 +159,7 @@ class Run:
     __slots__ = (
         "batch", "dead", "done", "dropped", "given", "held", "last", "log_potential", "log_prob", "log_proposal",
         "output", "program", "replaying", "result", "root", "row", "scored", "sites",
-        "unawaited", "waiting",
+        "tentative", "unawaited", "waiting",
     )  # fmt: skip
 
     def __init__(self, program: Any) -> None:
@@ -176,11 +176,12 @@ class Run:
         self.held: list[tuple[Fiber, Any]] = []
         self.root = Fiber(self, program.coroutine(), list(program.handlers), {})
 
-    def begin(self, row: int, batch: int, given: dict[str, Any] | None) -> None:
-        """Start a step as the given row of a batch of runs."""
+    def begin(self, row: int, batch: int, given: Any = None) -> None:
+        """Start a step as the given row of a batch of runs, with choices that an engine gives back: see `_forced`."""
         self.row = row
         self.batch = batch
-        self.given = given
+        self.tentative = type(given) is Tentative
+        self.given = _forced(given, self.tentative) if given or self.tentative else None
         self.log_prob = 0.0
         self.log_proposal = 0.0
         self.log_potential = 0.0
@@ -191,6 +192,11 @@ class Run:
         """End the particle at once: its weight is zero."""
         self.dead = self.done = True
         self.log_potential = -math.inf
+
+    def refuse(self) -> None:
+        """End the particle, for the choices that it was given on trial do not fit it: their density is zero."""
+        self.log_prob = -math.inf
+        self.kill()
 
     def drop(self) -> None:
         """Let go of the coroutines and of all that they hold, at once: fibers and runs refer to each other."""
@@ -207,6 +213,14 @@ class Run:
             f"feynkac: particle {self.row} of {self.batch} of program {self.program.name!r}, {where}; "
             f"its trace so far: {more}{shown or 'empty'}"
         )
+
+
+def _forced(choices: Any, tentative: bool) -> dict[str, Any]:
+    """Turn what an engine gives back (sites, or values by address) into values by address."""
+    if isinstance(choices, Mapping):
+        return dict(choices)
+    kinds = ("sample",) if tentative else ("sample", "call")
+    return {site.address: site.value for site in choices if site.kind in kinds}
 
 
 def fail(fiber: Fiber, error: Exception) -> NoReturn:

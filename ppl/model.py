@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from .errors import InvalidWeight
 from .keys import Keys
 from .reals import reals
+from .sites import Site, Tentative
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -87,12 +88,21 @@ class Advance(Generic[S]):
         return np.where(np.isneginf(self.log_potential), -np.inf, self.log_potential + ratio)
 
 
+def retry(choices: Any) -> Any:
+    """Return what forces a step's choices on another past, where they may not fit; arrays stay as they are."""
+    sites = isinstance(choices, tuple) and all(isinstance(site, Site) for site in choices)
+    return Tentative(choices) if sites else choices
+
+
 class FeynmanKac(Protocol[S]):
     """A Feynman–Kac model over batches of particles. Engines see only this.
 
     ``start`` and ``advance`` take one key per particle and make one batched call to each underlying model.
     ``given`` forces recorded choices (an item of ``Advance.choices``, or None where the particle is free) and
-    scores them. A particle that is done passes through ``advance`` unchanged, with all its terms 0.
+    scores them. An engine may try them on another past, where they have density zero if they do not fit: then that
+    particle dies, with log_prob −inf, and the others of the batch go on. Choices of sites are marked as `Tentative`
+    for it (see `retry`); given plainly, they must be met, else `ImpossibleChoice` is raised. A particle that is done
+    passes through ``advance`` unchanged, with all its terms 0.
 
     A model may have an attribute ``guarantee``: "discretised" says that its target is reached as its steps get smaller,
     and the posterior of an engine promises no more than that.
@@ -133,11 +143,11 @@ class Kernel(Protocol):
     """Something that can be drawn from in batches: a distribution, an LLM step, a denoising step.
 
     Requests whose ``batch_key`` are equal are served by one call to ``sample_batch`` of any of them. A request
-    may also offer ``support()`` (all its values, where they are few), and ``covers(other)`` (whether it can reach
-    all that ``other`` can; needed of a proposal that restricts its own support). One whose draws have a
-    ``log_proposal`` has ``log_proposal_batch(requests, values)``, too, for values that are forced. With
-    ``expensive = True`` its calls wait until no particle has anything lighter to do, so that as many as possible
-    share them.
+    may also offer ``support()`` (all its values, where they are few), ``covers(other)`` (whether it can reach all
+    that ``other`` can; needed of a proposal that restricts its own support), and ``fits(value)`` (whether a value
+    has the shape and kind of its draws; one that has not is never drawn). One whose draws have a ``log_proposal`` has
+    ``log_proposal_batch(requests, values)``, too, for values that are forced. With ``expensive = True`` its calls wait
+    until no particle has anything lighter to do, so that as many as possible share them.
     """
 
     @property

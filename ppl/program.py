@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, ParamSpec
 
 import numpy as np
@@ -160,9 +160,8 @@ def launch(
 ) -> Advance[Particles]:
     """Start one particle of each program, all in one wave. ``owners`` are their rows in the cost ledger."""
     runs = [Run(program) for program in programs]
-    forced = [None] * len(runs) if given is None else [_forced(choices) for choices in given]
     for row, run in enumerate(runs):
-        run.begin(row, len(runs), forced[row])
+        run.begin(row, len(runs), None if given is None else given[row])
     Wave(runs, keys, owners).run()
     return _advance(Particles([Particle(run, 0) for run in runs]), runs)
 
@@ -180,7 +179,7 @@ def resume(
         fresh = run is None
         if run is None:
             run = Run(item.program)
-        run.begin(row, len(live), None if given is None else _forced(given[i]))
+        run.begin(row, len(live), None if given is None else given[i])
         runs.append(run)
         if fresh:
             assert item.snapshot is not None
@@ -211,15 +210,6 @@ def _advance(state: Particles, runs: list[Run], live: list[int] | None = None) -
         choices[row] = tuple(run.sites)
     log_prob, log_proposal, log_potential, log_twist = numbers
     return Advance(state, choices, log_prob, log_proposal, log_potential, log_twist, state.done, scored)
-
-
-def _forced(choices: Any) -> dict[str, Any] | None:
-    """Turn what an engine gives back (sites, or values by address) into values by address."""
-    if not choices:
-        return None
-    if isinstance(choices, Mapping):
-        return dict(choices)
-    return {site.address: site.value for site in choices if site.kind in ("sample", "call")}
 
 
 class ProgramFactory(Generic[P]):

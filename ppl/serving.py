@@ -14,7 +14,7 @@ from .cost import active
 from .cost import rows as cost_of
 from .effects import Call, Effect, Sample
 from .errors import CannotScore, InvalidWeight, UnsupportedProposal
-from .fibers import Failed, Fiber, annotate, fail
+from .fibers import Failed, Fiber, Run, annotate, fail
 from .guard import guard
 from .keys import Keys
 from .reals import reals
@@ -89,6 +89,9 @@ class Server:
 
     def sample(self, fiber: Fiber, effect: Sample) -> None:
         """Take up a sample site: draw, score, or take it as it is."""
+        if fiber.run.tentative and not _fits(fiber.run, effect):
+            fiber.run.refuse()
+            return
         if effect.fixed:
             self.given(fiber, effect)  # a choice given back is met, and makes no difference
             self._sampled(fiber, effect, effect.forced, 0.0, 0.0)
@@ -262,6 +265,18 @@ class Server:
         fiber.run.sites.append(_new(Site, (effect.name, effect.visit, "call", shown, 0.0, 0.0, effect.hidden)))
         fiber.log = (fiber.log, "call", effect.name, effect.request, value)
         self._ready.append((fiber, value))
+
+
+def _fits(run: Run, effect: Sample) -> bool:
+    """Whether a site is among those whose values are given on trial, and the value has the form of its draws."""
+    if effect.obs is not MISSING:
+        return True
+    assert run.given is not None
+    value = run.given.get(address(effect.name, effect.visit), MISSING)
+    if value is MISSING or effect.forced is not MISSING:  # a handler's value may have another form: True, or 1 for 1.0
+        return value is not MISSING
+    fits = getattr(effect.kernel, "fits", None)
+    return fits is None or bool(fits(value))
 
 
 def _check_count(kernel: Any, method: str, wanted: int, *got: int) -> None:

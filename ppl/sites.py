@@ -46,6 +46,17 @@ class Site(NamedTuple):
         return address(self.name, self.visit)
 
 
+class Tentative(tuple[Site, ...]):
+    """The choices of a step, to be tried on another past, which they may not fit.
+
+    Given so, they need not be met: where the program there does not ask for these choices and no others, or a value is
+    none that its site can have, the particle dies, with log_prob −inf. Calls are made anew, as they depend on the past.
+    Choices that are given plainly must be met.
+    """
+
+    __slots__ = ()
+
+
 def address(name: str, visit: int) -> str:
     """Write a site's address: ``"line"`` for its first visit, then ``"line[1]"``."""
     return f"{name}[{visit}]" if visit else name

@@ -78,6 +78,9 @@ class Wave:
         self._look_ahead()
         for run in self.runs:
             if run.given and not run.dead:
+                if run.tentative:
+                    run.refuse()
+                    continue
                 unmet = f"the forced choices {sorted(run.given)} were not met in this step"
                 fail(run.root, ImpossibleChoice(unmet))
 

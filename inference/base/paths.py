@@ -141,17 +141,6 @@ def run_on(
         wave += 1
 
 
-def alike(made: Any, given: Any) -> bool:
-    """Whether the choices of a step are those given and no more: a program may ask for others on another path.
-
-    It is True for choices that are not sites, such as arrays.
-    """
-    if not isinstance(given, tuple) or not all(hasattr(site, "address") for site in given):
-        return True
-    mine, theirs = ({s.address for s in sites if s.kind in ("sample", "call")} for sites in (made, given))
-    return mine == theirs
-
-
 def _adopt(before: Sequence[Path | None], advance: Advance[Any]) -> list[Path]:
     """Link the rows of an advance to the paths that they came from."""
     increments = np.asarray(advance.log_increment, float)

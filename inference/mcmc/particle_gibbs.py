@@ -34,7 +34,8 @@ class ParticleGibbs:
     Where the particles share their early steps, so do the draws. With ``ancestor_sampling`` the reference draws its
     past anew at each resampling, from all particles, ∝ weight · p·∏G of its future with that past. It needs a model
     that scores forced choices, and whose choices fit another past (a token does; a text that holds its whole past
-    fits no other, and the sweep is then as without). It costs up to n·T²/2 forced steps a sweep of T steps.
+    fits no other, and the sweep is then as without); a past on which the program asks for others has no chance. It
+    costs up to n·T²/2 forced steps a sweep of T steps.
 
     Args:
         particles_per_sweep: n, at least 2.

@@ -11,10 +11,10 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
-from ...ppl.model import FeynmanKac, Floats
+from ...ppl.model import FeynmanKac, Floats, retry
 from ..base.checks import positive
 from ..base.engine import Guarantee, Run
-from ..base.paths import Asking, Path, alike, extend, run_on
+from ..base.paths import Asking, Path, extend, run_on
 from .chain import alive, check_schedule, draw_chain, from_prior, kept
 
 
@@ -34,8 +34,9 @@ class SuffixMH:
     The chain is exact in the limit of many moves, and gives no evidence; ``info["acceptance"]`` is the share accepted.
 
     With ``block`` every other move, by a coin, writes only so many steps anew, and forces the choices of those after
-    on them. So the model must be able to score forced choices, and they must fit another past: tokens do, texts that
-    hold their whole past do not (such a move is then never accepted).
+    on them (calls are made anew). So the model must be able to score forced choices, and they must fit another past:
+    tokens do, texts that hold their whole past do not, nor do choices of which the program asks for others there (the
+    run stays as it is).
 
     As a kernel it moves the particles of an SMC: ``SMC(n, move=SuffixMH(3))``.
 
@@ -160,14 +161,11 @@ class SuffixMH:
         begin = [0 if past is None else past.length for past in pasts]
         going = list(range(len(olds)))
         for t in range(max(map(len, steps))):
-            given = [None if t < self.block else steps[i][begin[i] + t].choices for i in going]
+            given = [None if t < self.block else retry(steps[i][begin[i] + t].choices) for i in going]
             made = yield from extend(model, [out[i] for i in going], _keys.fold(keys[going], t), given)
-            on = []
-            for i, new, forced in zip(going, made, given):
-                out[i] = new if forced is None or alike(new.choices, forced) else None
-                if out[i] is not None and not new.done and new.length < olds[i].length:
-                    on.append(i)
-            going = on
+            for i, new in zip(going, made):
+                out[i] = new
+            going = [i for i, new in zip(going, made) if not new.done and new.length < olds[i].length]
             if not going:
                 break
         same = [new is not None and (new.length, new.done) == (old.length, old.done) for new, old in zip(out, olds)]

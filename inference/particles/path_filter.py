@@ -10,9 +10,9 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
-from ...ppl.model import Advance, FeynmanKac, Floats
+from ...ppl.model import Advance, FeynmanKac, Floats, retry
 from ..base.engine import Growing, Move, Start
-from ..base.paths import Asking, MarkovKernel, Path, alike, extend
+from ..base.paths import Asking, MarkovKernel, Path, extend
 from ..base.resampling import Scheme, conditional, resample
 from ..base.weights import logmeanexp, normalize, spread
 
@@ -111,8 +111,8 @@ def _ancestor(
         before = ends
         if rivals:
             keys = _keys.fold(key, _keys.tag("ancestor"), t, np.array(rivals))
-            ends = yield from extend(model, ends, keys, [choices] * len(rivals))
-        fits = [ok and new is not old and alike(new.choices, choices) for ok, old, new in zip(fits, before, ends)]
+            ends = yield from extend(model, ends, keys, [retry(choices)] * len(rivals))
+        fits = [ok and new is not old for ok, old, new in zip(fits, before, ends)]
     if not all(path.scored for path in (line[-1], *ends)):
         raise Unsupported(f"ancestor sampling scores the choices of a path, and {model!r:.200} gives no log-probs")
     scores = np.full(len(paths), -np.inf)

@@ -102,6 +102,10 @@ class Constrained(Request):
         _run(walks, np.tile(root(0), len(walks)), values)
         return np.array([walk.log_proposal for walk in walks])
 
+    def fits(self, value: Any) -> bool:
+        """Whether a value is a text."""
+        return self.step.fits(value)
+
     def covers(self, other: Any) -> bool:
         """Whether this kernel can reach all that ``other`` can, as far as can be told.
 

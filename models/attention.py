@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..ppl.errors import Unsupported
 from .cache import SlabCache
@@ -15,6 +16,8 @@ from .forward import CacheInfo, Forwarder
 from .kept import Kept
 from .store import Job, Placement, Store, locate
 from .tree import Node, Tree
+from .trial import Trial, trying
+from .wrappers import accepted, core, first_position
 
 
 class AttentionForwarder(Forwarder):
@@ -23,22 +26,58 @@ class AttentionForwarder(Forwarder):
     Of ``limit`` bytes a sixteenth is for logits, the rest for keys and values. A history that does not fit
     is forwarded whole each time, and kept nowhere.
 
-    Raises `Unsupported` for a model that keeps something else in its cache.
+    Histories of unequal lengths share a pass, padded on the left, where the model takes the numbers of their
+    positions or needs none; else those of one length do. The model is tried on a few tokens: what it gives piece by
+    piece must be what it gives at once. A model that turns keys by the length of the whole text (LongRoPE) does so
+    here by the length of each: past the length where it changes, what was kept is computed again.
+
+    Raises `Unsupported` for a model whose steps give other logits than a pass over the whole.
     """
 
-    def __init__(self, model: Any, tree: Tree, limit: int, max_batch: int, vocab_size: int) -> None:
-        accepted = inspect.signature(model.forward).parameters
-        self._takes_positions = "position_ids" in accepted
-        self._keeps_logits = "logits_to_keep" in accepted
-        self.store = Store(limit - limit // 16)
-        super().__init__(model, tree, Kept(limit // 16), max_batch, vocab_size)
-        with torch.inference_mode():
-            self._measure()
+    positions_name = "position_ids"
 
-    def _measure(self) -> None:
-        """Forward a token, to learn what a position takes."""
-        self.attempt([Job(Node(None, -1, (0,)), 0, None, None)], 1, False)
+    def __init__(
+        self, model: Any, tree: Tree, limit: int, max_batch: int, vocab_size: int, longest: int | None = None
+    ) -> None:
+        names = accepted(model)
+        self._takes_positions = self.positions_name in names
+        self._keeps_logits = "logits_to_keep" in names
+        self._first = first_position(core(model))
+        self.ragged = True
+        """Whether histories of unequal lengths can share a pass."""
+        self.store = Store(limit - limit // 16)
+        self._turn = turn(core(model).config.to_dict())
+        self.longest = min((n for n in (longest, self._turn) if n is not None), default=None)
+        """The longest history to try the model on."""
+        super().__init__(model, tree, Kept(limit // 16), max_batch, vocab_size)
+        self._try()
+
+    def _try(self) -> None:
+        """Find out how the model can be run exactly."""
+        limit, self.store.limit = self.store.limit, sys.maxsize  # or histories that should meet in a pass might not
+        batch, self.max_batch = self.max_batch, max(self.max_batch, 4)
+        ways = self._ways()
+        self._takes_positions = False  # what whole passes give, they give to tokens alone
+        with trying(self.model):
+            trial = Trial(self)
+            for self._takes_positions, self.ragged in ways[:-1]:
+                if trial.passes():
+                    break
+                self.clear()
+            else:
+                self._takes_positions, self.ragged = ways[-1]
+                trial.run()
+        self.clear()
+        self.store.limit, self.max_batch = limit, batch
         self.forget()
+
+    def _ways(self) -> list[tuple[bool, bool]]:
+        """Whether to number positions, and whether to pad: from what serves best to what asks least of a model."""
+        return [*([(True, True)] if self._takes_positions else []), (False, True), (False, False)]
+
+    def roots(self, tree: Tree, tokens: NDArray[np.int64]) -> list[Node]:
+        """Return two beginnings for a trial."""
+        return [tree.root((int(token),)) for token in tokens[:2]]
 
     def info(self) -> CacheInfo:
         """Return what is held in memory."""
@@ -51,7 +90,7 @@ class AttentionForwarder(Forwarder):
     def forget(self) -> None:
         """Count from zero."""
         super().forget()
-        self.store.peak = self.kept.peak = 0
+        self.store.peak = self.kept.peak = self.store.evictions = self.kept.evictions = 0
 
     def clear(self) -> None:
         """Drop all that is held in memory."""
@@ -60,7 +99,20 @@ class AttentionForwarder(Forwarder):
 
     def locate(self, node: Node, first: int) -> Job:
         """Find the longest kept beginning of a history, of at most ``first`` positions."""
-        return locate(node, first)
+        turn = self._turn
+        if turn is None:
+            return locate(node, first)
+        return locate(node, first, lambda row: (row.length > turn) == (node.length > turn))
+
+    def stretch(self, first: int, end: int) -> int:
+        """Return how far, at most to ``end``, one pass over a whole serves its positions from ``first`` on."""
+        return end if self._turn is None or first >= self._turn else min(end, self._turn)
+
+    def together(self, one: Job, other: Job) -> bool:
+        """Return whether two jobs can share a pass."""
+        if self._turn is not None and (one.node.length > self._turn) != (other.node.length > self._turn):
+            return False
+        return self.ragged or (one.node.length == other.node.length and one.pending == other.pending)
 
     def order(self, job: Job) -> tuple[int, ...]:
         """Like shapes together, and the rows of a slab together and in order."""
@@ -87,8 +139,10 @@ class AttentionForwarder(Forwarder):
 
     def bare(self, job: Job, every: bool) -> Any:
         """Forward one whole history and keep nothing; logits (1, k, V)."""
-        inputs = {"logits_to_keep": 0 if every else 1} if self._keeps_logits else {}
+        inputs: dict[str, Any] = {"logits_to_keep": 0 if every else 1} if self._keeps_logits else {}
         ids = self.tensor(np.array([job.node.tokens()], np.int64))
+        if self._takes_positions:
+            inputs[self.positions_name] = self.tensor(np.arange(job.node.length)[None] + self._first)
         logits = self.invoke(input_ids=ids, use_cache=False, **inputs).logits
         return (logits if every else logits[:, -1:]).float()
 
@@ -108,7 +162,7 @@ class AttentionForwarder(Forwarder):
         written = positions >= base
         inputs: dict[str, Any] = {}
         if self._takes_positions:
-            inputs["position_ids"] = self.tensor(positions.clip(min=0))
+            inputs[self.positions_name] = self.tensor(positions.clip(min=0) + self._first)
         mask = self.tensor((np.arange(low, end) >= start).astype(np.int64)) if (start > low).any() else None
         if self._keeps_logits:
             inputs["logits_to_keep"] = keep
@@ -126,3 +180,15 @@ class AttentionForwarder(Forwarder):
         if mask is not None:
             inputs["attention_mask"] = mask
         return self.invoke(input_ids=ids, past_key_values=cache, use_cache=True, **inputs).logits
+
+
+def turn(config: dict[str, Any]) -> int | None:
+    """Return the length of text past which a model turns all its keys otherwise (LongRoPE); None where it never does.
+
+    Such a model reads shorter texts with one set of frequencies and longer ones with another, and keys that were kept
+    of one set are wrong in the other (Ding et al. 2024, arXiv:2402.13753).
+    """
+    rope = config.get("rope_parameters") or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    lengths = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min((n or config["original_max_position_embeddings"] for n in lengths), default=None)

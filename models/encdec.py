@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import Cache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -18,6 +19,7 @@ from .forward import CacheInfo
 from .kept import Kept, Wave
 from .store import Job
 from .tree import Node, Tree
+from .wrappers import core
 
 Layers = list[tuple[Any, Any]]
 Place = tuple[Layers, int]
@@ -33,15 +35,18 @@ class EncoderDecoderForwarder(AttentionForwarder):
     Raises `Unsupported` for a model whose steps give other logits than a pass over the whole.
     """
 
+    positions_name = "decoder_position_ids"
+
     def __init__(
-        self, model: Any, tree: Tree, limit: int, max_batch: int, vocab_size: int, start: tuple[int, ...]
-    ) -> None:
+        self, model: Any, tree: Tree, limit: int, max_batch: int, vocab_size: int, longest: int | None,
+        start: tuple[int, ...], longest_prompt: int | None,
+    ) -> None:  # fmt: skip
         self._start = start
+        self._longest_prompt = longest_prompt
         self._encoded = Kept(limit // 4)
         self._width = 0
-        self._ragged = False
-        """Whether histories of different lengths can share a pass, padded on the left."""
-        super().__init__(model, tree, limit - limit // 4, max_batch, vocab_size)
+        self._source_bytes = 0
+        super().__init__(model, tree, limit - limit // 4, max_batch, vocab_size, longest)
 
     def info(self) -> CacheInfo:
         """Return what is held in memory."""
@@ -56,9 +61,10 @@ class EncoderDecoderForwarder(AttentionForwarder):
         super().clear()
         self._encoded.clear()
 
-    def together(self, one: Job, other: Job) -> bool:
-        """Return whether two jobs can share a pass."""
-        return self._ragged or (one.node.length == other.node.length and one.pending == other.pending)
+    def forget(self) -> None:
+        """Count from zero."""
+        super().forget()
+        self._encoded.peak = self._encoded.evictions = 0
 
     def attempt(self, jobs: Sequence[Job], width: int, every: bool) -> Any:
         """Forward jobs together; logits (n, k, V), or None where they or their prompts do not fit into memory."""
@@ -89,10 +95,11 @@ class EncoderDecoderForwarder(AttentionForwarder):
         out = self.invoke(input_ids=sources, decoder_input_ids=start, use_cache=True)
         cache = out.past_key_values
         if not isinstance(cache, EncoderDecoderCache):
-            raise Unsupported(f"{type(self.model).__name__} does not return the keys and values of its prompt")
+            raise Unsupported(f"{type(core(self.model)).__name__} does not return the keys and values of its prompt")
         layers = [(layer.keys, layer.values) for layer in cache.cross_attention_cache.layers]
         self._width = out.encoder_last_hidden_state.shape[-1]
         wave = Wave(None, layers, sum(keys.nbytes + values.nbytes for keys, values in layers))
+        self._source_bytes = wave.bytes // sources.numel()
         for row, root in enumerate(roots):
             root.state = wave, row
             self.owe(users[root], len(root.source) + len(root.prompt))
@@ -110,7 +117,7 @@ class EncoderDecoderForwarder(AttentionForwarder):
         longest = int(lengths.max())
         padded = self.tensor((np.arange(longest) < lengths[:, None]).astype(np.int64))
         # Only the shape of this is used: the keys and values made of it are in the cache.
-        hidden = torch.zeros((), dtype=self.model.dtype, device=self.model.device)
+        hidden = torch.zeros((), dtype=core(self.model).dtype, device=core(self.model).device)
         return self.invoke(
             decoder_input_ids=ids,
             decoder_attention_mask=mask,
@@ -121,46 +128,17 @@ class EncoderDecoderForwarder(AttentionForwarder):
             **inputs,
         ).logits
 
-    def _measure(self) -> None:
-        """Try the model on a few tokens: learn what things take, and that its steps agree with a whole pass."""
-        random = np.random.default_rng(0)
-        tree = Tree()
-        sources = [tuple(random.integers(0, self.vocab_size, n).tolist()) for n in (5, 7)]
-        roots = [tree.root(self._start, source) for source in sources]
-        said = random.integers(0, self.vocab_size, (2, 6)).tolist()
-        self._source_bytes = 0
-        limits = self.store.limit, self._encoded.limit
-        self.store.limit = self._encoded.limit = sys.maxsize  # or histories that should meet in a pass might not
-        try:
-            ends = [tree.extend(root, words) for root, words in zip(roots, said)]
-            whole = [self.bare(Job(end, 0, None, None), True)[0] for end in ends]
-            self._encode(roots[:1], dict(zip(roots, roots)))
-            self._source_bytes = self._encoded.bytes // len(sources[0])
-            fits = all(self._agrees([tree.extend(roots[0], said[0][:k])], whole) for k in (0, 1, 4, 5))
-            self._ragged = True
-            self._ragged = self._agrees([tree.extend(roots[0], said[0][:2]), ends[1]], whole)
-        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-            name = type(self.model).__name__
-            raise Unsupported(f"{name} does not take prompts and responses as others do: {error}") from error
-        self.store.limit, self._encoded.limit = limits
-        if not fits:
-            raise Unsupported(f"the steps of {type(self.model).__name__} give other logits than a pass over the whole")
-        self._encoded.peak = 0
-        self.forget()
+    def _try(self) -> None:
+        """Find out how the model can be run exactly, and what a token of a prompt takes."""
+        limit, self._encoded.limit = self._encoded.limit, sys.maxsize
+        super()._try()
+        self._encoded.limit = limit
 
-    def _agrees(self, nodes: list[Node], whole: list[Any]) -> bool:
-        """Whether histories, each of another prompt, get the logits of the whole."""
-        right = []
-
-        def check(jobs: Sequence[Job], logits: Any) -> None:
-            for job, row in zip(jobs, logits[:, -1]):
-                truth = whole[job.node.top.source != nodes[0].top.source][job.node.length - 1]
-                allowed = min(0.1, 300 * torch.finfo(self.model.dtype).eps)
-                spread = (truth - truth.mean()).abs().max()
-                right.append(bool((row - truth).abs().max() <= allowed * spread))
-
-        self.run(nodes, [node.length - 1 for node in nodes], check, 1)
-        return all(right)
+    def roots(self, tree: Tree, tokens: NDArray[np.int64]) -> list[Node]:
+        """Return two beginnings for a trial, whose prompts differ in length."""
+        known = tokens[tokens < core(self.model).get_input_embeddings().num_embeddings]
+        lengths = (min(n, self._longest_prompt or n) for n in (5, 7))
+        return [tree.root(self._start, tuple(known[-n:].tolist())) for n in lengths]
 
 
 class _Crossed(Cache):  # type: ignore[misc]

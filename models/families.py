@@ -10,30 +10,59 @@ from .encdec import EncoderDecoderForwarder
 from .forward import Forwarder
 from .recurrent import RecurrentForwarder
 from .tree import Tree
+from .wrappers import core, first_position
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-def choose(model: Any, config: Any, tree: Tree, limit: int, max_batch: int) -> tuple[Forwarder, tuple[int, ...] | None]:
+def choose(model: Any, tree: Tree, limit: int, max_batch: int) -> tuple[Forwarder, tuple[int, ...] | None]:
     """Return a model's forwarder, and the tokens that its decoder begins with if it has an encoder.
 
-    Raises `Unsupported` for a model whose cache cannot be forked exactly.
+    A model that cannot be run over keys and values exactly is tried as a recurrent one, whose states are copied whole.
+
+    Raises `Unsupported` for a model whose histories cannot be forked exactly.
     """
-    if getattr(config, "is_encoder_decoder", False):
-        start = _decoder_start(model)
-        return EncoderDecoderForwarder(model, tree, limit, max_batch, config.vocab_size, start), start
+    config = text_config(model)
+    prompts, most = contexts(model)
+    shared = model, tree, limit, max_batch, config.vocab_size
+    if core(model).config.is_encoder_decoder:
+        start = _decoder_start(core(model))
+        return EncoderDecoderForwarder(*shared, most, start, prompts), start
     layers = set(getattr(config, "layer_types", None) or ())
-    kind = RecurrentForwarder if getattr(model, "_is_stateful", False) or layers - _ATTENTION else AttentionForwarder
-    return kind(model, tree, limit, max_batch, config.vocab_size), None
+    if getattr(core(model), "_is_stateful", False) or layers - _ATTENTION:
+        return RecurrentForwarder(*shared), None
+    try:
+        return AttentionForwarder(*shared, most), None
+    except Unsupported as refusal:
+        try:
+            return RecurrentForwarder(*shared), None
+        except Unsupported:
+            raise refusal from refusal.__cause__
 
 
-def contexts(config: Any) -> tuple[int | None, int | None]:
+def text_config(model: Any) -> Any:
+    """Return the settings of what reads and writes text (of the decoder, if there is an encoder)."""
+    return core(model).config.get_text_config()
+
+
+def contexts(model: Any) -> tuple[int | None, int | None]:
     """Return most tokens of a prompt and of a whole history (a decoder's, if it has an encoder); None is any."""
-    most = getattr(config, "max_position_embeddings", None)
-    if not getattr(config, "is_encoder_decoder", False):
+    inner = core(model)
+    config = text_config(inner)
+    if not inner.config.is_encoder_decoder:
+        most = _most(config, inner, "max_position_embeddings", "max_target_positions")
         return most, most
-    encoder = getattr(config, "max_encoder_position_embeddings", most)
-    return encoder, getattr(config, "max_decoder_position_embeddings", most)
+    encoder = getattr(inner.config, "encoder", inner.config).get_text_config()
+    return (
+        _most(encoder, inner.get_encoder(), "max_encoder_position_embeddings", "max_position_embeddings"),
+        _most(config, inner.get_decoder(), "max_decoder_position_embeddings", "max_position_embeddings"),
+    )
+
+
+def _most(config: Any, module: Any, *names: str) -> int | None:
+    """Return the first of some settings that there is, less the positions that are not used."""
+    most = next((most for name in names if (most := getattr(config, name, None)) is not None), None)
+    return None if most is None else most - first_position(module)
 
 
 def _decoder_start(model: Any) -> tuple[int, ...]:

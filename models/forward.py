@@ -17,6 +17,7 @@ from .kept import Kept, Wave, gather
 from .shared import Plan, plan
 from .store import Job
 from .tree import Node, Tree
+from .wrappers import core
 
 _POSITIONS = 8192
 """Most positions, padding included, in one pass of several rows."""
@@ -116,6 +117,10 @@ class Forwarder(ABC):
     def together(self, one: Job, other: Job) -> bool:
         """Return whether two jobs can share a pass."""
         return True
+
+    def stretch(self, first: int, end: int) -> int:
+        """Return how far, at most to ``end``, one pass over a whole serves its positions from ``first`` on."""
+        return end
 
     def order(self, job: Job) -> tuple[int, ...]:
         """Sort key that brings jobs of like shape together."""
@@ -282,4 +287,4 @@ class Forwarder(ABC):
 
     def tensor(self, array: NDArray[Any]) -> Any:
         """Return an array as a tensor on the model's device."""
-        return torch.from_numpy(array).to(self.model.device)
+        return torch.from_numpy(array).to(core(self.model).device)

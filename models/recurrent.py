@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,8 @@ from .kept import Kept, Wave
 from .states import FIELDS, States, rebuild, select, tensors
 from .store import Job
 from .tree import Node, Tree
+from .trial import FAULTS, distance, rounding, trying
+from .wrappers import accepted, core
 
 _PROBE = 12
 _ROWS = 3
@@ -35,7 +36,7 @@ class RecurrentForwarder(Forwarder):
 
     def __init__(self, model: Any, tree: Tree, limit: int, max_batch: int, vocab_size: int) -> None:
         super().__init__(model, tree, Kept(limit), max_batch, vocab_size)
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._keeps_logits = "logits_to_keep" in accepted(model)
         self._field = ""
         self._by_row: Sequence[bool] = ()
         self._adapt = _plain
@@ -44,7 +45,7 @@ class RecurrentForwarder(Forwarder):
         """Whether states after histories of different lengths can share a pass."""
         self._chunks = False
         """Whether several tokens can follow a state in one pass."""
-        with torch.inference_mode():
+        with trying(model):
             self._probe()
         self.forget()
 
@@ -139,7 +140,7 @@ class RecurrentForwarder(Forwarder):
 
     def _probe(self) -> None:
         """Find out how the model keeps its state, and what can be done with it."""
-        name = type(self.model).__name__
+        name = type(core(self.model)).__name__
         random = np.random.default_rng(0)
         ids = self.tensor(random.integers(0, self.vocab_size, (_ROWS, _PROBE)))
         whole, _ = self._run(ids, True, use_cache=False)
@@ -175,12 +176,10 @@ class RecurrentForwarder(Forwarder):
                 given = torch.stack([ids[row, b : b + width] for row, b in zip(rows, begin)])
                 logits, state = self._step(given, state, True)
                 truth = torch.stack([whole[row, b : b + width] for row, b in zip(rows, begin)])
-                spread = (truth - truth.mean(-1, keepdim=True)).abs().max()
-                allowed = min(0.1, 300 * torch.finfo(self.model.dtype).eps)
-                if logits.shape != truth.shape or not (logits - truth).abs().max() <= allowed * spread:
+                if logits.shape != truth.shape or not distance(logits, truth) <= min(0.1, 300 * rounding(self.model)):
                     return False
                 state = rebuild(_bare_tensors(state), lambda tensor: tensor.clone())
-        except (ValueError, RuntimeError, IndexError, TypeError):
+        except FAULTS:
             return False
         return True
 

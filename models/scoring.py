@@ -89,7 +89,8 @@ def forced(
         wanted: dict[Node, list[int]] = defaultdict(list)
         for i, node in enumerate(nodes):
             if at[i] < node.length - 1:
-                wanted[node.ancestor(min(node.length - 1, at[i] + _CHUNK))].append(i)
+                reach = lm.forwarder.stretch(at[i], min(node.length - 1, at[i] + _CHUNK))
+                wanted[node.ancestor(reach)].append(i)
         if not wanted:
             return total
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet, ref
@@ -49,14 +49,15 @@ class Placement:
     end: int
 
 
-def locate(node: Node, first: int) -> Job:
-    """Find the longest kept prefix of a history, of at most ``first`` positions."""
+def locate(node: Node, first: int, fits: Callable[[Row], bool] = lambda row: True) -> Job:
+    """Find the longest kept prefix of a history, of at most ``first`` positions, in a row that ``fits``."""
     holder: Node | None = node
     while holder is not None and first > 0:
         if holder.row is not None:
-            if holder.row.slab.alive:
+            if not holder.row.slab.alive:
+                holder.row = None  # it was dropped
+            elif fits(holder.row):
                 return Job(node, min(holder.length, first), holder, holder.row)
-            holder.row = None  # its slab was dropped
         holder = holder.above
     return Job(node, 0, None, None)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..ppl.cost import charge
 from ..ppl.errors import ContextOverflow, Unsupported
 from ..ppl.score import Score
-from .families import choose, contexts
+from .families import choose, contexts, text_config
 from .forward import CacheInfo, Tally
 from .packed import pack
 from .sampling import Sampling
@@ -22,6 +22,7 @@ from .scoring import Likelihood, Mass, as_mask
 from .steps import Ending, Step
 from .text import Reading, Text
 from .tree import Node, Tree
+from .wrappers import core
 
 Message = Mapping[str, str]
 _made = count()
@@ -71,17 +72,17 @@ class TransformersLM:
         packed: bool | None = None,
         name: str | None = None,
     ) -> None:
-        config = model.config.get_text_config()
+        config = text_config(model)
         self.model = model.eval()
         pack(model, packed)
         self.tokenizer = tokenizer
         self.sampling = sampling or Sampling()
         self.vocab_size: int = config.vocab_size
-        self.prompt_context, self.context = contexts(config)
+        self.prompt_context, self.context = contexts(model)
         self.eos: frozenset[int] = _end_tokens(model, tokenizer)
         self.identity: str = name or getattr(config, "_name_or_path", "") or f"{type(model).__name__}-{next(_made)}"
         self.tree = Tree()
-        self.forwarder, self._start = choose(model, config, self.tree, cache_bytes, max_batch)
+        self.forwarder, self._start = choose(model, self.tree, cache_bytes, max_batch)
         self._likelihood = Likelihood(self)
         self._mass = Mass(self)
 
@@ -354,7 +355,8 @@ def _device(name: str | None) -> str:
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     ids: set[int] = set()
-    for source in (model.config, getattr(model, "generation_config", None), tokenizer):
+    inner = core(model)
+    for source in (inner.config, getattr(inner, "generation_config", None), tokenizer):
         given = getattr(source, "eos_token_id", None)
         ids.update(given if isinstance(given, list | tuple) else () if given is None else (given,))
     return frozenset(ids)

@@ -1,0 +1,163 @@
+"""A trial of a model on a few tokens: what it gives piece by piece and in company must be what it gives at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..ppl.errors import Unsupported
+from .store import Job
+from .tree import Node, Tree
+from .wrappers import core
+
+if TYPE_CHECKING:
+    from .attention import AttentionForwarder
+
+_TOKENS = 10
+"""Most tokens of a history that is tried."""
+_FORK = 4
+"""Where two of them part."""
+FAULTS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a model may raise that is run otherwise than it can be."""
+
+
+def distance(got: Any, truth: Any) -> float:
+    """Return how far log-probabilities (…, V) are from the truth, as a part of its spread: the largest of all rows."""
+    got, truth = (logits.double().log_softmax(-1) for logits in (got, truth))
+    spread = (truth - truth.mean(-1, keepdim=True)).norm(dim=-1)
+    gap = (got - truth).norm(dim=-1) / spread
+    return float(torch.where((got == truth).all(-1), 0.0, gap.nan_to_num(torch.inf)).max())
+
+
+def rounding(model: Any) -> float:
+    """Return the relative precision that a model computes in: that of the coarsest type among its parameters."""
+    inner = core(model)
+    types = {parameter.dtype for parameter in inner.parameters() if parameter.is_floating_point()}
+    coarsest: float = max(torch.finfo(kind).eps for kind in types or {torch.float32})
+    # Products of float32 may be made of shorter numbers, and quantised layers may round what goes into them.
+    short = {"highest": 0.0, "high": 2**-10, "medium": 2**-7}[torch.get_float32_matmul_precision()]
+    quantised = any("quant" in type(part).__module__ for part in inner.modules()) or bool(
+        getattr(inner, "hf_quantizer", None)
+    )
+    return max(coarsest, short, 2**-7 if quantised else 0.0)
+
+
+class Disagreement(Exception):
+    """What a model gives piece by piece is not what it gives at once. Holds the reason."""
+
+
+class Trial:
+    """Three histories of a few tokens, two of which begin alike, and what whole passes give for them.
+
+    Raises Disagreement where a history's beginning gets other logits alone than within the whole.
+    """
+
+    def __init__(self, forwarder: AttentionForwarder) -> None:
+        self._forwarder = forwarder
+        self._precision = rounding(forwarder.model)
+        tree = Tree()
+        random = np.random.default_rng(0)
+        ordinary = np.setdiff1d(np.arange(forwarder.vocab_size), list(_special(core(forwarder.model).config.to_dict())))
+        most = min(_TOKENS, forwarder.longest or _TOKENS)
+        if len(ordinary) < 2:
+            ordinary = np.arange(forwarder.vocab_size)
+        roots = forwarder.roots(tree, random.permutation(ordinary))
+        ends = [tree.extend(root, random.choice(ordinary, most - root.length).tolist()) for root in roots]
+        fork = ends[0].ancestor(min(_FORK, most - 1))
+        ends.insert(1, tree.extend(fork, random.choice(ordinary, most - fork.length).tolist()))
+        self._ends = ends
+        self._truth: dict[Node, Any] = {}
+        for end in ends:
+            logits = self._whole(end)
+            node: Node | None = end
+            while node is not None:
+                self._truth.setdefault(node, logits)
+                node = node.parent
+        part = ends[0].ancestor(most // 2)
+        what = "a text's beginning alone, not within the whole (does the model read on? set is_decoder=True)"
+        self._seen = self._check(what, part, self._whole(part), self._most)
+
+    @property
+    def _most(self) -> float:
+        """The most that rounding may explain."""
+        return min(0.1, 2**13 * self._precision)
+
+    def passes(self) -> bool:
+        """Return whether the model passes as it is run now."""
+        try:
+            self.run()
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (Disagreement, *FAULTS):
+            return False
+        return True
+
+    def run(self) -> None:
+        """Raise Disagreement where the histories, forwarded in pieces, do not get the logits of whole passes.
+
+        What rounding explains is learned from a history that is alone: in company it must not be off by much more.
+        """
+        a, b, c = 0, 1, 2
+        alone = [self._step("tokens alone", {a: 4}, self._most), self._step("a token after others", {a: 5}, self._most)]
+        allowed = min(0.1, max(min(0.03, 300 * self._precision), 4 * max(self._seen, *alone)))
+        self._step("texts of unequal lengths", {a: 6, b: 7}, allowed)
+        self._step("a text that joins others", {a: 7, b: 8, c: 3}, allowed)
+        self._step("texts that go on in place", {a: 8, c: 4}, allowed)
+        self._step("a text that leaves others", {a: 9}, allowed)
+        self._step("texts whose kept tokens move", {a: 10, c: 6}, allowed)
+        self._step("all tokens of texts in one pass", {a: 10, b: 10, c: 8}, allowed, {a: 7, b: 5, c: 0})
+
+    def _whole(self, node: Node) -> Any:
+        return self._forwarder.bare(Job(node, 0, None, None), True)[0]
+
+    def _step(self, what: str, lengths: dict[int, int], allowed: float, first: dict[int, int] | None = None) -> float:
+        nodes = [self._ends[i].ancestor(min(n, self._ends[i].length)) for i, n in lengths.items()]
+        starts = [node.length - 1 for node in nodes]
+        if first is not None:
+            starts = [min(start, at) for start, at in zip(starts, first.values())]
+        gaps = []
+
+        def check(jobs: Sequence[Job], logits: Any) -> None:
+            for job, row in zip(jobs, logits):
+                gaps.append(self._check(what, job.node, row[-job.pending if first is not None else -1 :], allowed))
+
+        self._forwarder.run(nodes, starts, check, 1, every=first is not None)
+        return max(gaps)
+
+    def _check(self, what: str, node: Node, logits: Any, allowed: float) -> float:
+        gap = distance(logits, self._truth[node][node.length - len(logits) : node.length])
+        if not gap <= allowed:
+            raise Disagreement(f"{what}: log-probabilities off by {gap:.2g} of their spread, rounding by {allowed:.1g}")
+        return gap
+
+
+@contextmanager
+def trying(model: Any) -> Iterator[None]:
+    """Run a trial: no gradients, random generators as they were afterwards, and a fault is a refusal by name."""
+    inner = core(model)
+    devices = [inner.device] if inner.device.type == "cuda" else []
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices=devices):
+            yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Disagreement as error:
+        raise Unsupported(
+            f"{type(inner).__name__} gives other logits in pieces than at once, so its histories cannot be forked "
+            f"without error: {error}"
+        ) from error
+    except FAULTS as error:
+        raise Unsupported(f"{type(inner).__name__} cannot be run as others of its kind are: {error}") from error
+
+
+def _special(config: dict[str, Any]) -> Iterator[int]:
+    """Tokens that a config names: they may mean an image, or padding."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _special(value)
+        elif str(name).endswith(("token_id", "token_index")):
+            yield from value if isinstance(value, list | tuple) else (value,) if isinstance(value, int) else ()

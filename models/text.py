@@ -168,9 +168,14 @@ class Text:
     def append(self, string: str) -> Text:
         """Return the text followed by a given string, which is not sampled and has no log-probability.
 
+        The tokens so far stay as they are; the string gets those that the tokenizer gives it in this place. Where it
+        would make one token of their end and a part of the string, the string gets tokens that read as it all the same.
+        Special tokens that the string spells are read as such, and not displayed. A tokenizer that does not keep a
+        string as it is (lower case, composed characters, one space for several) reads it in its own way here as well.
+
         Nothing is computed until the next step. A text that ended with an end token is reopened: the token is
-        taken off (its log-probability stays). Raises ContextOverflow where there is no room, and ValueError
-        on a text that was loaded without its model.
+        taken off (its log-probability stays). Raises ContextOverflow where there is no room, CannotWrite where the
+        tokenizer has no token for a character, and ValueError on a text that was loaded without its model.
         """
         if self.lm is None:
             raise ValueError("this text was loaded without its language model: use lm.attach(text).append(…)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from ..ppl.cost import charge
-from ..ppl.errors import ContextOverflow, Unsupported
 from ..ppl.score import Score
 from .families import choose, contexts, text_config
 from .forward import CacheInfo, Tally
@@ -20,13 +19,12 @@ from .packed import pack
 from .sampling import Sampling
 from .scoring import Likelihood, Mass, as_mask
 from .steps import Ending, Step
-from .text import Reading, Text
+from .text import Text
 from .tree import Node, Tree
 from .wrappers import core
+from .writing import Message, Writer
 
-Message = Mapping[str, str]
 _made = count()
-_CONTEXT = 8
 
 
 class TransformersLM:
@@ -83,6 +81,7 @@ class TransformersLM:
         self.identity: str = name or getattr(config, "_name_or_path", "") or f"{type(model).__name__}-{next(_made)}"
         self.tree = Tree()
         self.forwarder, self._start = choose(model, self.tree, cache_bytes, max_batch)
+        self._writer = Writer(self, self._start)
         self._likelihood = Likelihood(self)
         self._mass = Mass(self)
 
@@ -151,77 +150,45 @@ class TransformersLM:
 
     # Texts
 
-    def prompt(self, prompt: str | Sequence[Message]) -> Text:
+    def prompt(self, prompt: str | Sequence[Message] | Sequence[int]) -> Text:
         """Return a text with an empty response.
 
         A string is encoded as the tokenizer does by default; messages go through the model's chat template (a
-        last message from the assistant is continued). An empty string gives the begin token alone. Raises
-        ContextOverflow, Unsupported (no chat template), ValueError (an empty prompt and no begin token).
+        last message from the assistant is continued); token ids are taken as they are. An empty string gives the begin
+        token alone.
+
+        Raises ContextOverflow, Unsupported (no chat template), TypeError for what is none of these, ValueError for an
+        empty prompt without a begin token, for an empty list, a lone surrogate and tokens that the model does not have.
+        Warns (`PromptWarning`) of two begin tokens, and where the tokenizer ends the prompt with an end token.
         """
-        if isinstance(prompt, str):
-            string = prompt
-            tokens = tuple(self.tokenizer(prompt).input_ids)
-        else:
-            string = self._chat(prompt)
-            tokens = self.encode(string)
-        if not tokens:
-            if self.tokenizer.bos_token_id is None:
-                raise ValueError(f"{self!r} has no begin token, so a prompt must have at least one token")
-            tokens = (self.tokenizer.bos_token_id,)
-        if self.prompt_context is not None and len(tokens) > self.prompt_context:
-            raise ContextOverflow(
-                f"the prompt has {len(tokens)} tokens, but the {'context' if self._start is None else 'encoder'} of "
-                f"{self!r} is {self.prompt_context}: shorten it, or use a model with a longer context"
-            )
-        node = self._root(tokens)
-        return Text(
-            self.identity, string, tokens, reading=self._reading(tokens, ()), node=node, lm=self,
-            finish_reason=self.finish_reason(node, last=-1),
-        )  # fmt: skip
+        return self._writer.prompt(prompt)
 
     def attach(self, text: Text) -> Text:
         """Return an equal text that belongs to this model, for one that was detached or loaded.
 
         Raises ValueError for the text of another model.
         """
-        if text.node is not None and text.lm is self:
-            return text
-        if text.identity != self.identity:
-            raise ValueError(f"{text!r} belongs to {text.identity}, not to {self!r}: use lm.prompt(str(text))")
-        node = self.tree.extend(self._root(text.prompt_tokens), text.tokens)
-        reading = text.reading
-        if not reading.context and not reading.held:
-            reading = replace(self._reading(text.prompt_tokens, text.tokens), raw=reading.raw)
-        return replace(text, node=node, lm=self, reading=reading, _tokens=())
+        return self._writer.attach(text)
 
     def append(self, text: Text, string: str) -> Text:
         """Return ``text.append(string)``."""
-        text = self.attach(text)
-        node = text.node
-        assert node is not None
-        if text.finish_reason == "eos" and node.parent is not None:
-            node = node.parent
-        tokens = self.encode(string)
-        if self.context is not None and node.length + len(tokens) > self.context:
-            raise ContextOverflow(
-                f"the text has {node.length + len(tokens)} tokens, but the context of {self!r} is {self.context}: "
-                "append less, or use a model with a longer context"
-            )
-        reading = text.reading.read(self.decode, tokens) if tokens else text.reading
-        node = self.tree.extend(node, tokens)
-        return replace(
-            text, node=node, reading=reading, steps=(*text.steps, string), shown=None, begin=len(reading.raw),
-            finish_reason=self.finish_reason(node, last=-1),
-        )  # fmt: skip
+        return self._writer.append(text, string)[0]
 
-    def encode(self, string: str) -> tuple[int, ...]:
-        """Return the tokens of a string, with no special tokens added."""
-        return tuple(self.tokenizer(string, add_special_tokens=False).input_ids)
+    def encode(self, string: str, after: Text | None = None) -> tuple[int, ...]:
+        """Return the tokens of a string that stands alone, or those that ``after.append(string)`` adds.
+
+        They may differ: the tokenizer of Llama-2, for one, puts a space before a string that stands alone. No special
+        tokens are added; those that the string spells are read as such.
+        """
+        return self._writer.encode(string, after)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the string of some tokens, special ones left out."""
-        string: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return string
+        """Return the string of tokens that stand alone, special ones left out."""
+        return self._writer.codec.decode(tokens)
+
+    def decode_response(self, tokens: Sequence[int]) -> str:
+        """Return the string of a response's tokens: as they read after the prompt, special ones left out."""
+        return self._writer.decode_response(tokens)
 
     def finish_reason(self, node: Node, last: int) -> Any:
         """Return why a history whose last sampled token is ``last`` (−1: none) is finished, or None."""
@@ -282,16 +249,13 @@ class TransformersLM:
     def score(self, text: Text, continuation: str | None = None) -> Score:
         """Return log p of the text's response, or of a continuation after the text, as a log-weight.
 
-        p is the model's own law, with no temperature and nothing cut off. The scores of a wave are computed
-        in one batch when awaited.
+        p is the model's own law, with no temperature and nothing cut off. A continuation has the tokens that
+        ``text.append(continuation)`` gives it. The scores of a wave are computed in one batch when awaited.
         """
-        text = self.attach(text)
         if continuation is None:
+            text = self.attach(text)
             return Score(((self._likelihood, (text, text.offset)),), "log_weight")
-        longer = text.append(continuation)
-        assert longer.node is not None
-        start = longer.node.length - len(self.encode(continuation))  # an end token may have been taken off
-        return Score(((self._likelihood, (longer, start)),), "log_weight")
+        return Score(((self._likelihood, self._writer.append(text, continuation)),), "log_weight")
 
     def log_mass(self, text: Text, mask: Any, **sampling: Any) -> Score:
         """Return the log of the mass that the law of the next token gives to those of ``mask`` (V,), a
@@ -320,26 +284,6 @@ class TransformersLM:
 
     def _law(self, overrides: dict[str, Any]) -> Sampling:
         return replace(self.sampling, **overrides) if overrides else self.sampling
-
-    def _root(self, prompt: tuple[int, ...]) -> Node:
-        return self.tree.root(prompt) if self._start is None else self.tree.root(self._start, source=prompt)
-
-    def _reading(self, prompt: tuple[int, ...], response: tuple[int, ...]) -> Reading:
-        # With an encoder the response is a string of its own.
-        context = ((*prompt, *response) if self._start is None else response)[-_CONTEXT:]
-        return Reading(context=context, before=self.decode(context))
-
-    def _chat(self, messages: Sequence[Message]) -> str:
-        if not self.chats:
-            raise Unsupported(f"{self!r} has no chat template: give the prompt as a string")
-        going = bool(messages) and messages[-1]["role"] == "assistant"
-        string: str = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=not going,
-            continue_final_message=going,
-        )
-        return string
 
 
 def _device(name: str | None) -> str:

@@ -57,3 +57,15 @@ class Unsupported(FeynkacError):
 
 class ContextOverflow(FeynkacError, ValueError):
     """A text is longer than the context of its language model."""
+
+
+class CannotWrite(FeynkacError, ValueError):
+    """A tokenizer has no tokens that read as a string."""
+
+
+class FeynkacWarning(UserWarning):
+    """Base of all warnings given by feynkac."""
+
+
+class PromptWarning(FeynkacWarning):
+    """A prompt has tokens that its author may not want: two begin tokens, or an end token."""

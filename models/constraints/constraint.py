@@ -162,8 +162,8 @@ class Where(Constraint):
 
     def viable(self, context: Context) -> bool:
         """Whether a sequence may go on, or end."""
-        return not self.lm.eos.intersection(context) and bool(self.holds(self.lm.decode(context)))
+        return not self.lm.eos.intersection(context) and bool(self.holds(self.lm.decode_response(context)))
 
     def accepts(self, context: Context) -> bool:
         """Whether a sequence may end here."""
-        return not self.lm.eos.intersection(context) and bool(self.ends(self.lm.decode(context)))
+        return not self.lm.eos.intersection(context) and bool(self.ends(self.lm.decode_response(context)))

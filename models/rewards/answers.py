@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...ppl.batching import groups
 from ...ppl.cost import charge
-from ...ppl.errors import ContextOverflow
+from ...ppl.errors import CannotWrite, ContextOverflow
 from ...ppl.sites import short
 from ..forward import Tally
 from ..tree import Node
@@ -37,43 +38,58 @@ class Answers:
 
     Args:
         lm: the model asked.
-        answers: for each answer, ways to write it; those that are one token of the model count, or the first
-            token where none is.
+        answers: for each answer, ways to write it; those that are one token of the model after the prompt count, or the
+            first token where none is. What the tokenizer cannot write is left out.
         name: of the reward, for messages.
+        alone: whether the tokens are those of the answers by themselves, whatever the prompt ends with.
 
     Raises ValueError where two answers begin with the same token, or one has none.
     """
 
-    def __init__(self, lm: TransformersLM, answers: Sequence[Sequence[str]], name: str) -> None:
+    def __init__(self, lm: TransformersLM, answers: Sequence[Sequence[str]], name: str, *, alone: bool = False) -> None:
         self.lm = lm
         self.name = name
+        self._answers = [tuple(ways) for ways in answers]
+        self._alone = alone
         self._held: list[Node] = []
-        self._tokens = [sorted(_first_tokens(lm, ways)) for ways in answers]
-        known: dict[int, Sequence[str]] = {}
-        for ways, tokens in zip(answers, self._tokens):
-            if not tokens:
-                raise ValueError(f"reward {name!r}: the answer {list(ways)} has no token of {lm!r}")
-            for token in tokens:
-                if known.setdefault(token, ways) is not ways:
-                    raise ValueError(
-                        f"reward {name!r}: the answers {list(known[token])} and {list(ways)} begin with the same token "
-                        f"of {lm!r}; choose answers that differ in the first"
-                    )
+        question: Input = (("user", "?"),) if lm.chats else "?"
+        self._tokens(ask(lm, question, name))  # what cannot be told apart is refused before anything is asked
 
     def law(self, prompts: Sequence[Input], add: bool = False) -> NDArray[np.float64]:
         """Return the probability of each answer, given that it is one of them: shape (n, answers).
 
         What was forwarded is kept until the next wave; ``add`` says that this one still goes on.
         """
-        nodes = [self._hang(ask(self.lm, prompt, self.name)) for prompt in prompts]
+        texts = [ask(self.lm, prompt, self.name) for prompt in prompts]
+        tokens = [self._tokens(text) for text in texts]
+        nodes = [self._hang(text) for text in texts]
         self._held = self._held + nodes if add else nodes
         tally = Tally(len(nodes))
         with torch.inference_mode():
             logits = self.lm.forwarder.next_logits(nodes, np.arange(len(nodes)), tally).double()
         charge(model_calls=tally.calls, tokens_in=tally.tokens_in)
-        mass = torch.stack([logits[:, tokens].logsumexp(-1) for tokens in self._tokens], dim=-1)
-        law: NDArray[np.float64] = mass.softmax(-1).cpu().numpy()
+        law = np.empty((len(nodes), len(self._answers)))
+        for rows in groups(tokens):  # one, where all prompts end alike
+            part = logits[torch.from_numpy(rows).to(logits.device)]
+            mass = torch.stack([part[:, list(first)].logsumexp(-1) for first in tokens[rows[0]]], dim=-1)
+            law[rows] = mass.softmax(-1).cpu().numpy()
         return law
+
+    def _tokens(self, text: Text) -> tuple[tuple[int, ...], ...]:
+        """Return the tokens that each answer may begin with after a prompt."""
+        after = None if self._alone else text
+        found = tuple(tuple(sorted(_first_tokens(self.lm, ways, after))) for ways in self._answers)
+        known: dict[int, Sequence[str]] = {}
+        for ways, tokens in zip(self._answers, found):
+            if not tokens:
+                raise ValueError(f"reward {self.name!r}: the answer {list(ways)} has no token of {self.lm!r}")
+            for token in tokens:
+                if known.setdefault(token, ways) is not ways:
+                    raise ValueError(
+                        f"reward {self.name!r}: the answers {list(known[token])} and {list(ways)} begin with the same "
+                        f"token of {self.lm!r}; choose answers that differ in the first"
+                    )
+        return found
 
     def _hang(self, text: Text) -> Node:
         node = text.node
@@ -83,6 +99,14 @@ class Answers:
         return self.lm.tree.extend(self.lm.tree.root(text.prompt_tokens[:1]), text.prompt_tokens[1:])
 
 
-def _first_tokens(lm: TransformersLM, ways: Sequence[str]) -> set[int]:
-    encoded = [tokens for way in ways if (tokens := lm.encode(way))]
+def _first_tokens(lm: TransformersLM, ways: Sequence[str], after: Text | None) -> set[int]:
+    encoded = [tokens for way in ways if (tokens := _written(lm, way, after))]
     return {tokens[0] for tokens in encoded if len(tokens) == 1} or {tokens[0] for tokens in encoded}
+
+
+def _written(lm: TransformersLM, way: str, after: Text | None) -> tuple[int, ...]:
+    """Return the tokens of an answer; none where the tokenizer cannot write it."""
+    try:
+        return lm.encode(way, after)
+    except CannotWrite:
+        return ()

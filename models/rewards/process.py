@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ...ppl.score import Memory
 from ...ppl.sites import short
+from ..encoding import Codec, ending_space
 from .answers import Answers
 from .base import DetailedReward, as_input
 from .encoding import Encoding
@@ -83,7 +84,7 @@ class StepTokenPRM(ProcessReward):
 
     Args:
         lm: the model.
-        good: the token that means a good step.
+        good: the token that means a good step: the first that the tokenizer gives to it alone.
         bad: the token that means a bad one.
         tag: ends each step.
         aggregate: see `ProcessReward`.
@@ -113,7 +114,7 @@ class StepTokenPRM(ProcessReward):
     ) -> None:
         super().__init__(name, aggregate, between, cache)
         self.lm = lm
-        self._answers = Answers(lm, [[good], [bad]], name)
+        self._answers = Answers(lm, [[good], [bad]], name, alone=True)
         self._known = Memory[float](cache)
         self._render = render or (lambda question, steps: f"{question} " + between.join(f"{s} {tag}" for s in steps))
 
@@ -182,6 +183,7 @@ class ValueHeadPRM(ProcessReward):
         self.separator = separator
         self._render = render or (lambda question, steps: f"{question}\n")
         self._reader = Reader(model, tokenizer, name, max_batch, max_length, None)
+        self._codec = Codec(tokenizer, len(tokenizer), f"reward {name!r}", unknown=True)
 
     @classmethod
     def from_pretrained(
@@ -216,18 +218,20 @@ class ValueHeadPRM(ProcessReward):
         return self._reader.run([encoding for encoding, _ in made], read)
 
     def _pieces(self, question: str, steps: tuple[str, ...]) -> tuple[Encoding, list[int]]:
-        """Return the tokens of question and steps, each encoded for itself, and where each step ends."""
+        """Return the tokens of question and steps, each encoded after those before it, and where each step ends."""
         encoder, head = self._reader.encoder, as_input(self.name, self._render(question, ()))
-        tokenizer = encoder.tokenizer
         if isinstance(head, str):
-            tokens = list(tokenizer(head).input_ids)
+            before = head
+            tokens = list(encoder.tokenizer(head).input_ids)
         else:
-            string = encoder.chat(head, add_generation_prompt=True)
-            tokens = list(tokenizer(string, add_special_tokens=False).input_ids)
+            before = encoder.chat(head, add_generation_prompt=True)
+            tokens = list(self._codec.encode(before))
         ends = []
         for step in steps:
-            tokens += tokenizer(step + self.separator, add_special_tokens=False).input_ids
+            added = step + self.separator
+            tokens += self._codec.follow(tokens, added, lost=ending_space(before))
             ends.append(len(tokens) - 1)
+            before = added
         return self._reader.encoder.fit({"input_ids": tokens}, (question, steps)), ends
 
     def _good(self, logits: Any) -> Steps:

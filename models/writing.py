@@ -1,0 +1,201 @@
+"""How a model's texts begin and go on: prompts, and the strings that are given to a text."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..ppl.errors import ContextOverflow, PromptWarning, Unsupported
+from ..ppl.sites import short
+from .encoding import Codec, check_string, ending_space
+from .text import Reading, Text
+from .tree import Node
+
+if TYPE_CHECKING:
+    from .transformers_lm import TransformersLM
+
+Message: TypeAlias = Mapping[str, Any]
+_CONTEXT = 8
+_LOOK_BACK = 64
+
+
+class Writer:
+    """Makes the texts of a language model.
+
+    Args:
+        lm: the model.
+        start: the tokens that its decoder begins with where an encoder reads the prompt; else None.
+    """
+
+    def __init__(self, lm: TransformersLM, start: tuple[int, ...] | None) -> None:
+        self.lm = lm
+        self.start = start
+        self.codec = Codec(lm.tokenizer, lm.vocab_size, repr(lm))
+
+    # A text begins
+
+    def prompt(self, prompt: Any) -> Text:
+        """Return a text with an empty response; see `TransformersLM.prompt`."""
+        lm = self.lm
+        string, tokens = self._read(prompt)
+        if lm.prompt_context is not None and len(tokens) > lm.prompt_context:
+            raise ContextOverflow(
+                f"the prompt has {len(tokens)} tokens, but the {'context' if self.start is None else 'encoder'} of "
+                f"{lm!r} is {lm.prompt_context}: shorten it, or use a model with a longer context"
+            )
+        node = self._root(tokens)
+        return Text(
+            lm.identity, string, tokens, reading=self._reading(tokens, ()), node=node, lm=lm,
+            finish_reason=lm.finish_reason(node, last=-1),
+        )  # fmt: skip
+
+    def attach(self, text: Text) -> Text:
+        """Return an equal text that belongs to the model; see `TransformersLM.attach`."""
+        lm = self.lm
+        if text.node is not None and text.lm is lm:
+            return text
+        if text.identity != lm.identity:
+            raise ValueError(f"{text!r} belongs to {text.identity}, not to {lm!r}: use lm.prompt(str(text))")
+        node = lm.tree.extend(self._root(text.prompt_tokens), text.tokens)
+        reading = text.reading
+        if not reading.context and not reading.held:
+            reading = replace(self._reading(text.prompt_tokens, text.tokens), raw=reading.raw)
+        return replace(text, node=node, lm=lm, reading=reading, _tokens=())
+
+    def _read(self, prompt: Any) -> tuple[str, tuple[int, ...]]:
+        """Return a prompt as a string and its tokens."""
+        tokenizer, bos = self.lm.tokenizer, self.lm.tokenizer.bos_token_id
+        if isinstance(prompt, str):
+            string, tokens = prompt, self.codec.known(tokenizer(check_string(prompt)).input_ids, prompt)
+            if not tokens and bos is None:
+                raise ValueError(f"{self.lm!r} has no begin token, so a prompt must have at least one token")
+            tokens = tokens or (bos,)
+            self._check_end(string, tokens)
+        else:
+            items = _items(prompt)
+            if isinstance(items[0], Mapping):
+                string = self._chat(items)
+                tokens = self.codec.encode(string)
+            else:
+                tokens = self.codec.known(_ids(items), "the prompt")
+                string = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
+        if bos is not None and tokens[:2] == (bos, bos):
+            _warn(
+                f"the prompt {short(string, 80)} begins with two begin tokens of {self.lm!r}: its tokenizer adds one, "
+                "so leave out that of the string"
+            )
+        return string, tokens
+
+    def _check_end(self, string: str, tokens: tuple[int, ...]) -> None:
+        """Warn where the tokenizer ends a prompt that does not end so itself, and the model is to go on from it."""
+        spelled, asked = self.codec.hidden.get(tokens[-1], ""), string.rstrip()
+        if self.start is None and len(tokens) > 1 and tokens[-1] in self.lm.eos and not asked.endswith(spelled):
+            _warn(
+                f"the tokenizer of {self.lm!r} puts the end token {spelled!r} after the prompt {short(string, 80)}, so "
+                "that the model reads it as finished: set tokenizer.add_eos_token = False, or give the tokens without "
+                "it, lm.prompt(tokenizer(prompt).input_ids[:-1])"
+            )
+
+    def _chat(self, messages: Sequence[Any]) -> str:
+        lm = self.lm
+        for message in messages:
+            if not isinstance(message, Mapping) or "role" not in message:
+                raise TypeError(f'a message is a mapping with "role" and "content", not {short(message, 80)}')
+        if not lm.chats:
+            raise Unsupported(f"{lm!r} has no chat template: give the prompt as a string")
+        going = messages[-1]["role"] == "assistant"
+        string: str = lm.tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=not going,
+            continue_final_message=going,
+        )
+        return string
+
+    def _root(self, prompt: tuple[int, ...]) -> Node:
+        tree = self.lm.tree
+        return tree.root(prompt) if self.start is None else tree.root(self.start, source=prompt)
+
+    def _reading(self, prompt: tuple[int, ...], response: tuple[int, ...]) -> Reading:
+        # With an encoder the response is a string of its own.
+        context = ((*prompt, *response) if self.start is None else response)[-_CONTEXT:]
+        return Reading(context=context, before=self.codec.decode(context))
+
+    # A text goes on
+
+    def append(self, text: Text, string: str) -> tuple[Text, int]:
+        """Return a text with a string after it, and the position at which the string's tokens begin."""
+        lm = self.lm
+        text = self.attach(text)
+        before, reading = _reopened(text)
+        tokens = self._follow(text, before, string)
+        if lm.context is not None and before.length + len(tokens) > lm.context:
+            raise ContextOverflow(
+                f"the text has {before.length + len(tokens)} tokens, but the context of {lm!r} is {lm.context}: "
+                "append less, or use a model with a longer context"
+            )
+        reading = reading.read(self.codec.decode, tokens) if tokens else reading
+        node = lm.tree.extend(before, tokens)
+        longer = replace(
+            text, node=node, reading=reading, steps=(*text.steps, string), shown=None, begin=len(reading.raw),
+            finish_reason=lm.finish_reason(node, last=-1),
+        )  # fmt: skip
+        return longer, before.length
+
+    def encode(self, string: str, after: Text | None) -> tuple[int, ...]:
+        """Return the tokens of a string; see `TransformersLM.encode`."""
+        if after is None:
+            return self.codec.encode(string)
+        after = self.attach(after)
+        return self._follow(after, _reopened(after)[0], string)
+
+    def _follow(self, text: Text, node: Node, string: str) -> tuple[int, ...]:
+        top = 0 if self.start is None else text.offset  # after an encoder the response is a string of its own
+        first = max(top, node.length - _LOOK_BACK)
+        given = text.steps[-1] if text.steps else text.prompt if self.start is None else ""
+        lost = ending_space(given) if text.shown is None else ""
+        return self.codec.follow(node.tokens(first), string, first == top, lost)
+
+    def decode_response(self, tokens: Sequence[int]) -> str:
+        """Return the string of a response; see `TransformersLM.decode_response`."""
+        return self.codec.decode_inside(tokens) if self.start is None else self.codec.decode(tokens)
+
+
+def _reopened(text: Text) -> tuple[Node, Reading]:
+    """Return where a text goes on, and how it reads there: before the end token, if there is one."""
+    node, reading = text.node, text.reading
+    assert node is not None
+    if text.finish_reason != "eos" or node.parent is None:
+        return node, reading
+    if reading.held:
+        return node.parent, replace(reading, held=reading.held[:-1])
+    return node.parent, replace(reading, context=reading.context[:-1])
+
+
+def _items(prompt: Any) -> Sequence[Any]:
+    """Return the messages or tokens of a prompt. Raises TypeError for other things, ValueError where there are none."""
+    items = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if isinstance(items, bytes | bytearray | Mapping) or not isinstance(items, Sequence):
+        hint = {bytes: "; decode it first", Text: "; use str(text) or text.full"}.get(type(prompt), "")
+        raise TypeError(f"a prompt is a string, chat messages or token ids, not {short(prompt, 80)}{hint}")
+    if not items:
+        raise ValueError('an empty list is no prompt: give "" to begin with the begin token alone')
+    return items
+
+
+def _ids(items: Sequence[Any]) -> list[int]:
+    try:
+        if any(isinstance(item, bool) for item in items):
+            raise TypeError
+        return [operator.index(item) for item in items]
+    except TypeError:
+        raise TypeError(
+            f"a prompt is a string, a list of chat messages or a list of token ids, not {short(items, 80)}"
+        ) from None
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, PromptWarning, stacklevel=6)  # at the line that calls `TransformersLM.prompt`

@@ -17,6 +17,8 @@ import pytest
 import feynkac
 
 ROOT = Path(__file__).parents[1]
+LAZY = ("constraints", "diffusion", "models", "rewards", "tasks")
+"""Modules whose names are imported when they are first used."""
 HEAVY = {
     "torch",
     "transformers",
@@ -37,6 +39,8 @@ IMPORT = """
 import json, sys, time
 began = time.process_time()
 import feynkac
+for name in ("constraints", "diffusion", "models", "rewards", "tasks"):
+    dir(getattr(feynkac, name))
 seconds = time.process_time() - began
 print(json.dumps([seconds, sorted({name.partition(".")[0] for name in sys.modules})]))
 """
@@ -88,6 +92,15 @@ def test_imports_keep_to_the_layers() -> None:
 def test_public_names_exist() -> None:
     assert len(set(feynkac.__all__)) == len(feynkac.__all__) > 0
     assert all(hasattr(feynkac, name) for name in feynkac.__all__)
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_tab_completion_shows_the_names_and_nothing_else(name: str) -> None:
+    module = getattr(feynkac, name)
+    assert dir(module) == sorted(module.__all__)
+    assert set(getattr(module, "_HOME", ())) <= set(dir(module))
+    pytest.importorskip("torch")
+    assert all(getattr(module, shown) is not None for shown in dir(module))
 
 
 @pytest.mark.parametrize("name", feynkac.__all__)

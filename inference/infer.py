@@ -13,7 +13,7 @@ from ..ppl.cost import Budget, Ledger, recording
 from ..ppl.model import Advance, FeynmanKac
 from ..ppl.program import Particles, Program, launch, resume
 from .base.chain import Chain, detach, detach_choices
-from .base.engine import Ask, Engine, Growing, Move, Report, Run, Start, weaker
+from .base.engine import Ask, Engine, Growing, Move, Report, Run, Start, ranking_of, weaker
 from .base.progress import Progress
 from .base.step import Step
 from .results.posterior import Posterior
@@ -171,6 +171,7 @@ class Session:
                     answers=None if report.answers is None else tuple(detach(a) for a in report.answers),
                     tree=tree,
                     info=dict(report.info),
+                    serial=report.serial,
                 )
             )
         return Posterior(
@@ -182,6 +183,7 @@ class Session:
             model=repr(tasks[0].model),
             seed=self._seed,
             stopped=self.stopped,
+            ranking=ranking_of(self.engine),
         )
 
 

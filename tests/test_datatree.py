@@ -80,17 +80,15 @@ def test_weighted_draws_have_the_exact_posterior_mean():
             assert abs(z_score(ratios * raw, truth)) > Z_LIMIT
 
 
-def test_each_particle_is_drawn_in_proportion_to_its_weight_and_in_any_order(posterior, tree):
-    index = tree.posterior["particle"].values
+def test_each_particle_is_drawn_in_proportion_to_its_weight(posterior, tree):
+    index = tree.posterior["particle"].values[0]
     counts = np.bincount(index, minlength=180)
     assert (np.abs(counts - 2000 * posterior.probabilities) < 1).all()
     ends = np.array([v["end"] for v in posterior.values])
     assert (tree.posterior["end"].values[0] == ends[index]).all()
     assert [posterior.values[i]["text"] for i in index] == tree.posterior_text["text"].values[0].tolist()
-    # The order is random: the mean of the first half is that of the second, and neighbours are no relatives.
-    steps = np.diff(index)
-    assert 0.4 < (steps > 0).mean() < 0.6
-    assert abs(np.corrcoef(index[1:], index[:-1])[0, 1]) < 0.1
+    # Copies stand side by side, which ArviZ takes for what they are: see test_markov.py.
+    assert (np.diff(index) != 0).sum() == len(set(index.tolist())) - 1
 
 
 def test_draws_depend_on_the_seed_alone(posterior, tree):

@@ -17,6 +17,7 @@ from feynkac.inference.base.step import Step
 from feynkac.inference.drawing import pixels
 from feynkac.inference.plots import plot_images
 from feynkac.inference.plots.faces import Faces
+from feynkac.inference.results.summary import leading
 
 matplotlib = pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
@@ -204,7 +205,7 @@ def test_thumbnails_are_means_of_blocks():
 
 
 def test_a_summary_names_images_and_has_no_numbers_of_theirs(painted, clips):
-    assert repr(painted).count("image 1×12×10") == 5
+    assert repr(painted).count("image 1×12×10") == 6  # five of largest weight, and the best
     assert "clip 5×9×12" in repr(clips)
     assert "array(" not in repr(painted)
     other = posterior_of([np.zeros((4, 64, 64)) + 7.0, (np.zeros((28, 28)), "a river"), np.array([1.0, 2.0])])
@@ -216,7 +217,7 @@ def test_a_summary_names_images_and_has_no_numbers_of_theirs(painted, clips):
 def test_large_arrays_that_differ_in_one_number_stay_apart():
     one, two = np.zeros((3, 64, 64)), np.zeros((3, 64, 64))
     two[1, 30, 30] = 1.0
-    top = posterior_of([one, two, one.copy()])._top(5)
+    top = leading(posterior_of([one, two, one.copy()]), 5)
     assert [weight for weight, _ in top] == pytest.approx([2 / 3, 1 / 3])
 
 
@@ -225,7 +226,7 @@ def test_the_page_of_a_posterior_has_its_images(painted):
     found = sources(page)
     assert len(found) == 8
     weights = re.findall(r"<figcaption>([\d.]+)</figcaption>", page)
-    for source, weight, (expected, value) in zip(found, weights, painted._top(8), strict=True):
+    for source, weight, (expected, value) in zip(found, weights, leading(painted, 8), strict=True):
         kind, image = decoded(source)
         assert kind == "png"
         assert np.array_equal(np.asarray(image), pixels.frames(value, value_range=(-1, 1))[0, ..., 0])

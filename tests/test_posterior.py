@@ -62,8 +62,12 @@ def test_probabilities_are_the_normalised_weights_of_all_chains(posterior):
     assert posterior.log_evidence_se == pytest.approx(np.std(evidences, ddof=1) / math.sqrt(2) / np.mean(evidences))
 
 
-def test_best_is_the_complete_value_of_largest_weight(posterior):
-    assert posterior.best() == posterior.values[int(np.argmax(posterior.log_weights))]
+def test_best_is_the_complete_value_of_largest_weight_or_reward(posterior):
+    assert posterior.best("weight") == posterior.values[int(np.argmax(posterior.log_weights))]
+    assert posterior.best() == posterior.best("reward") == posterior.values[int(np.argmax(posterior.log_potential))]
+    assert posterior.best() != posterior.best("weight")  # after resampling it judges the last steps alone
+    once = fk.infer(walk(), fk.ImportanceSampling(30), seed=0)
+    assert once.best() == once.best("weight") == once.values[int(np.argmax(once.log_weights))]
     partial = fk.infer(walk(), fk.SMC(30), seed=0, callbacks=[lambda step: step.depth == 4])
     assert 0 < partial.complete.sum() < 30
     assert partial.values.index(partial.best()) in np.flatnonzero(partial.complete)
@@ -82,7 +86,7 @@ def test_best_by_reward_undoes_what_a_guide_has_done_to_the_weights():
         return x
 
     posterior = fk.infer(guided(), fk.SMC(100, ess_threshold=1.0), seed=0)
-    assert (posterior.best(), posterior.best("reward")) == (0, 1)
+    assert (posterior.best("weight"), posterior.best("reward"), posterior.best()) == (0, 1, 1)
     partial = fk.infer(walk(), fk.SMC(30), seed=0, callbacks=[lambda step: step.depth == 4])
     rewards = np.where(partial.complete, partial.log_potential, -np.inf)
     assert partial.best("reward") == partial.values[int(rewards.argmax())]
@@ -205,13 +209,14 @@ def test_the_history_adds_up(posterior):
 def test_summaries_name_engine_model_evidence_cost_and_values():
     posterior = fk.infer(returns(["yes", "no\nand no " * 30], (0.9, 0.1)), fk.SMC(100, chains=3), seed=0)
     text = posterior.summary(top=2)
-    first, second, cost, best, other = text.splitlines()
+    first, second, cost, chosen, best, other = text.splitlines()
     assert first.startswith("SMC(particles=100")
     assert "on returns(" in first
     assert f"log evidence {posterior.log_evidence:.4g} ± " in second
     assert "(unbiased); ESS" in second
     assert second.endswith("of 300; 300 complete")
     assert cost.startswith("cost: ")
+    assert chosen == "best by reward, log G −0.1054: yes"
     assert best.endswith("yes")
     assert other.endswith("…")
     assert len(other) < 110
@@ -226,7 +231,7 @@ def test_html_escapes_values_and_shows_the_history():
     html = posterior._repr_html_()
     assert "<script>" not in html
     assert "&lt;script&gt;alert(" in html
-    assert "log evidence <b>" in html
+    assert "log evidence " in html
     assert "(one step)" in html
     longer = fk.infer(walk(), fk.SMC(40, ess_threshold=1.0), seed=0)._repr_html_()
     assert "<svg" in longer

@@ -14,6 +14,7 @@ import feynkac as fk
 from feynkac.inference.base.chain import Chain
 from feynkac.inference.base.step import Step
 from feynkac.inference.drawing.svg import Chart, Html, span, ticks
+from feynkac.inference.results.summary import leading
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 NASTY = "<script>alert('x')</script> & \"quotes\" </svg>"
@@ -103,7 +104,7 @@ def test_a_report_says_what_the_posterior_says(tmp_path):
     assert posterior.model in page.text
     assert fk.__version__ in page.text
     assert str(posterior.best()) in page.text
-    weight, value = posterior._top(1)[0]
+    weight, value = leading(posterior, 1)[0]
     assert f"{weight:.3f}{value}" in page.text
     for heading in ("Effective sample size", "Evidence", "Rewards", "Weights", "Genealogy of chain", "How it was made"):
         assert heading in page.text

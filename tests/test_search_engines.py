@@ -344,7 +344,8 @@ def test_it_is_best_first_by_f(cost, f):
             heapq.heappop(queue)
             for path in wave:
                 heapq.heappush(queue, (f(path, r), path))
-        assert found.best() == min(queue)[1]
+        assert f(found.best(), r) == min(queue)[0]
+        assert len(found.best()) == 4
 
 
 def test_what_h_falls_by_makes_it_consistent_and_what_it_rises_by_does_not():

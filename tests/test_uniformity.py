@@ -300,6 +300,11 @@ def test_every_engine_of_the_library_is_in_the_table():
 
 UNBIASED = "SMC ImportanceSampling ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC"
 CONSISTENT = "TreeSampling ParticleGibbs SuffixMH ParallelTempering PowerSampling"
+BY_REWARD = (
+    "SMC ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC SVDD RolloverBudget "
+    "TreeSampling TreeSearch ParticleGibbs SuffixMH ParallelTempering PowerSampling"
+)
+MARKOV = "ParticleGibbs SuffixMH ParallelTempering"
 NOT_EXACT = ("ParticleFilter, as its_hub", "EntropicParticleFilter, as published")
 
 
@@ -309,6 +314,42 @@ def test_no_engine_promises_more_or_less_than_was_shown_of_it(name):
     kind = name.split(",")[0]
     promise = "unbiased" if kind in UNBIASED.split() else "consistent" if kind in CONSISTENT.split() else "heuristic"
     assert ENGINES[name][0].guarantee == ("heuristic" if name in NOT_EXACT else promise)
+
+
+@cache
+def best_of_all(name):
+    """Runs of an engine on a die that is thrown twice, the second throw decisive, and what they call the best."""
+
+    @fk.program
+    async def dice():
+        total = 0
+        for weight in (3.0, 0.1):
+            face = await fk.sample("face", fk.dist.DiscreteUniform(1, 6))
+            total += weight * face
+            await fk.factor("G", weight * face)
+        return total
+
+    return [fk.infer(dice(), ENGINES[name][0], seed=seed) for seed in range(5)]
+
+
+@pytest.mark.parametrize("name", [name for name in ENGINES if "text" not in ENGINES[name][1]])
+def test_the_best_is_told_by_what_suits_the_engine(name):
+    """By the reward of the whole run, but where an engine's own choice is another: a vote, or a score of its own."""
+    kind = name.split(",")[0]
+    by_reward = kind in BY_REWARD.split() and name != "ParticleFilter, as its_hub"
+    own = {
+        "ParticleFilter, as its_hub", "BestOfN, by answer", "SelfConsistency", "SelfConsistency, weighted",
+        "FirstFinish", "AdaptiveConsistency", "BeamSearch, ahead", "DVTS", "AStar, falls", "TreeOfFrames", "BeamSearch",
+            "AdaptiveBestOfN",
+    }  # fmt: skip
+    for posterior in best_of_all(name):
+        assert posterior.ranking == ("reward" if by_reward else "weight")
+        assert posterior.serial == (kind in MARKOV.split())
+        if name not in own:
+            rewards = np.where(posterior.complete, posterior.log_potential, -np.inf)
+            assert posterior.best() == posterior.values[int(rewards.argmax())]
+        told = "vote" if posterior._answers is not None else posterior.ranking
+        assert f"best by {told}" in posterior.summary()
 
 
 def pairs(programs):

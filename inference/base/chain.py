@@ -68,6 +68,7 @@ class Chain:
         answers: (n,) what each particle votes for, of engines that hold a vote.
         tree: of engines that grow one; the steps are then its own.
         info: numbers by name that say how the engine fared, such as "acceptance".
+        serial: whether the particles are draws of one Markov chain, in their order.
 
     All its arrays are read-only.
     """
@@ -79,6 +80,7 @@ class Chain:
     answers: tuple[Any, ...] | None = None
     tree: SearchTree | None = None
     info: Mapping[str, float] = field(default_factory=dict)
+    serial: bool = False
 
     def __post_init__(self) -> None:
         freeze(self, "log_weights", "complete")

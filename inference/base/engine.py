@@ -25,6 +25,25 @@ from .step import Step
 Guarantee = Literal["unbiased", "consistent", "discretised", "heuristic"]
 """What an engine promises of its evidence and weighted particles, at any finite number of particles."""
 
+Ranking = Literal["weight", "reward"]
+"""What the best of an engine's runs is told by; see `ranking_of`."""
+
+
+def ranking_of(engine: Any) -> Ranking:
+    """Return what the best run of an engine is told by: its attribute ``ranking``, or else "weight".
+
+    It is "weight" where a weight is that of a whole run (importance sampling), or is how the engine says what it has
+    chosen (by its own score, or a vote). It is "reward", ∏G of the whole run, where weights say less: after resampling
+    they judge the steps since, and the draws of a Markov chain all weigh the same.
+
+    >>> from ..pools.best_of_n import BestOfN
+    >>> from ..particles.smc import SMC
+    >>> ranking_of(BestOfN(8)), ranking_of(SMC(8))
+    ('weight', 'reward')
+    """
+    found: Ranking = getattr(engine, "ranking", "weight")
+    return found
+
 
 def weaker(one: Guarantee, other: Guarantee) -> Guarantee:
     """Return the weaker of two promises: what is left of an engine's on a model that has steps of finite size.
@@ -74,6 +93,7 @@ class Report:
         answers: (n,) what each particle votes for (None while it is unfinished), of engines that hold a vote.
         tree: of engines that grow one; it is their history.
         info: numbers by name that say how the engine fares, such as the acceptance rate of a Markov chain.
+        serial: whether the particles are draws of one Markov chain, in their order.
     """
 
     state: Any
@@ -83,6 +103,7 @@ class Report:
     answers: Sequence[Any] | None = None
     tree: SearchTree | None = None
     info: Mapping[str, float] = field(default_factory=dict)
+    serial: bool = False
 
 
 @dataclass(frozen=True)

@@ -250,17 +250,19 @@ def growing(
     log_weights: Floats | None,
     log_evidence: float | None,
     info: Mapping[str, float] = MappingProxyType({}),
+    serial: bool = False,
 ) -> Growing:
     """Return a report of the paths that are in a list now, to be made when asked for, though the list may grow.
 
-    Without weights, those alive weigh the same.
+    Without weights, those alive weigh the same. They are ``serial`` where they are the draws of one Markov chain.
     """
     count = len(paths)
 
     def report() -> Report:
         kept = list(paths[:count])
         weights = even(kept) if log_weights is None else log_weights
-        return Report(gather(model, kept), weights, None, log_evidence, tree=record(kept, weights), info=info)
+        state, tree = gather(model, kept), record(kept, weights)
+        return Report(state, weights, None, log_evidence, tree=tree, info=info, serial=serial)
 
     finished = count if step.done.all() else sum(path.done for path in paths)  # a chain's draws are whole runs
     return Growing(report, step, finished)

@@ -49,8 +49,8 @@ def compare(
     Args:
         model: a problem, or several, which share their batches.
         engines: the engines; a dictionary gives them names.
-        metric: the quality of a posterior, larger is better, such as ``lambda p: passes(p.best())``; or one for each
-            problem, where each has its own answer.
+        metric: the quality of a posterior, larger is better, such as ``lambda p: passes(p.best())``, where the best is
+            what suits each engine (see `Posterior.best`); or one for each problem, where each has its own answer.
         budget: limits of each run, that is of one engine with one seed on all problems together.
         seeds: integers; each is one run of each engine.
         reference: name of the engine that the others are compared with; None is the first.
@@ -67,9 +67,10 @@ def compare(
     ...     face = await fk.sample("face", fk.dist.DiscreteUniform(1, 6))
     ...     await fk.factor("high", float(face))
     ...     return face
-    >>> found = fk.compare(die(), [fk.SMC(2), fk.BestOfN(20)], metric=lambda p: p.best() == 6, seeds=range(20))
+    >>> engines = [fk.SMC(2), fk.BestOfN(20), fk.SuffixMH(20)]
+    >>> found = fk.compare(die(), engines, metric=lambda p: p.best() == 6, seeds=range(20))
     >>> [(row.engine, row.quality.mean) for row in found.table()]
-    [('SMC(2)', 0.2), ('BestOfN(20)', 0.95)]
+    [('SMC(2)', 0.2), ('BestOfN(20)', 0.95), ('SuffixMH(20)', 0.95)]
     """
     many = not hasattr(model, "advance") and isinstance(model, Iterable)
     models: list[Any] = list(model) if isinstance(model, Iterable) and many else [model]

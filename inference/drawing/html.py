@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from html import escape
 from typing import Any
 
-from .html_charts import ess_chart, evidence_chart
+from ..results.summary import facts, leading, spent
+from .html_charts import charts_of
 from .html_images import grid_html, image_html
 from .pixels import Range, is_picture, pictures_in, range_of, written
-from .views import cut, number
+from .views import cut
 
 _SMALL = (340, 150)
 _STYLE = (
@@ -28,7 +28,7 @@ def posterior_html(posterior: Any, top: int = 8) -> str:
     """Return the facts, the ESS and evidence of each step, and a table of the values of largest weight."""
     charts = '<div class="fk-facts">(one step)</div>'
     if len(posterior.steps) > 1:
-        charts = f"<div>{ess_chart(posterior, _SMALL)} {evidence_chart(posterior, _SMALL)}</div>"
+        charts = f"<div>{' '.join(chart(posterior, _SMALL) for chart in charts_of(posterior)[:2])}</div>"
     return (
         f'<div class="fk">{_STYLE}<b>{escape(posterior.engine)}</b> on {escape(cut(posterior.model, 120))}'
         f'<div class="fk-facts">{facts_html(posterior)}</div>{warnings_html(posterior)}{charts}'
@@ -38,16 +38,11 @@ def posterior_html(posterior: Any, top: int = 8) -> str:
 
 def facts_html(posterior: Any) -> str:
     """Return a line of facts."""
-    se = "" if math.isnan(posterior.log_evidence_se) else f" ± {posterior.log_evidence_se:.2g}"
-    facts = [
-        f"log evidence <b>{number(posterior.log_evidence)}</b>{se} ({posterior.guarantee})",
-        f"ESS <b>{posterior.ess:.1f}</b> of {len(posterior):,}{posterior._tail()}",
-        f"{int(posterior.complete.sum()):,} complete",
-        *(f"{amount} {unit}" for unit, amount in posterior._spent()),
-    ]
+    told = [*facts(posterior), f"{int(posterior.complete.sum()):,} complete"]
+    told += [f"{amount} {unit}" for unit, amount in spent(posterior)]
     if posterior.stopped:
-        facts.append(f"<b>stopped: {escape(posterior.stopped)}</b>")
-    return " · ".join(facts)
+        return " · ".join([*map(escape, told), f"<b>stopped: {escape(posterior.stopped)}</b>"])
+    return " · ".join(map(escape, told))
 
 
 def warnings_html(posterior: Any) -> str:
@@ -57,7 +52,7 @@ def warnings_html(posterior: Any) -> str:
 
 def values_html(posterior: Any, top: int, width: int = 4000) -> str:
     """Return a table of the distinct values of largest weight, texts cut to a width; a grid where all are pictures."""
-    found = posterior._top(top)
+    found = leading(posterior, top)
     shades = range_of(picture for value in posterior.values for picture in pictures_in(value))
     if found and all(is_picture(value) for _, value in found):
         return grid_html([(image_html(value, shades), f"{weight:.3f}") for weight, value in found])

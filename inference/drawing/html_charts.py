@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,13 @@ def weights_chart(posterior: Any, size: tuple[int, int] = SIZE) -> str:
     else:
         chart.note("every particle has weight zero")
     return str(chart)
+
+
+def charts_of(posterior: Any) -> list[Callable[..., str]]:
+    """Return the charts that have something to say: no evidence where there is none, no weights of Markov chains."""
+    charts = [] if posterior.serial else [ess_chart]
+    charts += [] if np.isnan(posterior.log_evidence) else [evidence_chart]
+    return [*charts, rewards_chart, *([] if posterior.serial else [weights_chart])]
 
 
 def _across(steps: int) -> tuple[float, float]:

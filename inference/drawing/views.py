@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -133,6 +134,28 @@ def number(value: float, digits: int = 4) -> str:
     if math.isnan(value):
         return "unknown"
     return f"{value:.{digits}g}".replace("inf", "∞").replace("-", "−")
+
+
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")
+_TURNS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of what comes after them."""
+
+
+def plain(text: str) -> str:
+    """Write the control characters of a text as escapes, so that it can do nothing to a terminal.
+
+    >>> plain("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in _CONTROL or c in _TURNS else c for c in text)
+
+
+def short_line(text: str, width: int) -> str:
+    """Cut a text to a width and one line, its white space single blanks, without control characters."""
+    text = plain(" ".join(text[: 40 * width].split()))
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def cut(text: str, width: int) -> str:

@@ -88,7 +88,7 @@ def report(
     model: FeynmanKac[Any], number: int, now: Sequence[Path], draws: Sequence[Path], info: dict[str, float]
 ) -> Growing:
     """Report draws of equal weight, without evidence, and in the step the paths as they are."""
-    return growing(model, describe_paths(number, now), draws, None, np.nan, info)
+    return growing(model, describe_paths(number, now), draws, None, np.nan, info, serial=True)
 
 
 def alive(path: Path) -> bool:

@@ -12,7 +12,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
 from ..base.checks import positive
-from ..base.engine import Guarantee, Run
+from ..base.engine import Guarantee, Ranking, Run
 from ..base.paths import Asking, MarkovKernel, Path, check_kernel
 from .chain import alive, check_schedule, draw_chain, from_prior, kept
 from .suffix_mh import SuffixMH
@@ -61,6 +61,7 @@ class ParallelTempering:
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
     guarantee: ClassVar[Guarantee] = "consistent"
+    ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
         positive("sweeps", self.sweeps)

@@ -12,7 +12,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
 from ..base.checks import fraction, one_of, positive
-from ..base.engine import Growing, Guarantee, Run, check_alive
+from ..base.engine import Growing, Guarantee, Ranking, Run, check_alive
 from ..base.paths import Asking, Path, describe_paths, growing
 from ..base.resampling import resample
 from ..particles.path_filter import Filtering, path_filter
@@ -77,6 +77,7 @@ class ParticleGibbs:
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
     guarantee: ClassVar[Guarantee] = "consistent"
+    ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
         positive("sweeps", self.sweeps)

@@ -12,7 +12,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
 from ..base.checks import one_of, positive
-from ..base.engine import Growing, Guarantee, Run, check_alive
+from ..base.engine import Growing, Guarantee, Ranking, Run, check_alive
 from ..base.paths import Path, describe_paths, growing, run_on
 from .suffix_mh import SuffixMH
 
@@ -65,6 +65,7 @@ class PowerSampling:
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
     guarantee: ClassVar[Guarantee] = "consistent"
+    ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
         for name in ("particles", "block", "moves", "chains"):

@@ -13,7 +13,7 @@ from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, retry
 from ..base.checks import positive
-from ..base.engine import Guarantee, Run
+from ..base.engine import Guarantee, Ranking, Run
 from ..base.paths import Asking, Path, extend, run_on
 from .chain import alive, check_schedule, draw_chain, from_prior, kept
 
@@ -78,6 +78,7 @@ class SuffixMH:
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
     guarantee: ClassVar[Guarantee] = "consistent"
+    ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
         positive("moves", self.moves)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
 from ..base.checks import fraction, one_of, positive
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
+from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive
 from ..base.resampling import SCHEMES, Scheme
 from ..base.weights import logmeanexp, normalize, spread
 from .look_ahead import look_ahead
@@ -80,6 +80,7 @@ class EntropicParticleFilter:
     resampling: Scheme = "systematic"
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
+    ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
         for name in ("particles", "max_steps", "chains"):

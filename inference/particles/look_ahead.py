@@ -13,7 +13,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats
 from ..base.checks import one_of, positive
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
+from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive
 from ..base.resampling import SCHEMES, Scheme, resample
 from ..base.weights import logmeanexp
 from .smc import describe
@@ -62,6 +62,7 @@ class LookAheadSMC:
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
     guarantee: ClassVar[Guarantee] = "unbiased"
+    ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
         for name in ("particles", "rollouts", "chains"):

@@ -12,7 +12,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
 from ..base.checks import one_of, positive
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
+from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive
 from ..base.resampling import resample
 from ..base.step import Step
 from ..base.weights import spread
@@ -78,6 +78,11 @@ class ParticleFilter:
     def guarantee(self) -> Guarantee:
         """Unbiased, or heuristic as its_hub."""
         return "unbiased" if self.compat is None else "heuristic"
+
+    @property
+    def ranking(self) -> Ranking:
+        """The reward of the whole run; as its_hub, the odds of its last step."""
+        return "reward" if self.compat is None else "weight"
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

@@ -12,7 +12,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac
 from ..base.checks import one_of, positive
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
+from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive
 from ..base.weights import logmeanexp
 from .smc import describe, without_evidence
 
@@ -52,6 +52,7 @@ class RolloverBudget:
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
     guarantee: ClassVar[Guarantee] = "heuristic"
+    ranking: ClassVar[Ranking] = "reward"
     particles: ClassVar[int] = 1
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import fraction, one_of, positive
-from ..base.engine import Growing, Guarantee, Move, Report, Run, Start, check_alive
+from ..base.engine import Growing, Guarantee, Move, Ranking, Report, Run, Start, check_alive
 from ..base.paths import MarkovKernel, Path, check_kernel, describe_paths, growing
 from ..base.resampling import SCHEMES, Scheme, resample
 from ..base.step import Step
@@ -62,6 +62,7 @@ class SMC:
     all_dead: Literal["error", "zero"] = "error"
     move: MarkovKernel | None = None
     guarantee: ClassVar[Guarantee] = "unbiased"
+    ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
         positive("particles", self.particles)

@@ -12,7 +12,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
 from ..base.checks import one_of, positive
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
+from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive
 from ..base.resampling import optimal
 from ..base.weights import logmeanexp, normalize
 from .smc import describe
@@ -56,6 +56,7 @@ class SMCSteer:
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
     guarantee: ClassVar[Guarantee] = "unbiased"
+    ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
         for name in ("particles", "beam", "chains"):

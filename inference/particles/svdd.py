@@ -12,7 +12,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import one_of, positive
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, pick
+from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive, pick
 from ..base.weights import logmeanexp, normalize
 from .smc import describe, without_evidence
 
@@ -56,6 +56,7 @@ class SVDD:
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
     guarantee: ClassVar[Guarantee] = "heuristic"
+    ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
         for name in ("particles", "children", "chains"):

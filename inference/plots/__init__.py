@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..drawing import views
+from ..drawing.html_charts import charts_of
 from ..drawing.palette import BLUE, INK, ORANGE
 from ..results.posterior import Posterior
 from .html_genealogy import genealogy_html
@@ -60,10 +61,11 @@ def ess(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> Any:
     """Draw the effective sample size after each step, as a share of the particles; a dot where it led to resampling.
 
     One line per chain. A share that falls near zero says that one particle carries the weight: use more particles,
-    softer factors, or a twist.
+    softer factors, or a twist. Raises ValueError for Markov chains, whose draws all weigh the same.
     """
     from ..drawing.figure import axes, label, steps_axis
 
+    _weighted(posterior, "effective sample size by step")
     ax = axes(ax, figsize, (5.6, 2.4))
     for chain in posterior.chains:
         share = np.array([step.ess / len(step.log_weights) for step in chain.steps])
@@ -82,10 +84,12 @@ def evidence(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> A
     """Draw log Ẑ after each step: of every chain (faint), and of all together. The title has the final one.
 
     Chains that end far apart say that the evidence is not to be trusted yet; steps where it falls are those that
-    the model finds hard to meet.
+    the model finds hard to meet. Raises ValueError for an engine that gives none.
     """
     from ..drawing.figure import axes, label, steps_axis
 
+    if np.isnan(posterior.log_evidence):
+        raise ValueError(f"{posterior.engine} gives no evidence, so there is none to draw")
     ax = axes(ax, figsize, (5.6, 2.4))
     if len(posterior.chains) > 1:
         for chain in posterior.chains:
@@ -102,10 +106,12 @@ def evidence(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> A
 def weights(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> Any:
     """Draw how the weight is spread: the mass that the k heaviest particles hold, of each chain and of all.
 
-    The mark tells how many particles hold 90% of it. Few of many means that the values rest on those few.
+    The mark tells how many particles hold 90% of it. Few of many means that the values rest on those few. Raises
+    ValueError for Markov chains, whose draws all weigh the same.
     """
     from ..drawing.figure import axes, label, write
 
+    _weighted(posterior, "spread of the weight")
     ax = axes(ax, figsize, (5.6, 2.4))
     chains = [chain.log_weights for chain in posterior.chains]
     for logs in chains if len(chains) > 1 else []:
@@ -169,19 +175,29 @@ def rewards(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> An
 
 
 def overview(posterior: Posterior, *, figsize: Size = None) -> Any:
-    """Draw genealogy, ESS, evidence, rewards and weights in one figure: the first look at a run."""
+    """Draw genealogy, ESS, evidence, rewards and weights in one figure, what the engine has of them: the first look."""
     from ..drawing.figure import picture
 
-    figure = picture(figsize or (9.5, 7.0))
-    layout = [["tree", "tree"], ["ess", "evidence"], ["rewards", "weights"]]
-    panels: Any = figure.subplot_mosaic(layout, height_ratios=(1.5, 1, 1))
+    draws = {"ess": ess, "evidence": evidence, "rewards": rewards, "weights": weights}
+    names = [chart.__name__.removesuffix("_chart") for chart in charts_of(posterior)]
+    rows = [names[i : i + 2] for i in range(0, len(names), 2)]
+    layout = [["tree", "tree"], *(row if len(row) == 2 else row * 2 for row in rows)]
+    figure = picture(figsize or (9.5, 3.0 + 2.0 * len(rows)))
+    panels: Any = figure.subplot_mosaic(layout, height_ratios=[1.5] + [1.0] * len(rows))
     genealogy(posterior, ax=panels["tree"])
-    for name, draw in (("ess", ess), ("evidence", evidence), ("rewards", rewards), ("weights", weights)):
-        draw(posterior, ax=panels[name])
+    for name in names:
+        draws[name](posterior, ax=panels[name])
     return figure
 
 
 # -- small parts ------------------------------------------------------------------------------------------------
+
+
+def _weighted(posterior: Posterior, what: str) -> None:
+    if posterior.serial:
+        raise ValueError(
+            f"the draws of {posterior.engine}, a Markov chain, all weigh the same: they have no {what}; see mixing"
+        )
 
 
 def _longest(posterior: Posterior) -> int:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from ..drawing.html import _STYLE, facts_html, values_html, warnings_html
-from ..drawing.html_charts import ess_chart, evidence_chart, rewards_chart, weights_chart
+from ..drawing.html_charts import charts_of
 from ..drawing.html_images import grid_html, thumbnail_html
 from ..drawing.views import cut, number
 from ..results.khat import verdict
 from ..results.posterior import Posterior
+from ..results.summary import spent
 from .faces import Faces
 from .html_genealogy import genealogy_html
 from .html_tokens import tokens_html
@@ -44,9 +47,9 @@ def report(posterior: Posterior, path: str | os.PathLike[str]) -> Path:
     """Write a report of a posterior as one HTML file, and return its path.
 
     It holds the facts, the warnings and the cost, the values of largest weight, charts of ESS, evidence, rewards and
-    weights, the genealogy of the chain that the best particle is in, with the text of each step, and what that
-    particle did. It needs no other file, no network, no script and no matplotlib; it follows the reader's light or
-    dark colours, and stays small for many particles and steps. It is written whole or not at all.
+    weights (what the engine has of them), the genealogy of the chain that the best particle is in, with the text of
+    each step, and what that particle did. It needs no other file, no network, no script and no matplotlib; it follows
+    the reader's light or dark colours, and stays small for many particles and steps. It is written whole or not at all.
 
     Raises:
         OSError: where the file cannot be written.
@@ -75,7 +78,7 @@ def report(posterior: Posterior, path: str | os.PathLike[str]) -> Path:
 
 
 def _page(posterior: Posterior) -> str:
-    charts = "".join(chart(posterior) for chart in (ess_chart, evidence_chart, rewards_chart, weights_chart))
+    charts = "".join(chart(posterior) for chart in charts_of(posterior))
     best = posterior._best()
     body = [
         f'<p class="fk-facts">{facts_html(posterior)}</p>{warnings_html(posterior)}',
@@ -128,18 +131,20 @@ def _facts(posterior: Posterior) -> str:
         ("chains", f"{len(posterior.chains)} of {', '.join(map(str, particles))} particles"),
         ("steps", str(max(len(chain.steps) for chain in posterior.chains))),
         ("stopped", posterior.stopped or "no: ran to its end"),
-        ("k-hat of the final weights", _khat(posterior)),
-        *((unit, amount) for unit, amount in posterior._spent()),
+        *_khat(posterior),
+        *spent(posterior),
         ("feynkac", _version()),
     ]
     return "<table>" + "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts) + "</table>"
 
 
-def _khat(posterior: Posterior) -> str:
-    try:
-        return f"{number(posterior.khat, 2)} ({verdict(posterior.khat)})"
-    except ImportError:
-        return "not computed: it needs arviz-stats"
+def _khat(posterior: Posterior) -> list[tuple[str, str]]:
+    """Return k̂, where the weights are of the posterior and have a tail, and arviz-stats is there to fit it."""
+    if posterior.serial or posterior.guarantee == "heuristic" or find_spec("arviz_stats") is None:
+        return []
+    if math.isnan(posterior.khat):
+        return []
+    return [("k-hat of the final weights", f"{number(posterior.khat, 2)} ({verdict(posterior.khat)})")]
 
 
 def _version() -> str:

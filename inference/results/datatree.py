@@ -12,51 +12,56 @@ from numpy.typing import NDArray
 
 from ...ppl import keys as _keys
 from ...ppl.model import Floats, Index
-from ...ppl.sites import Site
 from ..base.chain import Chain
 from ..base.resampling import systematic
-from .columns import columns, free
+from .columns import free
 from .khat import khat
+from .latents import Variable, variables
+from .markov import layout
 
 if TYPE_CHECKING:
     from xarray import DataTree
 
-_DIMS = ("chain", "draw", "step", "particle", "log_weight", "complete")
-_KINDS = ("sample", "deterministic")
+_DIMS = ("chain", "draw", "step", "particle", "log_weight", "log_potential", "complete")
 
 
 def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) -> DataTree:
     """Return a posterior as an ``xarray.DataTree`` with the conventions of ArviZ.
 
     Groups:
-        posterior: numbers, (chain=1, draw): equally weighted draws, resampled from the complete particles of all
-            chains in proportion to their weights, in random order. Bools are 0 and 1. The coordinate ``particle`` of
-            each draw is the particle it is a copy of.
+        posterior: numbers, (chain, draw), as `equal_draws` has them. Bools are 0 and 1. The coordinate ``particle`` of
+            each draw is the particle that it is. Engines that are heuristic have no such group, for their weights
+            select and are no probabilities: ArviZ then says that there is none.
         posterior_text: what is text (strings, `Text`, other objects by ``str``) of the same draws. It is a group of
             its own, since ``az.summary`` and its kin take numbers alone.
         particles: (chain, draw): the particles as they are, unfinished ones too, numbers and texts alike, with their
-            unnormalised ``log_weight`` and whether they are ``complete``. A chain with fewer is filled up with NaN,
-            of weight zero.
-        smc: (chain, step): ``ess``, ``entropy``, ``log_normalizer_increment`` (they sum to the chain's
-            ``log_normalizer``, but for engines that have no evidence), ``resampled`` before the step,
+            unnormalised ``log_weight``, their reward ``log_potential``, and whether they are ``complete``. A chain with
+            fewer is filled up with NaN, of weight zero.
+        smc: (chain, step), but for Markov chains: ``ess``, ``entropy``, ``log_normalizer_increment`` (they sum to the
+            chain's ``log_normalizer``, but for engines that have no evidence), ``resampled`` before the step,
             ``n_unique_ancestors``, ``temperature``, ``khat`` of the (twisted) weights after the step, and ``ancestor``
             (chain, step, particle). Where a chain is shorter than the longest it is NaN, False or −1.
 
-    The tree's own attributes name the engine, model, seed, guarantee, cost, log evidence and version of the library.
+    The tree's own attributes name the engine, model, seed, guarantee, cost, log evidence, the warnings, and the version
+    of the library.
 
     A value that is a mapping, named tuple or dataclass has a variable for each of its keys; see `columns` for the
     rest, and for what stands where a particle has nothing. With ``sites``, what programs drew and recorded follows
     under its name (but for "output", the value so far); a name visited more than once has one more dimension,
-    ``<name>_visit``. A slash (of a scope or branch) becomes a dot, and a name that is taken gets an underscore.
+    ``<name>_visit``. What a program returns of its sites is there once. A slash (of a scope or branch) becomes a dot,
+    and a name that is taken gets an underscore.
 
-    ArviZ's functions do not know weights: use them on ``posterior``, whose draws need none. But the draws are copies
-    of few particles, in random order, so that ``az.ess``, ``az.rhat`` and ``az.mcse`` on them measure nothing (and on
-    ``particles`` take twins for autocorrelation). How good the sample is, say ``posterior.ess``, ``khat``,
-    ``estimate(fn)`` and ``warnings``.
+    ArviZ knows no weights, and takes draws in their order for a Markov chain; so the group ``posterior`` has them in an
+    order in which that is right. Of a Markov chain it is its own, chain by chain: ``az.summary``, ``az.ess`` and
+    ``az.rhat`` mean what they say. Of a weighted population, a particle is there as often as its weight says, copies
+    and then relatives side by side: their autocorrelation time is n·Σw², so that ``az.ess`` finds the effective
+    sample size, ``az.mcse`` follows from it, and ``az.rhat`` is NaN. (A number that is the same in all draws has all
+    of them as its effective sample size, as always with ArviZ: look at ``posterior.warnings``.)
 
     Args:
         posterior: a `Posterior`.
-        draws: equally weighted draws; more of them follow the weights more closely.
+        draws: how often weighted particles are there in all; more of them follow the weights more closely. Markov
+            chains have their own.
         seed: of the draws.
         sites: whether to add the sites of programs.
 
@@ -84,10 +89,12 @@ def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) ->
     except ImportError as error:
         raise ImportError("to_datatree needs arviz-base and xarray: pip install feynkac[plots]") from error
 
-    index = equal_draws(posterior, draws, seed)
-    found, dims = _variables(posterior, sites)
-    numbers = {name: _number(array[index]) for name, array in found.items() if array.dtype.kind in "biufc"}
-    texts = {name: array[index] for name, array in found.items() if name not in numbers}
+    index = layout(posterior) if posterior.serial else equal_draws(posterior, draws, seed)[None]
+    found = variables(posterior, sites, _DIMS)
+    dims = _dims(found)
+    arrays = {name: variable.array for name, variable in found.items()}
+    numbers = {name: _number(array[index]) for name, array in arrays.items() if array.dtype.kind in "biufc"}
+    texts = {name: array[index] for name, array in arrays.items() if name not in numbers}
     library = {"inference_library": "feynkac", "inference_library_version": importlib.metadata.version("feynkac")}
 
     def group(data: dict[str, NDArray[Any]], lead: list[str]) -> Any:
@@ -100,71 +107,57 @@ def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) ->
         )
 
     sizes = [len(chain.log_weights) for chain in posterior.chains]
-    raw = {name: _by_chain(array, sizes) for name, array in found.items()}
+    raw = {name: _by_chain(array, sizes) for name, array in arrays.items()}
     raw["log_weight"] = _by_chain(posterior.log_weights, sizes, -np.inf)
+    raw["log_potential"] = _by_chain(posterior.log_potential, sizes)
     raw["complete"] = _by_chain(posterior.complete, sizes)
-    coords = {"chain": [0], "draw": np.arange(draws), "particle": ("draw", index)}
+    chains, count = index.shape
+    coords = {"chain": np.arange(chains), "draw": np.arange(count), "particle": (("chain", "draw"), index)}
     groups = {
-        name: group({key: array[None] for key, array in data.items()}, ["chain", "draw"]).assign_coords(coords)
+        name: group(data, ["chain", "draw"]).assign_coords(coords)
         for name, data in (("posterior", numbers), ("posterior_text", texts))
-        if data or name == "posterior"
+        if posterior.guarantee != "heuristic" and (data or name == "posterior")
     }
     groups["particles"] = group(raw, ["chain", "draw"])
-    history = _history(posterior.chains)
-    groups["smc"] = xarray.merge(
-        [
-            group({name: array for name, array in history.items() if array.ndim == rank}, lead)
-            for rank, lead in ((1, ["chain"]), (2, ["chain", "step"]), (3, ["chain", "step", "particle"]))
-        ],
-        combine_attrs="override",
-    )
+    if not posterior.serial:
+        history = _history(posterior.chains)
+        groups["smc"] = xarray.merge(
+            [
+                group({name: array for name, array in history.items() if array.ndim == rank}, lead)
+                for rank, lead in ((1, ["chain"]), (2, ["chain", "step"]), (3, ["chain", "step", "particle"]))
+            ],
+            combine_attrs="override",
+        )
     attrs = arviz_base.base.make_attrs({**library, **_facts(posterior)})
     return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attrs), **groups})
 
 
 def equal_draws(posterior: Any, draws: int, seed: int) -> Index:
-    """Draw complete particles (their indices) in proportion to their weights, in random order, shape (draws,).
+    """Draw complete particles (their indices) in proportion to their weights, copies side by side, shape (draws,).
 
-    By systematic resampling: a particle of probability p comes ⌊draws·p⌋ or ⌈draws·p⌉ times.
+    By systematic resampling: a particle of probability p comes ⌊draws·p⌋ or ⌈draws·p⌉ times. Within a chain they are
+    in the order of their ancestors, from the first step on, so that those that share more of them are nearer.
     """
     weights = np.where(posterior.complete, posterior.probabilities, 0.0)
     if not weights.sum() > 0:
         raise ValueError("no particle ran to its end, so there is nothing to draw from; raise the budget")
-    key = _keys.fold(_keys.root(seed), _keys.tag("draws"))
-    order = np.argsort(_keys.uniform(_keys.fold(key, 1), draws)[0], kind="stable")
-    return systematic(weights / weights.sum(), draws, key)[order]
-
-
-def _variables(posterior: Any, sites: bool) -> tuple[dict[str, NDArray[Any]], dict[str, list[str]]]:
-    """Return the columns of values and sites, (particles, …), and the names of their further dimensions."""
-    found = columns(posterior.values, reserved=_DIMS)
-    stacked = set()
-    for name, visits in (_visited(posterior.chains) if sites else {}).items():
-        times = 1 + max(visit for _, visit in visits)
-        flat = [visits.get((i, v)) for i in range(len(posterior)) for v in range(times)]
-        for key, array in columns(flat, name, (*_DIMS, *found)).items():
-            found[key] = array if times == 1 else array.reshape(len(posterior), times, *array.shape[1:])
-            stacked |= {key} if times > 1 else set()
-    dims: dict[str, list[str]] = {}
-    for key, array in found.items():
-        ends = ["visit"] * (key in stacked) + [f"dim_{d}" for d in range(array.ndim - 1 - (key in stacked))]
-        dims[key] = [free(f"{key}_{end}", {*found, *_DIMS}) for end in ends]
-    return found, dims
-
-
-def _visited(chains: Sequence[Chain]) -> dict[str, dict[tuple[int, int], Any]]:
-    """Return, for each name of a site that was drawn or recorded, its value by final particle and visit."""
-    found: dict[str, dict[tuple[int, int], Any]] = {}
-    first = 0
-    for chain in chains:
-        for step, line in zip(chain.steps, chain.lines.tolist()):
-            for i, ancestor in enumerate(line, first):
-                chosen = step.choices[ancestor]
-                for site in chosen if isinstance(chosen, tuple) else ():
-                    if isinstance(site, Site) and site.kind in _KINDS and not site.hidden and site.name != "output":
-                        found.setdefault(site.name, {})[i, site.visit] = site.value
+    first, families = 0, []
+    for chain in posterior.chains:
+        families.append(first + np.lexsort(chain.lines[::-1]))
         first += len(chain.log_weights)
-    return found
+    order = np.concatenate(families)
+    key = _keys.fold(_keys.root(seed), _keys.tag("draws"))
+    return order[systematic((weights / weights.sum())[order], draws, key)]
+
+
+def _dims(found: dict[str, Variable]) -> dict[str, list[str]]:
+    """Return the names of the further dimensions of each variable."""
+    dims: dict[str, list[str]] = {}
+    for key, variable in found.items():
+        visits = ["visit"] * variable.visited
+        ends = visits + [f"dim_{d}" for d in range(variable.array.ndim - 1 - len(visits))]
+        dims[key] = [free(f"{key}_{end}", {*found, *_DIMS}) for end in ends]
+    return dims
 
 
 def _history(chains: Sequence[Chain]) -> dict[str, NDArray[Any]]:
@@ -224,5 +217,6 @@ def _facts(posterior: Any) -> dict[str, Any]:
         "stopped": posterior.stopped or "",
         "log_evidence": posterior.log_evidence,
         "log_evidence_se": posterior.log_evidence_se,
+        "warnings": "\n".join(posterior.warnings),
         **{f"cost_{unit}": amount for unit, amount in dataclasses.asdict(posterior.cost).items()},
     }

@@ -120,6 +120,7 @@ def save(posterior: Any, path: str | os.PathLike[str]) -> None:
                 "log_evidence": encoder.encode(chain.log_evidence, "log_evidence"),
                 "answers": encoder.encode(chain.answers, f"the answers of chain {c}"),
                 "steps": steps,
+                "serial": chain.serial,
                 "info": encoder.encode(dict(chain.info), f"the info of chain {c}"),
                 "tree": chain.tree and encoder.encode(_rows(chain.tree.choices), f"the choices of chain {c}"),
             }
@@ -131,6 +132,7 @@ def save(posterior: Any, path: str | os.PathLike[str]) -> None:
         "values": [encoder.encode(value, f"the value of particle {i}") for i, value in enumerate(posterior.values)],
         "chains": chains,
         "cost": dataclasses.asdict(posterior.cost),
+        "ranking": posterior.ranking,
         **meta,
     }
     target = Path(path)
@@ -189,10 +191,11 @@ def _read(archive: zipfile.ZipFile, head: dict[str, Any]) -> dict[str, Any]:
             tree = SearchTree(**{name: arrays[f"chain{c}/tree/{name}"] for name in _TREE}, choices=choices)
         made = tuple(steps) if tree is None else tree.steps
         info = _decode(chain["info"], arrays) if "info" in chain else {}
-        chains.append(Chain(log_weights, complete, log_evidence, made, answers, tree, info))
+        chains.append(Chain(log_weights, complete, log_evidence, made, answers, tree, info, chain.get("serial", False)))
     return {
         "values": tuple(_decode(value, arrays) for value in head["values"]),
         "chains": tuple(chains),
         "cost": Cost(**head["cost"]),
         **{name: head[name] for name in _FACTS},
+        "ranking": head.get("ranking", "weight"),
     }

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +17,17 @@ from ...ppl.model import Floats, Index
 from ...ppl.sites import Site
 from ..base.chain import Chain
 from ..base.checks import one_of
-from ..base.engine import Guarantee
+from ..base.engine import Guarantee, Ranking
 from ..base.selection import best_of
 from ..base.step import Step
 from ..base.weights import ess, logmeanexp, normalize
 from ..drawing.html import posterior_html
-from ..drawing.pixels import identity, written
+from .best import best_particle
 from .files import load, save
-from .khat import khat, verdict
+from .khat import khat
+from .markov import Mixing, mixing
 from .standard_error import Error, Estimate, evidence_error, mean_error
+from .summary import summary
 from .trust import reservations
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Posterior:
         model: the model and its arguments.
         seed: the seed it was run with.
         stopped: why it was cut short ("tokens", "interrupted", "callback", …), or None.
+        ranking: what its best run is told by, "weight" or "reward"; see `best`.
     """
 
     values: tuple[Any, ...]
@@ -58,6 +60,7 @@ class Posterior:
     model: str
     seed: int
     stopped: str | None = None
+    ranking: Ranking = "weight"
 
     def __len__(self) -> int:
         return len(self.values)
@@ -110,9 +113,32 @@ class Posterior:
         return self._evidence_error.reason
 
     @cached_property
+    def serial(self) -> bool:
+        """Whether the particles are the draws of Markov chains, in their order."""
+        return all(chain.serial for chain in self.chains)
+
+    @cached_property
     def ess(self) -> float:
-        """Effective sample size of the final weights, in 0…len(self)."""
+        """Effective sample size, in 0…len(self): of the final weights, or of the draws of Markov chains.
+
+        Of chains it is that of the numbers in the values, rank-normalised, and the least of them; of texts, that of
+        the rewards and of which text a draw is. See `markov.mixing`.
+        """
+        if self.serial and self.drawn:
+            return min(float(len(self)), self.mixing.ess)
         return ess(self.log_weights)
+
+    @cached_property
+    def mixing(self) -> Mixing:
+        """How Markov chains moved: ``mixing.rhat``, ``distinct`` and so on. Raises ValueError for other engines."""
+        if not self.serial:
+            raise ValueError(f"mixing is that of Markov chains, and {self.engine} is none: see ess, khat and estimate")
+        return mixing(self)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a complete particle has positive weight."""
+        return bool((self.complete & (self.log_weights > -np.inf)).any())
 
     @cached_property
     def khat(self) -> float:
@@ -148,32 +174,22 @@ class Posterior:
         """The history of the first chain; see ``chains`` for the others."""
         return self.chains[0].steps
 
-    def best(self, by: Literal["weight", "reward"] = "weight") -> Any:
-        """Return the value of the particle with the largest weight (a complete one, where there is any).
+    def best(self, by: Ranking | None = None) -> Any:
+        """Return the value of the best particle: a complete one, where there is any.
 
-        Of an engine that holds a vote, it is the one with the largest weight among those of the winning answer.
-
-        ``by="reward"`` takes the largest `log_potential` instead. That is the better choice after resampling by a
-        twist, since weights then make good for what the guide has done.
+        ``by="weight"`` is the one of largest weight; of an engine that holds a vote, among those of the winning answer.
+        ``by="reward"`` is the one of largest `log_potential`, ∏G of its whole run. None is what goes with the engine,
+        its ``ranking``, which `summary` names: "reward" for engines that resample, whose weights judge the steps since,
+        and for Markov chains, whose draws weigh the same; "weight" for importance sampling, and for searches and pools,
+        whose weight is on the run that they chose. What ties in one is told apart by the other; what ties in both
+        goes to the value that most particles have.
         """
-        one_of("by", by, ("weight", "reward"))
-        if by == "weight":
-            return self.values[self._best()]
-        return self.values[int(self._leading(self.log_potential).argmax())]
+        if by is not None:
+            one_of("by", by, ("weight", "reward"))
+        return self.values[self._best(by)]
 
-    def _best(self) -> int:
-        log_weights = self._leading(self.log_weights)
-        if self._answers is not None and log_weights is not self.log_weights:
-            winner = next(iter(self.vote()))
-            log_weights = np.where(
-                [answer is winner or answer == winner for answer in self._answers], log_weights, -np.inf
-            )
-        return int(log_weights.argmax())
-
-    def _leading(self, scores: Floats) -> Floats:
-        """Return scores of the complete particles, −inf for the others; of all where no complete one is alive."""
-        finished = np.where(self.complete, scores, -np.inf)
-        return scores if np.isneginf(finished).all() else finished
+    def _best(self, by: Ranking | None = None) -> int:
+        return best_particle(self, by or self.ranking)
 
     @cached_property
     def _answers(self) -> tuple[Any, ...] | None:
@@ -302,39 +318,7 @@ class Posterior:
 
         k̂ is in it where arviz-stats is loaded already (to load it takes a second or two); ask for ``khat`` otherwise.
         """
-        se = "" if math.isnan(self.log_evidence_se) else f" ± {self.log_evidence_se:.2g}"
-        lines = [
-            f"{self.engine} on {_short(self.model, 70)}",
-            f"log evidence {self.log_evidence:.4g}{se} ({self.guarantee}); "
-            f"ESS {self.ess:.1f} of {len(self)}{self._tail()}; {int(self.complete.sum())} complete"
-            + (f"; stopped: {self.stopped}" if self.stopped else ""),
-            "cost: " + ", ".join(f"{amount} {unit}" for unit, amount in self._spent()),
-            *(f"note: {warning}" for warning in self.warnings),
-        ]
-        for weight, value in self._top(top):
-            lines.append(f"  {weight:6.3f}  {_short(written(value), 90)}")
-        return "\n".join(lines)
-
-    def _tail(self) -> str:
-        if self.guarantee == "heuristic" or "arviz_stats" not in sys.modules or math.isnan(self.khat):
-            return ""
-        return f", k-hat {self.khat:.2f} ({verdict(self.khat)})"
-
-    def _spent(self) -> list[tuple[str, str]]:
-        cost = self.cost
-        counts = [("model calls", cost.model_calls), ("tokens in", cost.tokens_in), ("tokens out", cost.tokens_out)]
-        counts += [("denoiser evaluations", cost.nfe), ("reward calls", cost.reward_calls)]
-        return [(unit, f"{n:,}") for unit, n in counts if n] + [("s", f"{cost.seconds:.2f}")]
-
-    def _top(self, top: int) -> list[tuple[float, Any]]:
-        """Distinct values with their total weight, largest first."""
-        if np.isneginf(self.log_weights).all():
-            return []
-        totals: dict[Any, tuple[float, Any]] = {}
-        for value, weight in zip(self.values, self.probabilities.tolist()):
-            key = identity(value)
-            totals[key] = (totals.get(key, (0.0, None))[0] + weight, value)
-        return sorted(totals.values(), key=lambda item: -item[0])[:top]
+        return summary(self, top)
 
     def __repr__(self) -> str:
         return self.summary()
@@ -366,8 +350,3 @@ def _fixed(array: NDArray[T]) -> NDArray[T]:
 def _plain(number: Any) -> Any:
     """A float for an array without dimensions."""
     return float(number) if np.ndim(number) == 0 else number
-
-
-def _short(text: str, width: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"

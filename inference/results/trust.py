@@ -19,6 +19,9 @@ _SPREAD = 0.5
 _SINGLE = 0.95
 _LIMITS = {"AStar": "expansions", "MCTS": "simulations"}
 """The setting that ends a search, by engine, where it may end with unfinished runs alone."""
+_MANY = 100
+"""Independent draws that are enough for most means."""
+_APART = 1.1
 
 
 def reservations(posterior: Any) -> tuple[str, ...]:
@@ -27,11 +30,14 @@ def reservations(posterior: Any) -> tuple[str, ...]:
     The limits are set so that a good run stays silent: an effective sample size below a tenth of the particles (or
     below 2), a particle with 90% of the weight, k̂ above 0.7, a founder with 95% of the weight in every chain, a
     relative standard error of the evidence above one half; or rewards that never differed between particles. k̂ takes
-    part where arviz-stats is loaded already.
+    part where arviz-stats is loaded already. Of Markov chains: one that never moved, an acceptance below a tenth, an
+    effective sample size below a tenth of the draws (and below 100), and R̂ above 1.1.
     """
     if np.isneginf(posterior.log_weights).all():
         return ("every particle has weight zero: the posterior is empty",)
-    found = [*_unfinished(posterior), *_equal(posterior)]
+    if posterior.serial:
+        return (*_unfinished(posterior), *_chains(posterior))
+    found = [*_unfinished(posterior), *_equal(posterior), *_acceptance(posterior)]
     if posterior.guarantee == "heuristic":
         found.append("the weights select and are no posterior probabilities (heuristic): to get those, use SMC")
         return tuple(found)
@@ -110,14 +116,53 @@ def _met_factor(choices: Any) -> bool:
     return any(site.kind in ("factor", "observe") for site in sites)
 
 
+def _chains(posterior: Any) -> Iterator[str]:
+    """Speak of Markov chains that moved too little, or not to the same place."""
+    if not posterior.drawn or posterior.mixing.draws < 2:
+        return
+    found, n = posterior.mixing, posterior.mixing.draws
+    more = f"use more {'sweeps' if _has(posterior, 'sweeps') else 'moves'}"
+    # Moves that are accepted, and change nothing, are those of a chain at a place that has nearly all the mass.
+    stuck = sum(not changed and not rate >= _LOW for changed, rate in zip(found.changes, found.acceptance))
+    if stuck:
+        which = "the chain" if len(found.changes) == 1 else f"{stuck} of {len(found.changes)} chains"
+        yield (
+            f"{which} never moved: all {n} draws are one value, so that they are one draw, unless the target has no "
+            f"other; {more}"
+        )
+    yield from _acceptance(posterior)
+    if found.distinct > 1 and posterior.ess < min(_LOW * len(posterior), _MANY):
+        yield (
+            f"the effective sample size is {posterior.ess:.1f} of {len(posterior)} draws, {found.distinct} of them "
+            f"distinct: means are as rough as those of {posterior.ess:.0f} independent draws; {more}"
+        )
+    if found.rhat > _APART:
+        yield f"the {len(found.changes)} chains disagree: R-hat is {found.rhat:.2f}, and should be near 1; {more}"
+
+
+def _acceptance(posterior: Any) -> Iterator[str]:
+    """Speak of moves that are seldom accepted."""
+    rate = posterior.info.get("acceptance", 1.0)
+    if rate < _LOW:
+        what = "sweeps changed the run" if _has(posterior, "particles_per_sweep") else "moves were accepted"
+        better = "particles_per_sweep" if _has(posterior, "particles_per_sweep") else "moves, or a better proposal"
+        yield f"{rate:.1%} of the {what}: the draws are much alike; use more {better}"
+
+
+def _has(posterior: Any, setting: str) -> bool:
+    """Whether the engine has a setting, so that it can be named."""
+    return f"{setting}=" in posterior.engine
+
+
 def _weights(posterior: Any) -> Iterator[str]:
     n, ess, most = len(posterior), posterior.ess, float(posterior.probabilities.max())
+    more = "rollouts" if _has(posterior, "rollouts") and not _has(posterior, "particles") else "particles"
     if n > 1 and most > _DOMINANT:
-        yield f"one particle holds {most:.0%} of the weight: this is one draw, no sample; use more particles or a twist"
+        yield f"one particle holds {most:.0%} of the weight: this is one draw, no sample; use more {more} or a twist"
     elif n > 1 and ess < max(_LOW * n, 2.0):
         yield (
             f"the effective sample size is {ess:.1f} of {n}: means are as rough as those of {ess:.0f} draws; use more "
-            "particles, a twist or a better proposal"
+            f"{more}, a twist or a better proposal"
         )
     if "arviz_stats" in sys.modules and posterior.khat > _BAD_KHAT:
         yield (
@@ -134,9 +179,10 @@ def _founders(posterior: Any) -> Iterator[str]:
     if most > _SINGLE:
         each = " of each chain" if len(chains) > 1 else ""
         share = "all particles" if most > 1 - 1e-9 else f"particles with {most:.0%} of the weight"
+        settings = ["more particles", *(["a lower ess_threshold"] if _has(posterior, "ess_threshold") else [])]
         yield (
             f"{share}{each} descend from one of the {n} first draws: the early steps rest on {len(chains)} "
-            f"draw{'s' * (len(chains) > 1)}; use more particles, a lower ess_threshold or more chains"
+            f"draw{'s' * (len(chains) > 1)}; use {', '.join(settings)} or more chains"
         )
 
 

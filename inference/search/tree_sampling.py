@@ -13,7 +13,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
 from ..base.checks import depths_or_none, fraction, is_real, one_of, positive
-from ..base.engine import Guarantee, Report, Run
+from ..base.engine import Guarantee, Ranking, Report, Run
 from ..base.search_tree import SearchTree
 from ..base.weights import logmeanexp
 from .growth import Descend, Fork, Growth
@@ -78,6 +78,7 @@ class TreeSampling:
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
     guarantee: ClassVar[Guarantee] = "consistent"
+    ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
         check_tree(self)

@@ -12,7 +12,7 @@ import numpy as np
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
 from ..base.checks import is_real, one_of
-from ..base.engine import Guarantee, Report, Run
+from ..base.engine import Guarantee, Ranking, Report, Run
 from ..base.search_tree import SearchTree
 from ..base.weights import logmeanexp
 from .growth import Fork, Growth
@@ -72,6 +72,7 @@ class TreeSearch:
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
     guarantee: ClassVar[Guarantee] = "heuristic"
+    ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
         check_tree(self)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.inference.results.khat import khat, verdict
+from feynkac.inference.drawing.views import verdict
+from feynkac.inference.results.khat import khat
 from feynkac.inference.results.trust import founders
 from laws import Z_LIMIT, t2, z_score
 

@@ -15,9 +15,9 @@ import feynkac as fk
 from feynkac.inference.base.chain import Chain
 from feynkac.inference.base.step import Step
 from feynkac.inference.drawing import pixels
+from feynkac.inference.drawing.summary import leading
 from feynkac.inference.plots import plot_images
 from feynkac.inference.plots.faces import Faces
-from feynkac.inference.results.summary import leading
 
 matplotlib = pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")

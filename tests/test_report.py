@@ -13,8 +13,8 @@ import pytest
 import feynkac as fk
 from feynkac.inference.base.chain import Chain
 from feynkac.inference.base.step import Step
+from feynkac.inference.drawing.summary import leading
 from feynkac.inference.drawing.svg import Chart, Html, span, ticks
-from feynkac.inference.results.summary import leading
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 NASTY = "<script>alert('x')</script> & \"quotes\" </svg>"

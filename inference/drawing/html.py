@@ -5,10 +5,10 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from ..results.summary import facts, leading, spent
 from .html_charts import charts_of
 from .html_images import grid_html, image_html
 from .pixels import Range, is_picture, pictures_in, range_of, written
+from .summary import facts, leading, spent
 from .views import cut
 
 _SMALL = (340, 150)

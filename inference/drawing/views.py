@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,6 +134,17 @@ def number(value: float, digits: int = 4) -> str:
     if math.isnan(value):
         return "unknown"
     return f"{value:.{digits}g}".replace("inf", "∞").replace("-", "−")
+
+
+def verdict(k: float) -> Literal["good", "ok", "bad", "unknown"]:
+    """Say what a k̂ means: good below 0.5, ok below 0.7, bad from there on; unknown where it is NaN.
+
+    >>> verdict(0.3), verdict(0.6), verdict(0.9), verdict(math.nan)
+    ('good', 'ok', 'bad', 'unknown')
+    """
+    if math.isnan(k):
+        return "unknown"
+    return "good" if k < 0.5 else "ok" if k < 0.7 else "bad"
 
 
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")

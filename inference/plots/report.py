@@ -13,10 +13,9 @@ import numpy as np
 from ..drawing.html import _STYLE, facts_html, values_html, warnings_html
 from ..drawing.html_charts import charts_of
 from ..drawing.html_images import grid_html, thumbnail_html
-from ..drawing.views import cut, number
-from ..results.khat import verdict
+from ..drawing.summary import spent
+from ..drawing.views import cut, number, verdict
 from ..results.posterior import Posterior
-from ..results.summary import spent
 from .faces import Faces
 from .html_genealogy import genealogy_html
 from .html_tokens import tokens_html

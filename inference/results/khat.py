@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -58,14 +58,3 @@ def _has_tail(logs: Floats) -> bool:
     weights = np.sort(np.exp(logs - logs.max()))[n - tail - 1 :]
     different = 1 + int((np.diff(weights[1:]) > 1e-12).sum())
     return bool(weights[(tail + 2) // 4] - weights[0] > 1e-12) and 2 * different >= tail
-
-
-def verdict(k: float) -> Literal["good", "ok", "bad", "unknown"]:
-    """Say what a k̂ means: good below 0.5, ok below 0.7, bad from there on; unknown where it is NaN.
-
-    >>> verdict(0.3), verdict(0.6), verdict(0.9), verdict(math.nan)
-    ('good', 'ok', 'bad', 'unknown')
-    """
-    if math.isnan(k):
-        return "unknown"
-    return "good" if k < 0.5 else "ok" if k < 0.7 else "bad"

@@ -22,12 +22,12 @@ from ..base.selection import best_of
 from ..base.step import Step
 from ..base.weights import ess, logmeanexp, normalize
 from ..drawing.html import posterior_html
+from ..drawing.summary import summary
 from .best import best_particle
 from .files import load, save
 from .khat import khat
 from .markov import Mixing, mixing
 from .standard_error import Error, Estimate, evidence_error, mean_error
-from .summary import summary
 from .trust import reservations
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..drawing.pixels import identity, written
-from ..drawing.views import number, plain, short_line
-from .khat import verdict
+from .pixels import identity, written
+from .views import number, plain, short_line, verdict
 
 
 def summary(posterior: Any, top: int) -> str:

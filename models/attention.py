@@ -39,9 +39,8 @@ class AttentionForwarder(Forwarder):
     def __init__(
         self, model: Any, tree: Tree, limit: int, max_batch: int, vocab_size: int, longest: int | None = None
     ) -> None:
-        names = accepted(model)
-        self._takes_positions = self.positions_name in names
-        self._keeps_logits = "logits_to_keep" in names
+        self._takes_positions = False
+        self._keeps_logits = "logits_to_keep" in accepted(model)
         self._first = first_position(core(model))
         self.ragged = True
         """Whether histories of unequal lengths can share a pass."""
@@ -50,10 +49,11 @@ class AttentionForwarder(Forwarder):
         self.longest = min((n for n in (longest, self._turn) if n is not None), default=None)
         """The longest history to try the model on."""
         super().__init__(model, tree, Kept(limit // 16), max_batch, vocab_size)
-        self._try()
+        self.measure()
 
-    def _try(self) -> None:
-        """Find out how the model can be run exactly."""
+    def measure(self) -> None:
+        """Try the model on a few tokens: how can it be run exactly, and what does a position take?"""
+        self.store.reset()
         limit, self.store.limit = self.store.limit, sys.maxsize  # or histories that should meet in a pass might not
         batch, self.max_batch = self.max_batch, max(self.max_batch, 4)
         ways = self._ways()
@@ -73,7 +73,8 @@ class AttentionForwarder(Forwarder):
 
     def _ways(self) -> list[tuple[bool, bool]]:
         """Whether to number positions, and whether to pad: from what serves best to what asks least of a model."""
-        return [*([(True, True)] if self._takes_positions else []), (False, True), (False, False)]
+        numbered = self.positions_name in accepted(self.model)
+        return [*([(True, True)] if numbered else []), (False, True), (False, False)]
 
     def roots(self, tree: Tree, tokens: NDArray[np.int64]) -> list[Node]:
         """Return two beginnings for a trial."""

@@ -128,10 +128,10 @@ class EncoderDecoderForwarder(AttentionForwarder):
             **inputs,
         ).logits
 
-    def _try(self) -> None:
+    def measure(self) -> None:
         """Find out how the model can be run exactly, and what a token of a prompt takes."""
         limit, self._encoded.limit = self._encoded.limit, sys.maxsize
-        super()._try()
+        super().measure()
         self._encoded.limit = limit
 
     def roots(self, tree: Tree, tokens: NDArray[np.int64]) -> list[Node]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..ppl.score import Memory
+from ..ppl.score import current_epoch
 from .kept import Kept, Wave, gather
+from .live import Live
+from .packed import repack
 from .shared import Plan, plan
 from .store import Job
 from .tree import Node, Tree
@@ -72,9 +75,11 @@ class CacheInfo:
 class Forwarder(ABC):
     """Runs a model over the token tree: each history once, what they share once, in passes of like shape.
 
-    Those who inherit from it say how a history goes on from what is kept of its beginning.
+    Those who inherit from it say how a history goes on from what is kept of its beginning. Threads take turns, and what
+    was computed by the model as it was before a change (see `Live`) is dropped.
 
     Attributes:
+        live: the model, watched for changes.
         forwarded: token positions forwarded so far, padding not counted.
         recomputed: those of them that had been forwarded before and were dropped as memory was short.
     """
@@ -89,11 +94,17 @@ class Forwarder(ABC):
         self.recomputed = 0
         self._calls = 0
         self._owed: dict[Node, int] = {}
-        self._epoch = Memory.epoch
+        self.live = Live(model)
+        self._seen = self._now(self.live.version())
+        self._form = self._type_and_place()
 
     @abstractmethod
     def info(self) -> CacheInfo:
         """Return what is held in memory."""
+
+    @abstractmethod
+    def measure(self) -> None:
+        """Try the model on a few tokens, to learn what things take."""
 
     @abstractmethod
     def locate(self, node: Node, first: int) -> Job:
@@ -145,18 +156,43 @@ class Forwarder(ABC):
         """Drop all that is held in memory."""
         self.kept.clear()
 
-    def _enter(self) -> None:
-        """Forget what was forwarded in another epoch, see `afresh`."""
-        if self._epoch is not Memory.epoch:
-            self._epoch = Memory.epoch
-            self.clear()
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Within the block this thread has the model, and nothing is kept of it as it was in another epoch or state."""
+        with self.live.hold() as version:
+            seen = self._now(version)
+            if seen != self._seen:
+                self._renew()
+                self._seen = seen
+            yield
+
+    def _now(self, version: int) -> Hashable:
+        return current_epoch(), version
+
+    def _renew(self) -> None:
+        self.clear()
+        repack(self.model)
+        form = self._type_and_place()
+        if form != self._form:
+            counts = self.forwarded, self.recomputed, self._calls
+            with torch.inference_mode():
+                self.measure()
+            self.forwarded, self.recomputed, self._calls = counts
+            self._form = form
+
+    def _type_and_place(self) -> tuple[Any, Any]:
+        weight = next(core(self.model).parameters())
+        return weight.dtype, weight.device
 
     def next_logits(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally) -> Any:
         """Return the next-token logits after each history, a float32 tensor (n, V).
 
         Repeats are forwarded once; what is forwarded is charged to ``owners[i]`` of the first that needs it.
         """
-        self._enter()
+        with self.hold():
+            return self._next_logits(nodes, owners, tally)
+
+    def _next_logits(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally) -> Any:
         found: dict[Node, tuple[Any, int]] = {}
         missing: dict[Node, int] = {}
         for i, node in enumerate(nodes):
@@ -185,8 +221,8 @@ class Forwarder(ABC):
         ``sink(jobs, logits)`` gets a tensor (n, k, V) whose last ``job.pending`` positions belong to job i;
         these begin at ``first[i]`` or before. ``job.cost`` positions were forwarded for it.
         """
-        self._enter()
-        return self.run(nodes, first, sink, 1, every=True)
+        with self.hold():
+            return self.run(nodes, first, sink, 1, every=True)
 
     def remember(self, jobs: Sequence[Job], last: Any) -> None:
         """Keep the logits (n, V) after some histories."""

@@ -22,6 +22,9 @@ class Host(Protocol):
     tree: Tree
     forwarder: Forwarder
 
+    def version(self) -> int:
+        """Return a number that is another one whenever the model has been seen to change."""
+
     def attach(self, text: Text) -> Text:
         """Return an equal text that belongs to this model."""
 

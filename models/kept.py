@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import ref
@@ -32,32 +32,45 @@ class Wave:
 
 
 class Kept:
-    """The waves that some node needs, in at most ``limit`` bytes: the least recently used go first."""
+    """The waves that some node needs, in at most ``limit`` bytes: the least recently used go first.
+
+    One thread at a time may use it; a wave's last node may end in any.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.bytes = 0
         self.peak = 0
         self.evictions = 0
-        self._waves: OrderedDict[int, ref[Wave]] = OrderedDict()
+        self._bytes = 0
+        self._waves: OrderedDict[int, tuple[ref[Wave], int]] = OrderedDict()
+        self._gone: deque[tuple[int, ref[Wave]]] = deque()
 
     def __len__(self) -> int:
+        self._settle()
         return len(self._waves)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held."""
+        self._settle()
+        return self._bytes
+
+    def _settle(self) -> None:
+        """Take the waves off the account that ended since."""
+        while self._gone:
+            key, ended = self._gone.popleft()
+            if key in self._waves and self._waves[key][0] is ended:
+                self._bytes -= self._waves.pop(key)[1]
 
     def keep(self, wave: Wave) -> bool:
         """Hold a wave while a node needs it. Returns whether there is room; if not, it is dropped at once."""
         if not self.make_room(wave.bytes):
             self.drop(wave)
             return False
-        key, size = id(wave), wave.bytes
-
-        def gone(_: ref[Wave]) -> None:
-            if self._waves.pop(key, None) is not None:
-                self.bytes -= size
-
-        self._waves[key] = ref(wave, gone)
-        self.bytes += size
-        self.peak = max(self.peak, self.bytes)
+        key, gone = id(wave), self._gone  # what is not `self` does not keep it alive
+        self._waves[key] = ref(wave, lambda ended: gone.append((key, ended))), wave.bytes
+        self._bytes += wave.bytes
+        self.peak = max(self.peak, self._bytes)
         return True
 
     def touch(self, wave: Wave) -> None:
@@ -68,7 +81,7 @@ class Kept:
         """Drop waves until ``wanted`` bytes are free, none that ``but`` names. Returns whether they are."""
         if self.bytes + wanted <= self.limit:
             return True
-        held = [wave for kept in list(self._waves.values()) if (wave := kept()) is not None and not but(wave)]
+        held = [wave for kept, _ in list(self._waves.values()) if (wave := kept()) is not None and not but(wave)]
         if self.bytes + wanted - sum(wave.bytes for wave in held) > self.limit:
             return False
         for wave in sorted(held, key=lambda wave: wave.lasting):
@@ -79,16 +92,16 @@ class Kept:
 
     def clear(self) -> None:
         """Forget all waves."""
-        for kept in list(self._waves.values()):  # what a wave lets go of may end others
+        for kept, _ in list(self._waves.values()):  # what a wave lets go of may end others
             if (wave := kept()) is not None:
                 wave.logits = wave.state = None
         self._waves.clear()
-        self.bytes = 0
+        self._bytes = 0
 
     def drop(self, wave: Wave) -> None:
         """Forget a wave; what it held is computed again when it is needed."""
         if self._waves.pop(id(wave), None) is not None:
-            self.bytes -= wave.bytes
+            self._bytes -= wave.bytes
         self.evictions += 1
         wave.logits = wave.state = None
 

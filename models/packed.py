@@ -24,8 +24,8 @@ class PackedLinear(nn.Linear):  # type: ignore[misc]
     """A linear layer that multiplies by a packed copy of its weight; made by `pack`.
 
     It does so for float32 on a CPU where no gradient is asked for, autocast is off and there is enough to multiply. It
-    packs again when the weight was changed in place (but not through ``weight.data``, which torch does not track: as
-    merging an adapter of peft does; call `pack` again after it). Copies and pickles hold the weight alone.
+    packs again when the weight was changed in place (but not through ``weight.data``, which torch does not track; call
+    `repack` after it). Copies and pickles hold the weight alone.
     """
 
     def forward(self, input: Any) -> Any:
@@ -68,9 +68,16 @@ def pack(model: nn.Module, wanted: bool | None = None) -> int:
         raise ValueError("there is nothing to pack: it needs float32 linear layers on a CPU, and a torch with oneDNN")
     for layer in layers:
         layer.__class__ = PackedLinear
-        for name in _MADE:
-            layer.__dict__.pop(name, None)
+    repack(model)
     return size
+
+
+def repack(model: nn.Module) -> None:
+    """Let packed layers pack their weights again before they are next used."""
+    for layer in model.modules():
+        if type(layer) is PackedLinear:
+            for name in _MADE:
+                layer.__dict__.pop(name, None)
 
 
 def _packable(weight: Any) -> bool:

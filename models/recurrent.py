@@ -138,6 +138,10 @@ class RecurrentForwarder(Forwarder):
         """Bytes that are held for one history: its state and the logits after it."""
         return int(self._flat + self._slope * length) + 4 * self.vocab_size
 
+    def measure(self) -> None:
+        """Find out anew what can be done with the model's state."""
+        self._probe()
+
     def _probe(self) -> None:
         """Find out how the model keeps its state, and what can be done with it."""
         name = type(core(self.model)).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,6 +147,10 @@ class Likelihood:
         """Name in messages."""
         return f"log p of {self.lm.identity}"
 
+    def version(self) -> Hashable:
+        """Return what tells the model as it is now from what it was."""
+        return self.lm.version()
+
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> list[float]:
         """Return log p for each (text, start)."""
         tally = Tally(len(inputs))
@@ -172,6 +176,10 @@ class Mass:
     def name(self) -> str:
         """Name in messages."""
         return f"mask mass of {self.lm.identity}"
+
+    def version(self) -> Hashable:
+        """Return what tells the model as it is now from what it was."""
+        return self.lm.version()
 
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> list[float]:
         """Return the log-mass for each (text, mask, law)."""

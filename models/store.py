@@ -101,6 +101,12 @@ class Store:
         for slab in self.slabs:
             slab.drop()
 
+    def reset(self) -> None:
+        """Forget all slabs, and what their layers are like."""
+        self.clear()
+        self._shapes = {}
+        self.position_bytes = 0
+
     def place(self, jobs: Sequence[Job], width: int) -> Placement | None:
         """Give every job a row with its prefix in it: in place where possible, else in a new slab.
 

@@ -42,6 +42,13 @@ class TransformersLM:
             2 GiB of them (see `pack`).
         name: tells texts of this model from those of others; its path by default.
 
+    The model may change between passes: weights that are trained or loaded, adapters that are switched or merged,
+    hooks, a new type or device are noticed before each pass, and what was computed before is dropped (see `Live` for
+    what cannot be seen, and say `refresh` after it). Texts keep their tokens, and the log-probabilities they were drawn
+    with. Passes are always in eval mode: a model in training mode is in it again after each pass. Threads may share a
+    model; they take turns pass by pass, and what each draws does not depend on the others but for the rounding of
+    float arithmetic, which depends on what is still known.
+
     Raises `Unsupported` for a model whose cache cannot be forked exactly: recurrent and encoder–decoder models
     are tried on a few tokens first.
 
@@ -146,7 +153,23 @@ class TransformersLM:
 
     def cache_info(self) -> CacheInfo:
         """Return what is held in memory."""
-        return self.forwarder.info()
+        with self.forwarder.hold():
+            return self.forwarder.info()
+
+    def version(self) -> int:
+        """Return a number that is another one whenever the model has been seen to change."""
+        return self.forwarder.live.version()
+
+    def refresh(self) -> None:
+        """Forget all that was computed, scores included, after a change of the model that cannot be seen (see `Live`).
+
+        >>> from feynkac.models.testing import tiny_lm
+        >>> lm = tiny_lm()
+        >>> lm.model.lm_head.weight.data.mul_(2.0)  # doctest: +ELLIPSIS
+        tensor(...)
+        >>> lm.refresh()
+        """
+        self.forwarder.live.refresh()
 
     # Texts
 

@@ -8,6 +8,7 @@ it, and goes when the last of them goes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, WeakValueDictionary
 
@@ -85,7 +86,7 @@ class Node:
 
 
 class Tree:
-    """Interns nodes weakly: the tree holds no history that no text holds.
+    """Interns nodes weakly: the tree holds no history that no text holds. Threads may share it.
 
     >>> tree = Tree()
     >>> root = tree.root((1, 2))
@@ -96,22 +97,25 @@ class Tree:
     def __init__(self) -> None:
         self._roots: WeakValueDictionary[tuple[tuple[int, ...], tuple[int, ...]], Node] = WeakValueDictionary()
         self.stems: WeakSet[Node] = WeakSet()
+        self._lock = Lock()
         # The id of a parent cannot be reused while a child lives, since the child holds its parent.
         self._children: WeakValueDictionary[tuple[int, int], Node] = WeakValueDictionary()
 
     def root(self, tokens: tuple[int, ...], source: tuple[int, ...] = ()) -> Node:
         """Return the node of a prompt; ``source`` is what an encoder reads before it, if there is one."""
-        node = self._roots.get((tokens, source))
-        if node is None:
-            node = self._roots[tokens, source] = Node(None, -1, tokens, source)
+        with self._lock:
+            node = self._roots.get((tokens, source))
+            if node is None:
+                node = self._roots[tokens, source] = Node(None, -1, tokens, source)
         return node
 
     def child(self, parent: Node, token: int) -> Node:
         """Return the history of ``parent`` and one more token."""
         key = (id(parent), token)
-        node = self._children.get(key)
-        if node is None:
-            node = self._children[key] = Node(parent, token)
+        with self._lock:
+            node = self._children.get(key)
+            if node is None:
+                node = self._children[key] = Node(parent, token)
         return node
 
     def extend(self, parent: Node, tokens: Iterable[int]) -> Node:

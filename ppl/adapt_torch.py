@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from .adapted import Adapted, arrays, constrained, listed, whole
 from .batching import Bounds
 from .keys import Keys
 from .model import Draws, Floats
+
+_seeding = Lock()
 
 STACKED: dict[str, tuple[str, ...]] = {
     "Bernoulli": ("probs",),
@@ -202,11 +205,11 @@ class Single(Adapted):
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Leave PyTorch's generators as they were."""
+    """Leave PyTorch's generators as they were. They are one for all threads, which take turns."""
     import torch
 
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with _seeding, torch.random.fork_rng(devices=devices):
         yield
 
 

@@ -15,7 +15,8 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, overload
+from threading import Lock, local
+from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 
 from .cost import charge, rows
 from .errors import AmbiguousScore, InvalidWeight
@@ -42,41 +43,66 @@ class Scorer(Protocol):
     def memory(self) -> Memory[float]:
         """Results already known, by input."""
 
+    def version(self) -> Hashable:
+        """Return what tells the state of a model that it holds from other states: results of one are not of another."""
+
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> Sequence[float]:
         """Return one number for each tuple of arguments."""
 
 
 class Memory(Generic[V]):
-    """A bounded map from a reward's arguments to its result, least recently used out first."""
+    """A bounded map from a reward's arguments to its result, least recently used out first. A copy is empty.
 
-    epoch: ClassVar[Hashable] = None
-    """What is remembered in one epoch is unknown in another; see `afresh`."""
+    What was remembered in one `version` of what computes it, or in one epoch (see `afresh`), is unknown in another.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._known: OrderedDict[Hashable, V] = OrderedDict()
+        self._lock = Lock()
 
-    def get(self, key: Hashable) -> V | None:
+    def __reduce__(self) -> Any:
+        return type(self), (self.size,)
+
+    def get(self, key: Hashable, version: Hashable = None) -> V | None:
         """Return the known result, or None."""
-        key = (Memory.epoch, key)
-        value = self._known.get(key)
-        if value is not None:
-            self._known.move_to_end(key)
+        key = (current_epoch(), version, key)
+        with self._lock:
+            value = self._known.get(key)
+            if value is not None:
+                self._known.move_to_end(key)
         return value
 
-    def put(self, key: Hashable, value: V) -> None:
+    def put(self, key: Hashable, value: V, version: Hashable = None) -> None:
         """Remember a result, and nothing of what the arguments hold in a model's memory."""
         if self.size > 0:
-            self._known[Memory.epoch, _detached(key)] = value
-            if len(self._known) > self.size:
-                self._known.popitem(last=False)
+            key = (current_epoch(), version, _detached(key))
+            with self._lock:
+                self._known[key] = value
+                if len(self._known) > self.size:
+                    self._known.popitem(last=False)
+
+
+class _Epoch(local):
+    """What this thread's block of `afresh` goes by."""
+
+    now: Hashable = None
+
+
+_epoch = _Epoch()
+
+
+def current_epoch() -> Hashable:
+    """Return what tells this thread's block of `afresh` from others; None outside."""
+    return _epoch.now
 
 
 @contextmanager
 def afresh() -> Iterator[None]:
     """Within the block no reward knows what was scored outside it, and no language model what it had forwarded.
 
-    So runs in blocks of their own do not save each other's calls. What the block leaves is forgotten in turn.
+    So runs in blocks of their own do not save each other's calls. What the block leaves is forgotten in turn. Other
+    threads go on in blocks of their own.
 
     >>> @reward()
     ... def length(text):
@@ -87,11 +113,11 @@ def afresh() -> Iterator[None]:
     >>> length.memory.get("abc")
     3.0
     """
-    outer, Memory.epoch = Memory.epoch, object()
+    outer, _epoch.now = _epoch.now, object()
     try:
         yield
     finally:
-        Memory.epoch = outer
+        _epoch.now = outer
 
 
 def _detached(key: Any) -> Hashable:
@@ -231,7 +257,8 @@ def evaluate(scores: Sequence[Score]) -> list[float]:
             _, inputs = wanted.setdefault(id(scorer), (scorer, OrderedDict()))
             inputs.setdefault(key, (args, []))[1].append((i, j))
     for scorer, inputs in wanted.values():
-        known = {key: scorer.memory.get(key) for key in inputs}
+        version = _version(scorer)
+        known = {key: scorer.memory.get(key, version) for key in inputs}
         fresh = [key for key in inputs if known[key] is None]
         if fresh:
             with rows([inputs[key][1][0][0] for key in fresh]):
@@ -245,7 +272,7 @@ def evaluate(scores: Sequence[Score]) -> list[float]:
             for key, number in zip(fresh, found):
                 known[key] = value = _checked(scorer, number, *inputs[key])
                 if not isinstance(key, _Unhashable):
-                    scorer.memory.put(key, value)
+                    scorer.memory.put(key, value, version)
         for key, (_, places) in inputs.items():
             for i, j in places:
                 results[i][j] = known[key]  # type: ignore[assignment]
@@ -254,7 +281,11 @@ def evaluate(scores: Sequence[Score]) -> list[float]:
 
 def remember(scorer: Scorer, args: tuple[Any, ...], number: float) -> None:
     """Let a reward know a result that it did not find by being scored. Raises `ScoreError` as `evaluate` does."""
-    scorer.memory.put(_key(args, 0, 0), _checked(scorer, number, args, [(0, 0)]))
+    scorer.memory.put(_key(args, 0, 0), _checked(scorer, number, args, [(0, 0)]), _version(scorer))
+
+
+def _version(scorer: Scorer) -> Hashable:
+    return scorer.version() if hasattr(scorer, "version") else None
 
 
 class _Unhashable(tuple[int, int]):
@@ -340,6 +371,10 @@ class Reward:
 
     def __repr__(self) -> str:
         return f"<{self.kind} reward {self.name}>"
+
+    def version(self) -> Hashable:
+        """Return None: of what the function depends on besides its arguments nothing is known."""
+        return None
 
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> Sequence[float]:
         """Return one number for each tuple of arguments."""

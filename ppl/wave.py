@@ -9,11 +9,11 @@ A fork starts the program again and feeds it the recorded log (`Wave.restore`), 
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from . import collector
 from .effects import Call, Effect, Factor, Gather, Sample, Scan, Twist, fingerprint
 from .errors import ForeignAwaitable, ImpossibleChoice, NonDeterministicProgram, UnawaitedEffect
 from .fibers import Checkpoint, Failed, Fiber, Finished, OpenScan, Run, Snapshot, annotate, fail, unroll
@@ -38,10 +38,7 @@ class Wave:
 
         Raises whatever the programs raise, with a note that names the particle, the site and its trace.
         """
-        # A wave makes many small long-lived objects, which set off the cyclic garbage collector again and again to
-        # find nothing; that would be half of the time of a light program.
-        collecting = gc.isenabled()
-        gc.disable()
+        collector.rest()
         # An event loop that is running (in a notebook) must not adopt the programs' asynchronous generators.
         hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(None, None)
@@ -53,8 +50,7 @@ class Wave:
             raise
         finally:
             sys.set_asyncgen_hooks(*hooks)
-            if collecting:
-                gc.enable()
+            collector.wake()
 
     def _drive(self) -> None:
         for run in self.runs:

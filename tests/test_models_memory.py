@@ -154,12 +154,13 @@ def test_twins_are_forwarded_once_after_resampling(kind):
     seen = []
     posterior = fk.infer(said(lm, "Once", 3), fk.SMC(8, ess_threshold=1.0), seed=0)
     assert posterior.cost.tokens_in == lm.forwarded
-    text = draw([lm.tokens(lm.prompt("Once"), 3)])[0]
-    before = lm.forwarded
     lm.model.register_forward_pre_hook(
         lambda module, args, given: seen.append(given.get("input_ids", given.get("decoder_input_ids")).shape),
         with_kwargs=True,
     )
+    text = draw([lm.tokens(lm.prompt("Once"), 3)])[0]
+    seen.clear()
+    before = lm.forwarded
     draw([lm.next_token(text)] * 8)
     assert lm.forwarded - before == 1
     assert [tuple(shape) for shape in seen] == [(1, 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
+from threading import RLock
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -44,6 +45,7 @@ class Grammar(Constraint):
             raise ValueError(f"{self!r} cannot be read: {_first_line(self._root)}")
         self._matchers = Memo[Context, Any](_MATCHERS)
         self._masks = Memo[Context, NDArray[np.uint8]](_MASKS)
+        self._lock = RLock()  # a matcher serves one thread at a time
         if not self.allowed(()).any():
             raise ValueError(f"{self!r} matches no text at all, in the tokens of {lm.identity}")
 
@@ -58,24 +60,28 @@ class Grammar(Constraint):
 
     def viable(self, context: Context) -> bool:
         """Whether a sequence may go on, or end."""
-        return self._matcher(context) is not None
+        with self._lock:
+            return self._matcher(context) is not None
 
     def accepts(self, context: Context) -> bool:
         """Whether a sequence may end here."""
-        matcher = self._matcher(context)
-        return matcher is not None and bool(matcher.is_accepting())
+        with self._lock:
+            matcher = self._matcher(context)
+            return matcher is not None and bool(matcher.is_accepting())
 
     def allowed(self, context: Context) -> Bools:
         """Return what may follow, (V+1,): each token, and last the end."""
-        mask = self._masks.get(context)
-        if mask is None:
-            mask = self._masks[context] = self._mask(context)
+        with self._lock:
+            mask = self._masks.get(context)
+            if mask is None:
+                mask = self._masks[context] = self._mask(context)
         bits: Bools = np.unpackbits(mask, count=self.vocabulary.size + 1, bitorder="little").view(np.bool_)
         return bits
 
     def logw_token_batch(self, contexts: Sequence[Context], tokens: Sequence[int]) -> Floats:
         """Return 0 or −inf for one token of each context, (n,), without making masks."""
-        return np.where([self._may(context, token) for context, token in zip(contexts, tokens)], 0.0, -np.inf)
+        with self._lock:
+            return np.where([self._may(context, token) for context, token in zip(contexts, tokens)], 0.0, -np.inf)
 
     def _may(self, context: Context, token: int) -> bool:
         if token == END:

@@ -13,7 +13,7 @@ import torch
 
 from ...ppl.cost import charge
 from ...ppl.errors import AmbiguousScore, ContextOverflow
-from ...ppl.score import Memory, Score, evaluate
+from ...ppl.score import Score, current_epoch, evaluate
 from ..forward import Tally
 from ..sampling import Sampling, log_normalise, warp
 from ..scoring import forced
@@ -52,7 +52,7 @@ class Language(Batched):
         # Nothing else holds the nodes of a model that is not that of the program's texts, and caches go with nodes.
         self._nodes = Memo[Context, Node](2048)
         self._prefix: WeakKeyDictionary[Node, float] = WeakKeyDictionary()
-        self._epoch = Memory.epoch
+        self._seen = current_epoch(), lm.version()
 
     def __repr__(self) -> str:
         return f"<law of {self.lm.identity} after {self.start!r}>"
@@ -85,22 +85,23 @@ class Language(Batched):
 
     def prefix_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return `prefix` of each context, (n,)."""
-        if self._epoch is not Memory.epoch:  # see `afresh`
-            self._epoch = Memory.epoch
-            self._prefix.clear()
+        seen = current_epoch(), self.lm.version()
+        if self._seen != seen:
+            self._seen, self._prefix = seen, WeakKeyDictionary()
+        prefix = self._prefix
         result = _alive(self.lm, contexts)
         going = [i for i in np.flatnonzero(result == 0.0).tolist() if contexts[i]]
         nodes = [self._node(contexts[i]) for i in going]
-        missing = list(dict.fromkeys(node for node in nodes if node not in self._prefix))
+        missing = list(dict.fromkeys(node for node in nodes if node not in prefix))
         if missing:
-            known = [self._known(node) for node in missing]
+            known = [self._known(node, prefix) for node in missing]
             tally = Tally(len(missing))
             starts = [before.length for before in known]
             more = forced(self.lm, missing, starts, [(self.sampling, None)] * len(missing), range(len(missing)), tally)
             charge(**tally.sums)
             for node, before, log_prob in zip(missing, known, more.tolist()):
-                self._prefix[node] = self._prefix.get(before, 0.0) + log_prob
-        result[going] = [self._prefix[node] for node in nodes]
+                prefix[node] = prefix.get(before, 0.0) + log_prob
+        result[going] = [prefix[node] for node in nodes]
         return result
 
     def complete_batch(self, contexts: Sequence[Context]) -> Floats:
@@ -127,9 +128,9 @@ class Language(Batched):
         """Return the log-probability of one token after each context, (n,)."""
         return self.logw_next_batch(contexts)[np.arange(len(contexts)), list(tokens)]  # END is the last entry
 
-    def _known(self, node: Node) -> Node:
+    def _known(self, node: Node, prefix: WeakKeyDictionary[Node, float]) -> Node:
         """Return the longest beginning of a history whose log-probability is known."""
-        while node is not self.start.node and node not in self._prefix:
+        while node is not self.start.node and node not in prefix:
             assert node.parent is not None
             node = node.parent
         return node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from threading import Lock
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -24,19 +25,22 @@ class Memo(Generic[K, V]):
     def __init__(self, size: int) -> None:
         self.size = size
         self._known: OrderedDict[K, V] = OrderedDict()
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._known)
 
     def get(self, key: K) -> V | None:
         """Return the entry, or None."""
-        value = self._known.get(key)
-        if value is not None:
-            self._known.move_to_end(key)
+        with self._lock:
+            value = self._known.get(key)
+            if value is not None:
+                self._known.move_to_end(key)
         return value
 
     def __setitem__(self, key: K, value: V) -> None:
-        self._known[key] = value
-        self._known.move_to_end(key)
-        if len(self._known) > self.size:
-            self._known.popitem(last=False)
+        with self._lock:
+            self._known[key] = value
+            self._known.move_to_end(key)
+            if len(self._known) > self.size:
+                self._known.popitem(last=False)

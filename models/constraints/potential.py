@@ -352,6 +352,10 @@ class _Scorer:
         """Name in messages."""
         return repr(self.potential)
 
+    def version(self) -> Hashable:
+        """Return None: nothing is remembered here."""
+        return None
+
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> list[float]:
         """Return the log-weight of each text."""
         result = np.empty(len(inputs))

@@ -42,6 +42,10 @@ class TextReward(ABC):
     def __repr__(self) -> str:
         return f"<{self.kind} reward {self.name}>"
 
+    def version(self) -> Hashable:
+        """Return what tells the state of the model that it holds from other states; None where it holds none."""
+        return None
+
     def prepare(self, *args: Any, **named: Any) -> Any:
         """Return what is scored, as plain hashable data."""
         return as_input(self.name, fill(self.template, args, named))
@@ -129,7 +133,8 @@ class DetailedReward(TextReward, Generic[D]):
         return found
 
     def _lookup(self, keys: Sequence[Hashable], asked: bool = False) -> list[D]:
-        found = {key: self._details.get(key) for key in keys}
+        version = self.version()
+        found = {key: self._details.get(key, version) for key in keys}
         fresh = [key for key, detail in found.items() if detail is None]
         if fresh:
             with rows([keys.index(key) for key in fresh]):
@@ -138,5 +143,5 @@ class DetailedReward(TextReward, Generic[D]):
                 made = self.detail_batch(fresh)
             for key, detail in zip(fresh, made):
                 found[key] = detail
-                self._details.put(key, detail)
+                self._details.put(key, detail, version)
         return [found[key] for key in keys]  # type: ignore[misc]

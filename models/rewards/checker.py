@@ -113,6 +113,7 @@ class Checker(DetailedReward[Outcome]):
         self._payload = _payload(fn, self.name)
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._all: list[_Worker] = []
+        self._starting = threading.Lock()
         self._end = weakref.finalize(self, _kill_all, self._all)
 
     def __enter__(self) -> Checker:
@@ -139,11 +140,12 @@ class Checker(DetailedReward[Outcome]):
 
     def detail_batch(self, inputs: Sequence[Any]) -> list[Outcome]:
         """Check some inputs, as many at a time as there are workers."""
-        while len(self._all) < min(self.workers, len(inputs)):
-            worker = _Worker(self._payload, self.name)
-            self._all.append(worker)
-            self._idle.put(worker)
-        idle = self._idle
+        with self._starting:
+            while len(self._all) < min(self.workers, len(inputs)):
+                worker = _Worker(self._payload, self.name)
+                self._all.append(worker)
+                self._idle.put(worker)
+            idle = self._idle
         return in_parallel(lambda call: self._check(call, idle), inputs, self.workers, self.close)
 
     def number(self, detail: Outcome) -> float:

@@ -94,6 +94,10 @@ class Classifier(TextReward):
         )
         return cls(model, tokenizer, label=label, **options)
 
+    def version(self) -> int:
+        """Return a number that is another one whenever the model has been seen to change."""
+        return self._reader.live.version()
+
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> list[float]:
         """Return the probability of the label, or the output, for each input."""
         return self._reader.run([self._reader.encoder.encode(key) for (key,) in inputs], self._read)

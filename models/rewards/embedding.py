@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...ppl.cost import rows
 from .base import Input, Template, TextReward, as_input
 from .encoding import Truncate
 from .heads import Reader, load
@@ -19,8 +20,8 @@ Pool = Literal["mean", "cls", "last"]
 class Embedding(TextReward):
     """Cosine similarity of a text to one reference or several, a real number in [−1, 1].
 
-    The references are embedded once, when the reward is made. Sentence embeddings as in Reimers and Gurevych 2019
-    (arXiv:1908.10084).
+    The references are embedded when the reward is made, and again when the model has changed. Sentence embeddings as in
+    Reimers and Gurevych 2019 (arXiv:1908.10084).
 
     Args:
         model: an ``AutoModel`` whose output has a ``last_hidden_state``.
@@ -70,7 +71,8 @@ class Embedding(TextReward):
         self.pool = pool
         self.reduce = reduce
         self._reader = Reader(model, tokenizer, name, max_batch, max_length, truncate)
-        self.references = self.embed([as_input(name, reference) for reference in given])
+        self._given = [as_input(name, reference) for reference in given]
+        self._embedded = self.version(), self.embed(self._given)
 
     @classmethod
     def from_pretrained(
@@ -100,12 +102,25 @@ class Embedding(TextReward):
         )
         return cls(model, tokenizer, references, **options)
 
+    def version(self) -> int:
+        """Return a number that is another one whenever the model has been seen to change."""
+        return self._reader.live.version()
+
+    @property
+    def references(self) -> NDArray[np.float32]:
+        """Unit vectors of the references, shape (m, d)."""
+        version = self.version()
+        if self._embedded[0] != version:
+            with rows([0] * len(self._given)):
+                self._embedded = version, self.embed(self._given)
+        return self._embedded[1]
+
     def embed(self, items: Sequence[Input]) -> NDArray[np.float32]:
         """Return unit vectors, shape (n, d)."""
         encodings = [self._reader.encoder.encode(item) for item in items]
 
-        def read(output: Any, rows: Sequence[int]) -> list[NDArray[np.float32]]:
-            lengths = torch.tensor([len(encodings[i]["input_ids"]) for i in rows], device=output[0].device)
+        def read(output: Any, places: Sequence[int]) -> list[NDArray[np.float32]]:
+            lengths = torch.tensor([len(encodings[i]["input_ids"]) for i in places], device=output[0].device)
             return list(_pooled(output.last_hidden_state.float(), lengths, self.pool).cpu().numpy())
 
         return np.stack(self._reader.run(encodings, read))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -45,12 +46,19 @@ class Encoder:
     ) -> None:
         if truncate not in ("left", "right", None):
             raise ValueError(f"truncate must be 'left', 'right' or None, not {truncate!r}")
-        self.tokenizer = tokenizer
         self.name = name
         known = [int(limit) for limit in (tokenizer.model_max_length, context) if limit and limit < _UNLIMITED]
         self.max_length = max_length or min(known, default=None)
         self.truncate = truncate
+        # Truncation is a setting of the tokenizer, which other threads may use at the same time: so this one has its
+        # own, and makes the setting here, once.
+        self.tokenizer = copy.deepcopy(tokenizer) if truncate and self.max_length else tokenizer
+        self._cut: dict[str, Any] = {}
+        if self.truncate and self.max_length:
+            self.tokenizer.truncation_side = self.truncate
+            self._cut = {"truncation": True, "max_length": self.max_length}
         self._keys = ["input_ids", *("token_type_ids" for key in wanted if key == "token_type_ids")]
+        self._tokenize("a")
 
     def encode(self, item: Input) -> Encoding:
         """Return the tokens of an input, with the special tokens that the model wants."""
@@ -68,14 +76,7 @@ class Encoder:
         return string
 
     def _tokenize(self, *parts: Any, **options: Any) -> Encoding:
-        side = self.tokenizer.truncation_side
-        if self.truncate and self.max_length:
-            options.update(truncation=True, max_length=self.max_length)
-            self.tokenizer.truncation_side = self.truncate
-        try:
-            made = self.tokenizer(*parts, **options)
-        finally:
-            self.tokenizer.truncation_side = side
+        made = self.tokenizer(*parts, **options, **self._cut)
         return {key: list(made[key]) for key in self._keys if key in made}
 
     def fit(self, encoding: Encoding, shown: Any) -> Encoding:

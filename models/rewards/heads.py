@@ -11,13 +11,14 @@ import torch
 from ...ppl.cost import charge
 from ...ppl.errors import FeynkacError
 from ..fetch import hint, resolve
+from ..live import Live
 from .encoding import Encoder, Encoding, Truncate, chunks, pad
 
 R = TypeVar("R")
 
 
 class Reader:
-    """Runs a model over inputs: like lengths together, padded on the right, in bounded batches.
+    """Runs a model over inputs: like lengths together, padded on the right, in bounded batches; threads take turns.
 
     Args:
         model: takes ``input_ids`` and ``attention_mask``.
@@ -32,6 +33,7 @@ class Reader:
         self, model: Any, tokenizer: Any, name: str, max_batch: int, max_length: int | None, truncate: Truncate
     ) -> None:
         self.model = model.eval()
+        self.live = Live(model)
         self.max_batch = max_batch
         accepted = inspect.signature(model.forward).parameters
         context = getattr(model.config, "max_position_embeddings", None)
@@ -44,7 +46,7 @@ class Reader:
         lengths = [len(encoding["input_ids"]) for encoding in encodings]
         results: list[R | None] = [None] * len(encodings)
         passes = 0
-        with torch.inference_mode():
+        with torch.inference_mode(), self.live.hold():
             for chunk in chunks(lengths, self.max_batch):
                 for i, result in zip(chunk, read(self._forward([encodings[i] for i in chunk]), chunk)):
                     results[i] = result

@@ -53,6 +53,10 @@ class Judge(TextReward):
         self.lm = lm
         self._answers = Answers(lm, [yes, no], name)
 
+    def version(self) -> int:
+        """Return a number that is another one whenever the model has been seen to change."""
+        return self.lm.version()
+
     def prepare(self, *args: Any, **named: Any) -> Any:
         """Return the prompt: a string, or a chat as (role, content) pairs."""
         return as_prompt(self, args, named)
@@ -104,6 +108,10 @@ class Grader(TextReward):
         if kind == "probability" and not 0 <= min(values) <= max(values) <= 1:
             raise ValueError(f"reward {name!r}: grades of kind probability must be in [0, 1], not {values}")
         self._answers = Answers(lm, [(answer, f" {answer}") for answer in self.grades], name)
+
+    def version(self) -> int:
+        """Return a number that is another one whenever the model has been seen to change."""
+        return self.lm.version()
 
     def prepare(self, *args: Any, **named: Any) -> Any:
         """Return the prompt: a string, or a chat as (role, content) pairs."""

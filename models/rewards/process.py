@@ -118,9 +118,14 @@ class StepTokenPRM(ProcessReward):
         self._known = Memory[float](cache)
         self._render = render or (lambda question, steps: f"{question} " + between.join(f"{s} {tag}" for s in steps))
 
+    def version(self) -> int:
+        """Return a number that is another one whenever the model has been seen to change."""
+        return self.lm.version()
+
     def detail_batch(self, inputs: Sequence[Any]) -> list[Steps]:
         """Score the steps of some answers: the first unknown one of each together, then the second, and so on."""
-        known = ((prefix, self._known.get(prefix)) for key in inputs for prefix in _prefixes(key))
+        version = self.version()
+        known = ((prefix, self._known.get(prefix, version)) for key in inputs for prefix in _prefixes(key))
         scores = {prefix: score for prefix, score in known if score is not None}
         queues = [[prefix for prefix in _prefixes(key) if prefix not in scores] for key in inputs]
         for turn in range(max(map(len, queues))):
@@ -128,7 +133,7 @@ class StepTokenPRM(ProcessReward):
             law = self._answers.law([as_input(self.name, self._render(*prefix)) for prefix in fresh], add=turn > 0)
             for prefix, good in zip(fresh, law[:, 0].tolist()):
                 scores[prefix] = good
-                self._known.put(prefix, good)
+                self._known.put(prefix, good, version)
         return [tuple(scores[prefix] for prefix in _prefixes(key)) for key in inputs]
 
 
@@ -205,6 +210,10 @@ class ValueHeadPRM(ProcessReward):
         auto = AutoModel if trust_remote_code else AutoModelForTokenClassification
         model, tokenizer = load(auto, name_or_path, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         return cls(model, tokenizer, **options)
+
+    def version(self) -> int:
+        """Return a number that is another one whenever the model has been seen to change."""
+        return self._reader.live.version()
 
     def detail_batch(self, inputs: Sequence[Any]) -> list[Steps]:
         """Score the steps of some answers."""

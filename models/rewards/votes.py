@@ -105,6 +105,10 @@ class Votes(DetailedReward[Verdicts]):
         self._key = keys.root(seed)
         self._held: Sequence[Text] = ()
 
+    def version(self) -> int:
+        """Return a number that is another one whenever the model has been seen to change."""
+        return self.lm.version()
+
     def prepare(self, *args: Any, **named: Any) -> Any:
         """Return the prompt: a string, or a chat as (role, content) pairs."""
         return as_prompt(self, args, named)

@@ -55,16 +55,24 @@ class Stacked(Adapted):
 
     def log_prob_batch(self, requests: Sequence[Any], values: Sequence[Any]) -> Floats:
         """Return log p of each value, shape (n,)."""
+        return self._scores(requests, values, 1)
+
+    def log_prob_terms(self, requests: Sequence[Any], values: Sequence[Any]) -> Floats:
+        """Return log p of each component of each value, (n, *batch)."""
+        return self._scores(requests, values, 2)
+
+    def _scores(self, requests: Sequence[Any], values: Sequence[Any], which: int) -> Floats:
         name = type(self.dist).__name__
         x = _b.numbers(name, "the value", arrays(values))
         event = tuple(self.dist.batch_shape + self.dist.event_shape)
         if x.shape[1:] != event:
             raise ValueError(f"{name}: a value of shape {x.shape[1:]} for draws of {event}")
-        possible = np.ones(len(x), bool)
+        possible: Any = True
         if self.dist.support.is_discrete:
-            possible = (x == np.floor(x)).reshape(len(x), -1).all(-1)
+            possible = (x == np.floor(x)).all(tuple(range(-len(self.dist.event_shape), 0)))
+            possible = possible if which == 2 else possible.reshape(len(x), -1).all(-1)
             x = np.where(np.isfinite(x), x, -1).astype(np.int32)
-        log_prob = _compiled(self.structure)[1](*self._stack(requests, x))
+        log_prob = _compiled(self.structure)[which](*self._stack(requests, x))
         return np.where(possible, _tidy(log_prob, len(x)), -np.inf)
 
     def fits(self, value: Any) -> bool:
@@ -84,30 +92,33 @@ class Stacked(Adapted):
 
 
 def _tidy(log_prob: Any, n: int) -> Floats:
-    """Return (n,) float64, with −inf where NumPyro has the lowest float32."""
+    """Return (n, …) float64, with −inf where NumPyro has the lowest float32."""
     out = np.asarray(log_prob, np.float64)[:n]
     return np.where(out < -1e38, -np.inf, out)
 
 
 @lru_cache(maxsize=256)
-def _compiled(structure: Hashable) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Compile draws and scores of one structure. JAX itself keeps one program for each size."""
+def _compiled(structure: Hashable) -> tuple[Callable[..., Any], ...]:
+    """Compile draws, scores and scores by component of one structure. JAX itself keeps one program for each size."""
     import jax
     import jax.numpy as jnp
 
-    def score(leaves: Any, x: Any) -> Any:
+    def terms(leaves: Any, x: Any) -> Any:
         dist = jax.tree_util.tree_unflatten(structure, leaves)
         log_prob = dist.log_prob(x)
         if _exact(dist.support):
             log_prob = jnp.where(dist.support(x), log_prob, -jnp.inf)
-        return log_prob.sum()
+        return log_prob
+
+    def score(leaves: Any, x: Any) -> Any:
+        return terms(leaves, x).sum()
 
     def draw(leaves: Any, words: Any) -> Any:
         dist = jax.tree_util.tree_unflatten(structure, leaves)
         x = dist.sample(jax.random.wrap_key_data(words, impl="threefry2x32"))
         return x, dist.log_prob(x).sum()
 
-    return jax.jit(jax.vmap(draw)), jax.jit(jax.vmap(score))
+    return jax.jit(jax.vmap(draw)), jax.jit(jax.vmap(score)), jax.jit(jax.vmap(terms))
 
 
 def _exact(constraint: Any) -> bool:

@@ -73,10 +73,14 @@ class Univariate(Adapted):
             raise ValueError(f"scipy.stats.{self.family.name}: no distribution has parameters ({given})")
         if self._whole:
             values = whole(values)
-        return Draws(_b.frozen(values), self._density(values, columns))
+        return Draws(_b.frozen(values), _b.total(self._density(values, columns)))
 
     def log_prob_batch(self, requests: Sequence[Any], values: Sequence[Any] | NDArray[Any]) -> Floats:
         """Return log p of each value, shape (n,); a value may have more axes than the parameters."""
+        return _b.total(self.log_prob_terms(requests, values))
+
+    def log_prob_terms(self, requests: Sequence[Any], values: Sequence[Any] | NDArray[Any]) -> Floats:
+        """Return log p of each component of each value, (n, *event)."""
         (*columns, x), event = self._stack(requests, _b.numbers(self.family.name, "the value", arrays(values)))
         if not _b.fits(event, x.shape):
             shape, event = np.shape(values[0]), np.broadcast_shapes(*(c.shape for c in self.columns))
@@ -85,7 +89,7 @@ class Univariate(Adapted):
 
     def _density(self, x: Floats, columns: Sequence[Floats]) -> Floats:
         method = "logpmf" if hasattr(self.family, "logpmf") else "logpdf"
-        return _b.total(np.asarray(self._call(method, x, columns), np.float64))
+        return np.asarray(self._call(method, x, columns), np.float64)
 
     def fits(self, value: Any) -> bool:
         """Whether a value has the shape of a draw, and is whole where draws are."""

@@ -89,7 +89,7 @@ class Stacked(Adapted):
             values = self._draw(stacked, keys)
             if stacked.support.is_discrete:
                 values = values.long()
-            return Draws(_b.frozen(values.numpy()), self._density(stacked, values))
+            return Draws(_b.frozen(values.numpy()), _b.total(self._density(stacked, values)))
 
     def _draw(self, stacked: Any, keys: Keys) -> Any:
         import torch
@@ -112,6 +112,10 @@ class Stacked(Adapted):
 
     def log_prob_batch(self, requests: Sequence[Any], values: Sequence[Any]) -> Floats:
         """Return log p of each value, shape (n,)."""
+        return _b.total(self.log_prob_terms(requests, values))
+
+    def log_prob_terms(self, requests: Sequence[Any], values: Sequence[Any]) -> Floats:
+        """Return log p of each component of each value, (n, *batch)."""
         import torch
 
         with torch.no_grad():
@@ -136,7 +140,8 @@ class Stacked(Adapted):
             logs = torch.where(x == 1, stacked.probs.log(), torch.log1p(-stacked.probs))
         else:
             logs = stacked.log_prob(x)
-        return _b.total(torch.where(possible, logs, -torch.inf).numpy())
+        terms: Floats = torch.where(possible, logs, -torch.inf).numpy()
+        return terms
 
     def fits(self, value: Any) -> bool:
         """Whether a value has the shape of a draw, and is whole where draws are."""

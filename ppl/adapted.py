@@ -9,6 +9,7 @@ import numpy as np
 
 from . import batching as _b
 from .batching import Bounds
+from .errors import CannotScore
 from .keys import Keys
 from .model import Draws, Floats
 
@@ -37,6 +38,10 @@ class Adapted:
     def log_prob_batch(self, requests: Sequence[Any], values: Sequence[Any]) -> Floats:
         """Return log p of each value under its request, shape (n,); −inf outside the support."""
         raise NotImplementedError
+
+    def log_prob_terms(self, requests: Sequence[Any], values: Sequence[Any]) -> Floats:
+        """Return log p of each component of each value, (n, *batch). Raises CannotScore where they are not apart."""
+        raise CannotScore(f"{self!r}: the components of its values have no weights of their own")
 
     def log_prob(self, value: Any) -> float:
         """Return log p(value), summed over the event."""

@@ -265,6 +265,10 @@ class Categorical(Distribution):
         return Draws(_b.frozen(index), _b.total(np.take_along_axis(logs, index[..., None], -1)[..., 0]))
 
     def _score(self, requests: Sequence[Any], values: Values) -> Floats:
+        return _b.total(self.log_prob_terms(requests, values))
+
+    def log_prob_terms(self, requests: Sequence[Any], values: Values) -> Floats:
+        """Return log p of each component of each value, (n, *event), for requests of one shape."""
         _, logs = self._tables(requests)
         if requests[0].values is not None:
             return np.array([_mass(*item) for item in zip(requests, logs, values)])
@@ -275,7 +279,8 @@ class Categorical(Distribution):
         known = (x >= 0) & (x < table.shape[-1]) & (x == np.floor(x))
         table = np.broadcast_to(table, x.shape[:-1] + table.shape[-1:])
         found = np.take_along_axis(table, np.where(known, x, 0).astype(np.intp), -1)
-        return _b.total(np.where(known, found, -np.inf)[..., 0])
+        terms: Floats = np.where(known, found, -np.inf)[..., 0]
+        return terms
 
     def support(self) -> list[Any] | None:
         """Return the values of positive probability, or None where the event is a vector."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import batching as _b
 from .batching import Bounds, Ragged
+from .errors import CannotScore
 from .keys import Keys
 from .model import Draws, Floats
 
@@ -70,6 +71,13 @@ class Distribution:
             for index in _b.groups((self._shape(r), np.shape(v)) for r, v in zip(requests, values)):
                 log_prob[index] = self._score([requests[i] for i in index], [values[i] for i in index])
             return log_prob
+
+    def log_prob_terms(self, requests: Sequence[Any], values: Values) -> Floats:
+        """Return log p of each component of each value, (n, *event), for requests of one shape.
+
+        Raises CannotScore where the components are not independent, and `Ragged` for several shapes.
+        """
+        raise CannotScore(f"{type(self).__name__}: its components are not independent, so none has a weight of its own")
 
     def log_prob(self, value: Any) -> float:
         """Return log p(value), summed over the event."""
@@ -143,13 +151,17 @@ class Elementwise(Distribution):
         values = self._draw(keys, np.broadcast_shapes(*(p.shape for p in params)), *params)
         return Draws(_b.frozen(values), _b.total(self._density(values, *params)))
 
-    def _score(self, requests: Sequence[Any], values: Values) -> Floats:
+    def log_prob_terms(self, requests: Sequence[Any], values: Values) -> Floats:
+        """Return log p of each component of each value, (n, *event), for requests of one shape."""
         stacked = self._stack(requests)
         *params, x = _b.align([*stacked, self._numbers("the value", values)])
         if not _b.fits(np.broadcast_shapes(*(p.shape for p in params)), x.shape):
             shape, event = np.shape(values[0]), np.broadcast_shapes(*(p.shape for p in stacked))[1:]
             raise ValueError(f"{type(self).__name__}: a value of shape {shape} for draws of shape {event}")
-        return _b.total(self._density(x, *params))
+        return self._density(x, *params)
+
+    def _score(self, requests: Sequence[Any], values: Values) -> Floats:
+        return _b.total(self.log_prob_terms(requests, values))
 
     def fits(self, value: Any) -> bool:
         """Whether a value has the shape of a draw, and is whole where draws are."""

@@ -19,6 +19,7 @@ from .model import Kernel
 from .reals import real
 from .score import Score
 from .sites import MISSING, Running, check_name, names, shut
+from .terms import Terms
 
 F = TypeVar("F", bound=Callable[..., Sequence[Any]])
 
@@ -26,7 +27,7 @@ F = TypeVar("F", bound=Callable[..., Sequence[Any]])
 class Effect:
     """Something a program awaits. Awaiting it gives the runtime's answer."""
 
-    __slots__ = ("awaited", "hidden", "maker", "masked", "name", "visit")
+    __slots__ = ("awaited", "hidden", "maker", "name", "terms", "visit")
     kind: ClassVar[str] = ""
     visit: int
 
@@ -44,7 +45,7 @@ class Effect:
         fiber.run.unawaited += 1
         self.name = name
         self.awaited = False
-        self.masked = False
+        self.terms: Terms | None = None
         self.hidden = False
 
     def claim(self) -> None:
@@ -95,7 +96,7 @@ def fingerprint(request: Any) -> Any:
 
 
 class Sample(Effect):
-    """See `sample`. ``forced`` is a value that a handler or an engine imposes."""
+    """See `sample`. ``forced`` is a value that a handler or an engine imposes, ``fixed`` that of an intervention."""
 
     __slots__ = ("fixed", "forced", "kernel", "log_proposal", "obs", "proposal", "unscored", "value")
     kind = "sample"
@@ -109,7 +110,7 @@ class Sample(Effect):
         self.obs = obs
         self.proposal = proposal
         self.forced: Any = MISSING
-        self.fixed = False
+        self.fixed: Any = MISSING
 
     @property
     def request(self) -> Any:

@@ -36,8 +36,8 @@ class _Branch(Handler):
     made: dict[str, Any]
     sees_hidden = True
 
-    def touch(self, effect: Effect, address: str) -> bool:
-        if type(effect) is not Sample or effect.obs is not MISSING or effect.forced is not MISSING:
+    def touch(self, effect: Effect, address: str, length: int) -> bool:
+        if type(effect) is not Sample or not effect.obs is effect.forced is effect.fixed is MISSING:
             return False
         effect.proposal = None
         if address in self.made:

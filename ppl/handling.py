@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .effects import Call, Effect, Sample
-from .errors import OutsideProgram
-from .sites import Running
+from .errors import OutsideProgram, Unsupported
+from .sites import MISSING, Running
+from .terms import Terms
 
 
 class Handler:
@@ -25,13 +26,21 @@ class Handler:
         """Whether a site is hidden from what is outside this handler."""
         return False
 
-    def touch(self, effect: Effect, address: str) -> bool:
-        """Change an effect; return True to keep it from the handlers outside."""
+    def touch(self, effect: Effect, address: str, length: int) -> bool:
+        """Change an effect; return True to keep it from the handlers outside.
+
+        ``length`` is the number of iterations of a scan around the site and within the handler, 0 where there is none.
+        Raises ValueError for values that do not fit the site.
+        """
         return False
+
+    def inside(self) -> None:
+        """Raise where the handler makes no sense inside a running program."""
 
     def __enter__(self) -> Handler:
         if Running.fiber is None:
             raise OutsideProgram("a handler without a model is a context manager for use inside a program")
+        self.inside()
         Running.fiber.handlers.append(self)
         return self
 
@@ -47,29 +56,82 @@ class Seed(Handler):
 
     rng_seed: int
 
+    def inside(self) -> None:
+        """Refuse: the same draws in each particle would not be draws from the program's law."""
+        raise Unsupported(
+            "handlers.seed inside a program: every draw there comes from the engine's keys, one for each particle, so "
+            "a seed cannot be kept; give it to fk.infer(…, seed=), or wrap the outermost model for fk.simulate"
+        )
+
 
 @dataclass(frozen=True, eq=False)
-class Condition(Handler):
-    """See `condition`."""
+class Data(Handler):
+    """Base of handlers that hold values by address."""
 
     data: Mapping[str, Any]
 
-    def touch(self, effect: Effect, address: str) -> bool:
+    def find(self, address: str, visit: int, length: int) -> Any:
+        """Return the value for a site's visit, or MISSING.
+
+        ``"x[0]"`` is ``"x"``, and under ``"x"`` a scanned site may have an array: one value for each iteration.
+
+        Raises ValueError for an array that has not as many.
+        """
+        name, data = address.partition("[")[0], self.data
+        if length and name in data and _length(data[name]) is not None:
+            values = data[name]
+            if _length(values) != length or visit >= length:
+                raise ValueError(
+                    f"site {address!r} is in a scan of {length} iterations, and under {name!r} there are "
+                    f"{_length(values)} values: give one for each iteration, or name the visits ({name + '[0]'!r}, "
+                    f"{name + '[1]'!r}, …)"
+                )
+            return values[visit]
+        if visit == 0 and f"{name}[0]" in data:
+            return data[f"{name}[0]"]
+        return data.get(address, MISSING)
+
+
+class Condition(Data):
+    """See `condition`."""
+
+    def touch(self, effect: Effect, address: str, length: int) -> bool:
         """Observe the site."""
-        if type(effect) is Sample and address in self.data:
-            effect.obs = self.data[address]
+        if type(effect) is Sample and (value := self.find(address, effect.visit, length)) is not MISSING:
+            effect.obs = value
+        return False
+
+
+class Substitute(Data):
+    """See `substitute`."""
+
+    def touch(self, effect: Effect, address: str, length: int) -> bool:
+        """Force the value of a sample or a call; of an observed site, the observation."""
+        if isinstance(effect, Sample | Call) and (value := self.find(address, effect.visit, length)) is not MISSING:
+            if type(effect) is Sample and effect.obs is not MISSING:
+                effect.obs = value
+            else:
+                effect.forced = value
         return False
 
 
 @dataclass(frozen=True, eq=False)
 class Replay(Handler):
-    """See `replay` and `substitute`: force values of samples, and of calls."""
+    """See `replay`: force the samples and calls of a trace; ``observed`` are the addresses it observed."""
 
     data: Mapping[str, Any]
+    observed: frozenset[str] = frozenset()
 
-    def touch(self, effect: Effect, address: str) -> bool:
+    def touch(self, effect: Effect, address: str, length: int) -> bool:
         """Force the site's value."""
-        if isinstance(effect, Sample | Call) and address in self.data:
+        if not isinstance(effect, Sample | Call) or (type(effect) is Sample and effect.obs is not MISSING):
+            return False
+        if address in self.observed:
+            raise ValueError(
+                f"site {address!r} is drawn here, and the trace observed it: there is no draw to replay; use "
+                "handlers.condition, or handlers.substitute with its value"
+            )
+        if address in self.data:
             effect.forced = self.data[address]
         return False
 
@@ -80,16 +142,13 @@ class Given(Replay):
     sees_hidden = True
 
 
-@dataclass(frozen=True, eq=False)
-class Do(Handler):
+class Do(Data):
     """See `do`."""
 
-    data: Mapping[str, Any]
-
-    def touch(self, effect: Effect, address: str) -> bool:
-        """Fix the site's value, with no probability."""
-        if type(effect) is Sample and address in self.data:
-            effect.forced, effect.fixed = self.data[address], True
+    def touch(self, effect: Effect, address: str, length: int) -> bool:
+        """Fix what follows sees as the site's value."""
+        if type(effect) is Sample and (value := self.find(address, effect.visit, length)) is not MISSING:
+            effect.fixed = value
         return False
 
 
@@ -103,7 +162,7 @@ class Block(Handler):
         """Whether the name is blocked."""
         return self.hidden(name)
 
-    def touch(self, effect: Effect, address: str) -> bool:
+    def touch(self, effect: Effect, address: str, length: int) -> bool:
         """Hide the site, and keep it from the handlers outside."""
         if not self.hidden(address.partition("[")[0]):
             return False
@@ -126,9 +185,31 @@ class Scope(Handler):
 class Mask(Handler):
     """See `mask`."""
 
-    keep: bool
+    keep: Any
 
-    def touch(self, effect: Effect, address: str) -> bool:
-        """Mark the site's terms as zero."""
-        effect.masked = effect.masked or not self.keep
+    def touch(self, effect: Effect, address: str, length: int) -> bool:
+        """Leave the site's terms out, or an array's under the mask."""
+        if self.keep is not True:
+            effect.terms = (effect.terms or Terms()).under(self.keep)
         return False
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Handler):
+    """See `scale`."""
+
+    scale: float
+
+    def touch(self, effect: Effect, address: str, length: int) -> bool:
+        """Multiply the site's terms."""
+        terms = effect.terms or Terms()
+        effect.terms = Terms(terms.mask, terms.scale * self.scale)
+        return False
+
+
+def _length(values: Any) -> int | None:
+    """Return how many values there are; None for one: a number, a string, a text."""
+    shape = getattr(values, "shape", None)
+    if shape is not None:
+        return int(shape[0]) if shape else None
+    return len(values) if isinstance(values, list | tuple) else None

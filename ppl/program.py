@@ -106,6 +106,8 @@ class Program:
     def inline(self) -> Coroutine[Any, Any, Any]:
         """Return what runs the program within another one, under its own handlers."""
         self._met()
+        for handler in self.handlers:
+            handler.inside()
         return self._inline()
 
     async def _inline(self) -> Any:

@@ -28,7 +28,7 @@ def real(value: Any, *, bools: bool = False) -> float:
     >>> real(np.array(True))
     Traceback (most recent call last):
     ...
-    TypeError: a bool, not a number: array(True)
+    TypeError: a bool, not a number: True
     """
     kind = type(value)
     if kind is float:

@@ -20,6 +20,7 @@ from .keys import Keys
 from .reals import reals
 from .score import ScoreError, evaluate
 from .sites import MISSING, Site, address
+from .terms import Masked
 
 _new = tuple.__new__
 
@@ -92,14 +93,17 @@ class Server:
         if fiber.run.tentative and not _fits(fiber.run, effect):
             fiber.run.refuse()
             return
-        if effect.fixed:
-            self.given(fiber, effect)  # a choice given back is met, and makes no difference
-            self._sampled(fiber, effect, effect.forced, 0.0, 0.0)
-            return
         effect.unscored = []
         if effect.obs is not MISSING:
             effect.value = effect.obs
-            self._next_log_prob(fiber, effect, [effect.kernel])
+            mask = True if effect.terms is None else effect.terms.mask
+            law = effect.kernel if isinstance(mask, bool) else Masked(effect.kernel, mask)
+            self._next_log_prob(fiber, effect, [law])
+            return
+        if effect.fixed is not MISSING:
+            self._intervene(fiber, effect)
+            fiber.log = (fiber.log, "sample", effect.name, effect.request, effect.fixed)
+            self._ready.append((fiber, effect.fixed))
             return
         effect.value = value = self.given(fiber, effect)
         proposal = effect.proposal
@@ -117,6 +121,11 @@ class Server:
             self.queue(fiber, ("draw", (proposal or effect.kernel).batch_key))
         else:
             self._next_log_prob(fiber, effect, [effect.kernel] if proposal is None else [effect.kernel, proposal])
+
+    def _intervene(self, fiber: Fiber, effect: Sample) -> None:
+        name = f"{effect.name}__CF"  # the site itself keeps its name, as in NumPyro
+        effect.fixed = guard(effect.fixed)
+        fiber.run.sites.append(_new(Site, (name, effect.visit, "do", effect.fixed, 0.0, 0.0, effect.hidden)))
 
     def _next_log_prob(self, fiber: Fiber, effect: Sample, unscored: list[Any]) -> None:
         """Queue for the log-probability of the value under the last kernel of the list (p is first, q second)."""
@@ -148,6 +157,8 @@ class Server:
             if effect.proposal is None:
                 if not known:
                     fiber.run.scored = False
+                    if effect.terms is not None and effect.terms.scale != 1.0:
+                        fail(fiber, CannotScore(f"{_at(fiber)}: what has no log-probability cannot be scaled"))
                 self._sampled(fiber, effect, value, log_prob, log_q)
             elif known:
                 effect.value, effect.log_proposal = value, log_q
@@ -211,6 +222,8 @@ class Server:
                 ),
             )
         value = guard(value)
+        if effect.terms is not None and effect.terms.scale != 1.0:
+            log_prob *= effect.terms.scale  # the law is p to that power; the draw was from p, and its weight says so
         run.log_prob += log_prob
         run.log_proposal += log_proposal
         run.sites.append(
@@ -237,8 +250,10 @@ class Server:
         kind, value, log_prob = effect.kind, log_weight, 0.0
         if not log_weight < math.inf:
             fail(fiber, InvalidWeight(f"{_at(fiber)}: the log-weight is {log_weight}; it must be below +inf"))
-        if effect.masked:
-            log_weight = 0.0
+        if effect.terms is not None:
+            if kind != "sample" and not isinstance(effect.terms.mask, bool):
+                fail(fiber, ValueError(f"{_at(fiber)}: an array mask is for observed arrays, and this is one number"))
+            log_weight = effect.terms.weigh(log_weight)
         if kind == "twist":
             if log_weight == -math.inf:
                 fail(
@@ -255,6 +270,9 @@ class Server:
             kind, value, log_prob = "observe", effect.obs, log_weight
         run.sites.append(_new(Site, (effect.name, effect.visit, kind, value, log_prob, 0.0, effect.hidden)))
         fiber.value = effect.obs if kind == "observe" else None
+        if kind == "observe" and effect.fixed is not MISSING:  # the evidence stays; what follows sees the intervention
+            self._intervene(fiber, effect)
+            fiber.value = effect.fixed
         fiber.log = (fiber.log, effect.kind, effect.name, effect.request, fiber.value)
         run.waiting.append(fiber)
 
@@ -269,7 +287,7 @@ class Server:
 
 def _fits(run: Run, effect: Sample) -> bool:
     """Whether a site is among those whose values are given on trial, and the value has the form of its draws."""
-    if effect.obs is not MISSING:
+    if effect.obs is not MISSING or effect.fixed is not MISSING:
         return True
     assert run.given is not None
     value = run.given.get(address(effect.name, effect.visit), MISSING)

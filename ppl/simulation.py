@@ -55,7 +55,8 @@ def simulate(model: Program, *, seed: int | None = None, given: Mapping[str, Any
     (1, 1.5, ['heads', 'score'])
     """
     if seed is None:
-        seed = next((handler.rng_seed for handler in model.handlers if hasattr(handler, "rng_seed")), None)
+        # Of several, the innermost: it is the last.
+        seed = next((handler.rng_seed for handler in reversed(model.handlers) if hasattr(handler, "rng_seed")), None)
     if seed is None:
         raise TypeError("simulate needs a seed: simulate(model, seed=0), or wrap the model in handlers.seed")
     lineage = _keys.root(seed)

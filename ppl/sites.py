@@ -25,8 +25,8 @@ class Site(NamedTuple):
     Attributes:
         name: as the program gave it, with the prefixes of scopes and branches.
         visit: how often the name had been visited before, from 0.
-        kind: "sample", "call", "observe", "factor", "twist" or "deterministic".
-        value: the value drawn, returned, observed or recorded; the log-weight of a factor or twist.
+        kind: "sample", "call", "observe", "factor", "twist", "deterministic", or "do" for an intervention.
+        value: the value drawn, returned, observed, recorded or fixed; the log-weight of a factor or twist.
         log_prob: log p of a sampled or observed value, 0.0 elsewhere.
         log_proposal: log q of a sampled value, 0.0 elsewhere.
         hidden: whether a ``block`` handler hides the site from traces.

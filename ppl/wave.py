@@ -166,10 +166,15 @@ class Wave:
         full = names[-1]
         effect.visit = visit = fiber.visits.get(full, 0)
         fiber.visits[full] = visit + 1
+        within, length = _scanned(fiber)
         hidden = False
-        for handler, name in zip(reversed(fiber.handlers), names):
+        for place, handler in zip(range(len(fiber.handlers) - 1, -1, -1), reversed(fiber.handlers)):
             if handler.sees_hidden or not hidden:
-                hidden |= handler.touch(effect, address(name, visit))
+                at = address(names[len(fiber.handlers) - 1 - place], visit)
+                try:
+                    hidden |= handler.touch(effect, at, length if place < within else 0)
+                except ValueError as error:
+                    fail(fiber, error)
         effect.name = full
 
     def _returned(self, fiber: Fiber, value: Any) -> None:
@@ -229,7 +234,7 @@ class Wave:
             assert child is not None
             child.coro, child.log = coro, None
         else:
-            child = Fiber(fiber.run, coro, fiber.handlers, fiber.visits, fiber)
+            child = Fiber(fiber.run, coro, fiber.handlers, fiber.visits, fiber, len(fiber.handlers))
             child.guide = fiber.guide
             fiber.children = [child]
         if not fiber.run.replaying:
@@ -313,6 +318,15 @@ class Wave:
     def _dropped(self, fiber: Fiber) -> None:
         what, fiber.run.dropped = fiber.run.dropped, None
         fail(fiber, UnawaitedEffect(f"{what} was created but never awaited: write `await` before it"))
+
+
+def _scanned(fiber: Fiber | None) -> tuple[int, int]:
+    """Return how many handlers are around the innermost scan that a fiber is in, and its number of iterations."""
+    while fiber is not None and fiber.parent is not None:
+        if type(fiber.parent.effect) is Scan:
+            return fiber.index, len(fiber.parent.effect.xs)
+        fiber = fiber.parent
+    return 0, 0
 
 
 def _told(kind: str, name: str, request: Any) -> str:

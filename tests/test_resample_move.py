@@ -10,7 +10,7 @@ import pytest
 
 import feynkac as fk
 from chains import chain
-from feynkac.inference.base.resampling import conditional, optimal
+from feynkac.inference.base.resampling import CONDITIONAL, conditional, optimal
 from feynkac.inference.mcmc.conditional_smc import ConditionalSMC
 from laws import T1_TARGETS, T2_NEXT, T2_ORDER, T2_POSTERIOR, T2_PRIOR, T2_Z, Z_LIMIT, check_unbiased, t1, t2, z_score
 from walks import choices_of, keys_of, tokens
@@ -109,10 +109,15 @@ def test_conditional_resampling_is_the_law_of_the_scheme_given_what_is_kept():
             assert found.get(counts, 0.0) == pytest.approx(share, abs=4.5 * math.sqrt(0.25 * 4 / n) + 0.005)
 
 
-@pytest.mark.parametrize("scheme", ["multinomial", "systematic"])
+@pytest.mark.parametrize("scheme", CONDITIONAL)
 def test_conditional_resampling_never_draws_a_weight_of_zero(scheme):
     p = np.array([0.0, 1.0, 0.0])
     assert conditional(p, 5, keys_of(1), scheme, 1).tolist() == [1] * 5
+    tiny = np.array([1e-20, 0.0, 0.5, 0.5])  # kept all the same, beside others whose copies come out whole
+    assert conditional(tiny, 2, keys_of(1), scheme).tolist()[1] in (2, 3)
+    drawn = conditional(tiny, 4, keys_of(1), scheme)
+    assert sorted(drawn.tolist())[0] == drawn[0] == 0
+    assert set(drawn[1:].tolist()) <= {2, 3}
     with pytest.raises(ValueError, match="multinomial"):
         conditional(p, 5, keys_of(1), "ssp", 1)
 
@@ -282,7 +287,7 @@ def test_draws_that_are_no_whole_run_are_refused():
         fk.bounds(model, engine, exact_sample=[], seed=0, runs=0)
     with pytest.raises(ValueError, match="no draw"):
         fk.bounds(model, engine, exact_sample=[], seed=0)
-    with pytest.raises(ValueError, match="multinomially or systematically"):
+    with pytest.raises(ValueError, match="resampling of conditional SMC must be"):
         fk.bounds(model, fk.SMC(3, resampling="ssp"), exact_sample=draws(1, 1), seed=0)
     with pytest.raises(TypeError, match="programs"):
         fk.bounds(chain(), engine, exact_sample={"x": 1}, seed=0)

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Floats, Index
+from .checks import one_of
 from .weights import normalize
 
 Scheme: TypeAlias = Literal["multinomial", "stratified", "systematic", "residual", "ssp"]
@@ -157,12 +158,17 @@ def _split(probabilities: ArrayLike, m: int) -> tuple[Index, Floats]:
     return whole.astype(np.intp), rest
 
 
+CONDITIONAL: tuple[Scheme, ...] = ("multinomial", "stratified", "systematic", "residual")
+"""The schemes that have a form given one of the ancestors."""
+
+
 def conditional(probabilities: Floats, m: int, key: Keys, scheme: Scheme = "multinomial", kept: int = 0) -> Index:
     """Draw m ancestors of which the first is ``kept``, by the law of the scheme given that one of them is.
 
-    It is what conditional SMC needs. A multinomial draw leaves the others as they are. In a systematic draw the
-    particles are taken in a random order, and a point is drawn in the share of the one that is kept, which sets all
-    the points: so each offset has the chance ∝ the copies that it gives to ``kept``.
+    It is what conditional SMC needs. Each outcome of the scheme has the chance ∝ the copies of ``kept`` in it. A
+    multinomial draw leaves the others as they are. In a stratified or systematic one the particles are taken in a
+    random order, and a point is drawn in the share of the one that is kept; the others are free in the other strata, or
+    set by that point. In a residual one it is either one of the whole copies or one that is drawn.
 
     Raises ValueError for other schemes.
 
@@ -172,18 +178,35 @@ def conditional(probabilities: Floats, m: int, key: Keys, scheme: Scheme = "mult
     >>> conditional(np.array([0.5, 0.5, 0.0]), 4, _keys.root(0), "systematic", kept=1).tolist()
     [1, 1, 0, 0]
     """
-    if scheme == "multinomial":
-        return np.concatenate([[kept], multinomial(probabilities, m - 1, key)])
-    if scheme != "systematic":
-        raise ValueError(f'conditional resampling is "multinomial" or "systematic", not {scheme!r}')
+    one_of("resampling of conditional SMC", scheme, CONDITIONAL)
     p = _check(probabilities)
+    if scheme == "multinomial":
+        return np.concatenate([[kept], multinomial(p, m - 1, key)])
+    if scheme == "residual":
+        return np.concatenate([[kept], _other_residuals(p / p.sum(), m, key, kept)])
     order = np.argsort(_keys.uniform(_keys.fold(key, 0), len(p))[0])
     ends = p[order].cumsum()
     share, end = p[kept], ends[int(np.flatnonzero(order == kept)[0])]
     point = m * max(float(end - share * _uniforms(_keys.fold(key, 1), 1)[0]), 0.0) / float(ends[-1])
     slot = min(int(point), m - 1)
-    drawn = order[_invert(p[order] / ends[-1], (np.arange(m) + point - slot) / m)]
+    offsets = point - slot if scheme == "systematic" else _uniforms(_keys.fold(key, 2), m)
+    drawn = order[_invert(p[order] / ends[-1], (np.arange(m) + offsets) / m)]
     return np.concatenate([[kept], np.delete(drawn, slot)])
+
+
+def _other_residuals(p: Floats, m: int, key: Keys, kept: int) -> Index:
+    """Draw the m − 1 ancestors beside the one that is kept."""
+    counts, rest = _split(p, m)
+    if counts[kept] == 0 and counts.sum() == m:  # its share is lost in rounding: one of the others is not whole
+        counts = np.maximum(np.ceil(m * p).astype(np.intp) - 1, 0)
+        rest = m * p - counts
+    free = m - int(counts.sum())
+    if float(_uniforms(_keys.fold(key, 0), 1)[0]) * m * p[kept] < counts[kept] or not free:
+        counts[kept] -= 1
+    else:
+        free -= 1
+    drawn = _invert(rest / rest.sum(), _uniforms(_keys.fold(key, 1), free)) if free else np.zeros(0, np.intp)
+    return np.concatenate([np.repeat(np.arange(len(p)), counts), drawn])
 
 
 def optimal(weights: Floats, m: int, key: Keys) -> tuple[Index, Floats]:

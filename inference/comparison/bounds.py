@@ -45,7 +45,7 @@ def bounds(
 
     Args:
         model: a Feynman–Kac model that scores forced choices.
-        engine: an SMC with multinomial or systematic resampling.
+        engine: an SMC with multinomial, stratified, systematic or residual resampling.
         exact_sample: an exact draw from the posterior, or a list of them, used in turn: values by address (programs
             only), or the choices of each step.
         seed: of the runs.

@@ -10,8 +10,10 @@ from ...ppl import keys as _keys
 from ...ppl.errors import ImpossibleChoice
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
+from ..base.checks import one_of
 from ..base.engine import Growing, Guarantee, Run
 from ..base.paths import Asking, Path, describe_paths, extend, growing
+from ..base.resampling import CONDITIONAL
 from ..particles.path_filter import path_filter
 from ..particles.smc import SMC
 
@@ -24,7 +26,7 @@ class ConditionalSMC:
     unbiased estimate of 1/Z, and E[log Ẑ] an upper bound on log Z. See `bounds`, which uses it.
 
     Args:
-        smc: particles, threshold and scheme ("multinomial" or "systematic").
+        smc: particles, threshold and scheme ("multinomial", "stratified", "systematic" or "residual").
         given: the choices of each step of the run.
     """
 
@@ -33,8 +35,7 @@ class ConditionalSMC:
     guarantee: ClassVar[Guarantee] = "heuristic"
 
     def __post_init__(self) -> None:
-        if self.smc.resampling not in ("multinomial", "systematic"):
-            raise ValueError(f"conditional SMC resamples multinomially or systematically, not {self.smc.resampling!r}")
+        one_of("resampling of conditional SMC", self.smc.resampling, CONDITIONAL)
         if self.smc.move is not None:
             raise ValueError("conditional SMC moves no particles: leave move out")
 

@@ -14,7 +14,7 @@ from ...ppl.model import FeynmanKac, Floats
 from ..base.checks import fraction, one_of, positive
 from ..base.engine import Growing, Guarantee, Ranking, Run, check_alive
 from ..base.paths import Asking, Path, describe_paths, growing
-from ..base.resampling import resample
+from ..base.resampling import CONDITIONAL, resample
 from ..particles.path_filter import Filtering, path_filter
 from ..particles.smc import SMC
 from .chain import alive, check_schedule, draw_chain, kept
@@ -31,18 +31,18 @@ class ParticleGibbs:
     sweeps at any n ≥ 2, and gives no evidence (that of a sweep is biased up). ``info["acceptance"]`` is the share of
     sweeps that changed the run, ``info["renewed"]`` the mean share of its steps that were changed.
 
-    Where the particles share their early steps, so do the draws. With ``ancestor_sampling`` the reference draws its
-    past anew at each resampling, from all particles, ∝ weight · p·∏G of its future with that past. It needs a model
-    that scores forced choices, and whose choices fit another past (a token does; a text that holds its whole past
-    fits no other, and the sweep is then as without); a past on which the program asks for others has no chance. It
-    costs up to n·T²/2 forced steps a sweep of T steps.
+    Where the particles share their early steps, so do the draws. With ``ancestor_sampling`` the reference first draws
+    its past anew at each resampling, from all particles, ∝ weight · p·∏G of its future with that past; the others are
+    drawn given that. It needs a model that scores forced choices, and whose choices fit another past (a token does; a
+    text that holds its whole past fits no other, and the sweep is then as without); a past on which the program asks
+    for others has no chance. It costs up to n·T²/2 forced steps a sweep of T steps.
 
     Args:
         particles_per_sweep: n, at least 2.
         sweeps: SMC runs after the first.
         ancestor_sampling: whether to draw the reference's past anew.
         ess_threshold: resample when ESS ≤ this fraction of n; 1.0 at every step.
-        resampling: "multinomial" or "systematic", each in its conditional form.
+        resampling: "multinomial", "stratified", "systematic" or "residual", each in its conditional form.
         burn_in: sweeps thrown away first; None: a fifth.
         thin: every so many of the rest is kept.
         chains: independent chains, of equal weight.
@@ -71,7 +71,7 @@ class ParticleGibbs:
     sweeps: int
     ancestor_sampling: bool = False
     ess_threshold: float = 1.0
-    resampling: Literal["multinomial", "systematic"] = "multinomial"
+    resampling: Literal["multinomial", "stratified", "systematic", "residual"] = "multinomial"
     burn_in: int | None = None
     thin: int = 1
     chains: int = 1
@@ -85,7 +85,7 @@ class ParticleGibbs:
         if self.particles_per_sweep < 2:
             raise ValueError("particles_per_sweep must be at least 2: the reference alone stays where it is")
         fraction("ess_threshold", self.ess_threshold, "the particles")
-        one_of("resampling", self.resampling, ("multinomial", "systematic"))
+        one_of("resampling", self.resampling, CONDITIONAL)
         check_schedule(self)
 
     @property

@@ -79,9 +79,11 @@ def path_filter(
         if resampled:
             draw = _keys.fold(key, _keys.tag("resample"), depth)
             if line:
-                ancestors = conditional(normalize(guided), n, draw, settings.resampling)
+                # The reference's ancestor comes first: the law of the others depends on it.
+                kept = 0
                 if ancestor_sampling and len(line) > depth + 1:
-                    ancestors[0], line = yield from _ancestor(model, made, log_weights, line, draw)
+                    kept, line = yield from _ancestor(model, made, log_weights, line, draw)
+                ancestors = conditional(normalize(guided), n, draw, settings.resampling, kept)
             else:
                 ancestors = resample(guided, n, draw, settings.resampling)
             made = [made[a] for a in ancestors.tolist()]

@@ -55,6 +55,7 @@ from .inference.search.tree_search import TreeSearch
 from .models import constraints, rewards, tasks
 from .ppl import dist, errors, handlers, keys, oracles
 from .ppl.blocks import Blocks
+from .ppl.cells import cell
 from .ppl.combine import combine
 from .ppl.cost import Budget, Cost
 from .ppl.effects import batched, call, deterministic, factor, gather, observe, sample, scan, twist
@@ -118,6 +119,7 @@ __all__ = [
     "batched",
     "bounds",
     "call",
+    "cell",
     "combine",
     "compare",
     "constraints",

@@ -202,9 +202,9 @@ class Scan(Effect):
         self.init = init
         self.xs = xs if hasattr(xs, "__len__") else tuple(xs)
 
-    def iterate(self, carry: Any, i: int) -> Any:
+    def iterate(self, carry: Any, x: Any) -> Any:
         """Return the coroutine of an iteration."""
-        return _coroutine(self.step(carry, self.xs[i]), f"what the step of {self.name!r} returns")
+        return _coroutine(self.step(carry, x), f"what the step of {self.name!r} returns")
 
     @property
     def request(self) -> Any:
@@ -300,6 +300,17 @@ def gather(*branches: Any, name: str = "gather") -> Awaitable[tuple[Any, ...]]:
     """Run sub-programs side by side and return their values in order; their calls share batches.
 
     Each branch is a coroutine, a bound program or an effect. A step ends when every live branch is at a step end.
+
+    A branch may change what is its own, and returns the rest: a fork does not repeat a branch that has finished, so
+    that a change of what is around it (a list, a variable of an enclosing function, an attribute, a global) would be
+    lost. It is refused, and `cell` is the word for state that branches share. What is *not* seen: what is reached by
+    more than a few steps, or from the functions of another package; private attributes of another package's classes;
+    items beyond the first few hundred of a long container, where their number stays the same; what C code keeps; and
+    the state of objects that the program was given as arguments, or finds among its globals, which are taken for
+    models and tools.
+
+    Raises:
+        SharedMutation: where a branch has changed something around it, when it next awaits or returns.
     """
     return Gather(name, branches)
 
@@ -310,7 +321,11 @@ def scan(
     """Run ``carry, y = await step(carry, x)`` over ``xs`` and return the last carry and the tuple of ys.
 
     All that an iteration needs is in its carry, so that a forked particle restarts from the carry instead of
-    replaying the whole history: use it for long state-space loops.
+    replaying the whole history: use it for long state-space loops. What an iteration would leave elsewhere is lost in a
+    fork. It is refused as in `gather`, and as far as that can see; put it into the carry, or into a `cell`.
+
+    Raises:
+        SharedMutation: where an iteration has changed its carry or its input in place, or something around it.
     """
     return Scan(name, step, init, xs)
 

@@ -24,7 +24,11 @@ class NonDeterministicProgram(FeynkacError):
 
 
 class SharedMutation(FeynkacError, TypeError):
-    """A particle tried to change a value that it shares with other particles."""
+    """A particle changed a value that it shares with others, or a branch or iteration one of the code around it."""
+
+
+class WriteConflict(FeynkacError):
+    """Several branches wrote to one `fk.cell` in the same step, and one of them set it: a write would be lost."""
 
 
 class InvalidWeight(FeynkacError, ValueError):

@@ -13,9 +13,12 @@ import math
 from collections.abc import Coroutine, Mapping
 from typing import Any, NamedTuple, NoReturn
 
+from .cells import NO_WRITES, Writes, after, beside
 from .effects import Effect, Gather
+from .errors import WriteConflict
 from .guard import guard
 from .sites import Running, Site, Tentative, address, check_name, short, shut
+from .watch import Watch
 
 Log = tuple[Any, ...] | None
 """A persistent list of completed effects: (the log before, kind, name, request, value)."""
@@ -39,6 +42,7 @@ class Snapshot(NamedTuple):
     log: Log
     level: float
     inner: OpenScan | tuple[Snapshot | Finished, ...] | None
+    writes: Writes
 
 
 class OpenScan(NamedTuple):
@@ -64,17 +68,18 @@ class Failed(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A branch of a gather that has returned."""
+    """A branch of a gather that has returned: its value, and what it wrote to cells since the last step end."""
 
     value: Any
+    writes: Writes
 
 
 class Fiber:
     """One coroutine of a run, and what it has done so far."""
 
     __slots__ = (
-        "checkpoint", "children", "coro", "effect", "guide", "handlers", "index", "level", "log", "parent",
-        "results", "run", "value", "visits",
+        "checkpoint", "children", "coro", "effect", "guide", "handlers", "index", "inside", "level", "log", "parent",
+        "results", "run", "value", "visits", "watch", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -99,17 +104,25 @@ class Fiber:
         self.value: Any = None
         self.children: list[Fiber | None] = []
         self.results: list[Any] = []
+        self.writes = NO_WRITES  # to cells, since the last step end
         self.checkpoint: Checkpoint | None = None
+        self.watch: Watch | None = None  # on what is not this branch's or iteration's own
+        self.inside: Watch | None = None  # the same for the iterations of the scan that the fiber waits for
 
-    def record(self, name: str, value: Any) -> None:
-        """Record a deterministic quantity. A replay repeats the code, but not the record."""
-        check_name(name, "a recorded quantity")
+    def visited(self, name: str) -> tuple[str, int, bool]:
+        """Return the full name and the visit of what is no effect, and whether a handler hides it; count the visit."""
         full, hidden = name, False
         for handler in reversed(self.handlers):
             hidden = hidden or handler.hides(full)
             full = handler.rename(full)
         visit = self.visits.get(full, 0)
         self.visits[full] = visit + 1
+        return full, visit, hidden
+
+    def record(self, name: str, value: Any) -> None:
+        """Record a deterministic quantity. A replay repeats the code, but not the record."""
+        check_name(name, "a recorded quantity")
+        full, visit, hidden = self.visited(name)
         run = self.run
         value = guard(value)  # as it is now: the program may go on changing its own list
         if name == "output":
@@ -124,6 +137,34 @@ class Fiber:
             if child is not None:
                 level += child.levels()
         return level
+
+    def take_writes(self) -> Writes:
+        """Take what this fiber, and those that it waits for, wrote to cells since the last step end, as one."""
+        own, self.writes = self.writes, NO_WRITES
+        if not self.children:
+            return own
+        parts = []
+        for i, child in enumerate(self.children):
+            if child is None:
+                parts.append(self.results[i].writes)
+                self.results[i] = self.results[i]._replace(writes=NO_WRITES)
+            else:
+                parts.append(child.take_writes())
+        return after(own, self.joined(parts))
+
+    def joined(self, parts: list[Writes]) -> Writes:
+        """Return the writes of the branches that the fiber waits for as one. Raises `WriteConflict`."""
+        writes, conflict = beside(parts)
+        if conflict is not None:
+            fail(
+                self,
+                WriteConflict(
+                    f"particle {self.run.row}: branches of gather {self.effect.name!r} wrote to cell {conflict!r} in "
+                    "the same step, and one of them set it, so that another's write would be lost: let all of them "
+                    "`add` (fk.cell(…, merge=) says how that is done), or one of them set it"
+                ),
+            )
+        return writes
 
     def drop(self) -> None:
         """Close the coroutine, and cut the links that would keep it alive."""
@@ -140,26 +181,25 @@ class Fiber:
     def snapshot(self) -> Snapshot:
         """Return what rebuilds this fiber at the step end where it is."""
         if not self.children:
-            return _new(Snapshot, (self.log, self.level, None))
+            return _new(Snapshot, (self.log, self.level, None, self.writes))
         if type(self.effect) is Gather:
             inside = tuple(
-                Finished(self.results[i]) if child is None else child.snapshot()
-                for i, child in enumerate(self.children)
+                self.results[i] if child is None else child.snapshot() for i, child in enumerate(self.children)
             )
-            return Snapshot(self.log, self.level, inside)
+            return Snapshot(self.log, self.level, inside, self.writes)
         (child,) = self.children
         assert child is not None
         inner = _new(OpenScan, (self.checkpoint, child.snapshot()))
-        return _new(Snapshot, (self.log, self.level, inner))
+        return _new(Snapshot, (self.log, self.level, inner, self.writes))
 
 
 class Run:
     """One live particle: its fibers, and what the current step has added to its weight."""
 
     __slots__ = (
-        "batch", "dead", "done", "dropped", "given", "held", "last", "log_potential", "log_prob", "log_proposal",
-        "output", "program", "replaying", "result", "root", "row", "scored", "sites",
-        "tentative", "unawaited", "waiting",
+        "batch", "cells", "dead", "done", "dropped", "given", "held", "last", "log_potential", "log_prob",
+        "log_proposal", "output", "program", "replaying", "result", "root", "row", "scored", "sites",
+        "tentative", "unawaited", "waiting", "written",
     )  # fmt: skip
 
     def __init__(self, program: Any) -> None:
@@ -172,6 +212,8 @@ class Run:
         self.result: Any = None
         self.output: Any = None
         self.last: Effect | None = None
+        self.cells: dict[str, Any] = {}  # what is committed; replaced, not changed
+        self.written = False  # whether some fiber wrote to a cell since
         self.waiting: list[Fiber] = []
         self.held: list[tuple[Fiber, Any]] = []
         self.root = Fiber(self, program.coroutine(), list(program.handlers), {})
@@ -187,6 +229,14 @@ class Run:
         self.log_potential = 0.0
         self.scored = True
         self.sites: list[Site] = []
+
+    def commit(self) -> None:
+        """Commit what the fibers wrote to cells in this step, in the order of the branches."""
+        self.written = False
+        changed = {
+            key: write.over(self.cells.get(key, write.cell.init)) for key, write in self.root.take_writes().items()
+        }
+        self.cells = {**self.cells, **changed}
 
     def kill(self) -> None:
         """End the particle at once: its weight is zero."""

@@ -78,7 +78,7 @@ for _type, _names in _CHANGERS.items():
     for _name in _names.split():
         setattr(_type, _name, _refuse(_plain, _plain))
 
-_LEAVES = (str, bytes, int, float, complex, bool, type(None))
+LEAVES = (str, bytes, int, float, complex, bool, type(None))
 
 
 def guard(value: Any) -> Any:
@@ -94,7 +94,7 @@ def guard(value: Any) -> Any:
 make the particle's own copy first: mine = list(shared)
     """
     kind = type(value)
-    if kind in _LEAVES:
+    if kind in LEAVES:
         return value
     if kind is list or kind is SharedList:
         return SharedList([guard(item) for item in value])

@@ -27,7 +27,7 @@ P = ParamSpec("P")
 class Particle:
     """One particle of a program: immutable, but for the live coroutine that its first child takes over."""
 
-    __slots__ = ("dead", "depth", "done", "output", "program", "result", "run", "snapshot")
+    __slots__ = ("cells", "dead", "depth", "done", "output", "program", "result", "run", "snapshot")
 
     def __init__(self, run: Run, depth: int) -> None:
         self.program = run.program
@@ -36,6 +36,7 @@ class Particle:
         self.dead = run.dead
         self.result = run.result
         self.output = run.output
+        self.cells = run.cells
         self.run: Run | None = None if run.done else run
         self.snapshot: Snapshot | None = None if run.done else run.root.snapshot()
         if run.done:
@@ -97,6 +98,11 @@ class Program:
     def __repr__(self) -> str:
         shown = [repr(arg) for arg in self._args] + [f"{k}={v!r}" for k, v in self._kwargs.items()]
         return f"{self.name}({', '.join(shown)})"
+
+    @property
+    def reachable(self) -> tuple[Any, ...]:
+        """The function, and all that it is given."""
+        return (self._fn, *self._args, *self._kwargs.values())
 
     def coroutine(self) -> Coroutine[Any, Any, Any]:
         """Start the program's function afresh."""
@@ -187,6 +193,7 @@ def resume(
             assert item.snapshot is not None
             wave.restore(run, item.snapshot)
             run.output = item.output
+            run.cells = item.cells
     wave.run()
     items = list(state.items)
     for i, run in zip(live, runs):
@@ -222,6 +229,11 @@ class ProgramFactory(Generic[P]):
             raise TypeError(f"@fk.program needs an `async def` function; {fn!r} is not one")
         self._fn = fn
         functools.update_wrapper(self, fn)
+
+    @property
+    def reachable(self) -> tuple[Any, ...]:
+        """The function."""
+        return (self._fn,)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         # As a method, a program binds its object like any other.

@@ -14,15 +14,23 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import collector
+from .cells import NO_WRITES, Touch, after
 from .effects import Call, Effect, Factor, Gather, Sample, Scan, Twist, fingerprint
-from .errors import ForeignAwaitable, ImpossibleChoice, NonDeterministicProgram, UnawaitedEffect
+from .errors import (
+    ForeignAwaitable,
+    ImpossibleChoice,
+    NonDeterministicProgram,
+    SharedMutation,
+    UnawaitedEffect,
+)
 from .fibers import Checkpoint, Failed, Fiber, Finished, OpenScan, Run, Snapshot, annotate, fail, unroll
-from .guard import guard
+from .guard import LEAVES, guard
 from .handling import Scope
 from .keys import Keys
 from .score import Score
 from .serving import Server
 from .sites import MISSING, Running, address, shut
+from .watch import Watches
 
 
 class Wave:
@@ -32,6 +40,7 @@ class Wave:
         self.runs = runs
         self.ready: list[tuple[Fiber, Any]] = []
         self.server = Server(keys, owners, self.ready)
+        self._watches = Watches()
 
     def run(self) -> None:
         """Drive every run from where it is to its next step end.
@@ -88,10 +97,14 @@ class Wave:
         for run in self.runs:
             waiting, run.waiting = run.waiting, []
             if not run.dead:
+                if run.written:
+                    self._commit(run)
                 self.ready.extend([(fiber, fiber.value) for fiber in waiting])
         for fiber, value in self.ready:
             effect = self._next(fiber, value)
-            if effect is not None:
+            if type(effect) is Touch:
+                self._touch(fiber, effect)  # it depends on nothing else, either
+            elif effect is not None:
                 fiber.run.held.append((fiber, effect))
         self.ready.clear()
 
@@ -111,16 +124,35 @@ class Wave:
                 self.server.queue(fiber, ("call",))
             else:
                 self.server.called(fiber, value)
+        elif kind is Touch:
+            self._touch(fiber, effect)
         elif kind is Gather:
             self._open_gather(fiber, effect)
         elif not len(effect.xs):
             self._complete(fiber, effect, (guard(effect.init), ()))
         else:
-            self._iterate(fiber, effect, Checkpoint(0, guard(effect.init), None, dict(fiber.visits)))
+            self._open_scan(fiber, effect, Checkpoint(0, guard(effect.init), None, dict(fiber.visits)))
+
+    def _touch(self, fiber: Fiber, effect: Touch) -> None:
+        """Read or write a cell, and go on."""
+        try:
+            value = effect.serve(fiber)
+        except Exception as error:  # of the cell's merge
+            fail(fiber, error)
+        fiber.log = (fiber.log, effect.kind, effect.name, effect.request, value)
+        self.ready.append((fiber, value))
+
+    def _commit(self, run: Run) -> None:
+        try:
+            run.commit()
+        except Exception as error:
+            annotate(run, error)
+            raise
 
     def _next(self, fiber: Fiber, value: Any) -> Any:
         """Run a fiber's code up to its next effect, and return it; None where it has returned."""
-        run = fiber.run
+        run, watch = fiber.run, fiber.watch
+        begun = () if watch is None else watch.begin()
         outer, Running.fiber = Running.fiber, fiber
         try:
             effect = fiber.coro.throw(value.error) if type(value) is Failed else fiber.coro.send(value)
@@ -131,6 +163,8 @@ class Wave:
                 run.dropped = "an effect or a program (in a container that was returned, say)"
             if run.dropped is not None:
                 self._dropped(fiber)
+            if watch is not None:
+                _check(fiber, watch.changed(begun))
             self._returned(fiber, stop.value)
             return None
         except Exception as error:
@@ -140,6 +174,8 @@ class Wave:
             Running.fiber = outer
         if run.dropped is not None:
             self._dropped(fiber)
+        if watch is not None:
+            _check(fiber, watch.changed(begun))
         if not isinstance(effect, Effect):
             fail(
                 fiber,
@@ -186,13 +222,16 @@ class Wave:
         effect = parent.effect
         if type(effect) is Gather:
             parent.children[fiber.index] = None
-            parent.results[fiber.index] = guard(value)
+            parent.results[fiber.index] = Finished(guard(value), fiber.writes)
             parent.guide.level += fiber.level  # it holds until the next twist, as in code without branches
             if not any(parent.children):
-                self._complete(parent, effect, tuple(parent.results))
+                self._join(parent)
+                self._complete(parent, effect, tuple([ended.value for ended in parent.results]))
             return
         if not (isinstance(value, tuple) and len(value) == 2):
             fail(parent, TypeError(f"the step of fk.scan must return (carry, y), not {value!r}"))
+        if fiber.writes:
+            parent.writes, fiber.writes = after(parent.writes, fiber.writes), NO_WRITES
         start = parent.checkpoint
         assert start is not None
         carry, outputs = guard(value[0]), (start.outputs, guard(value[1]))
@@ -206,6 +245,11 @@ class Wave:
             ys.append(y)
         self._complete(parent, effect, (carry, tuple(reversed(ys))))
 
+    def _join(self, fiber: Fiber) -> None:
+        """Hand what the branches of a gather wrote to cells to the fiber that waited for them."""
+        if fiber.run.written:
+            fiber.writes = after(fiber.writes, fiber.joined([ended.writes for ended in fiber.results]))
+
     def _open_gather(self, fiber: Fiber, effect: Gather) -> None:
         fiber.children = self._branches(fiber, effect)
         fiber.results = [None] * len(fiber.children)
@@ -217,15 +261,24 @@ class Wave:
 
     def _branches(self, fiber: Fiber, effect: Gather) -> list[Fiber | None]:
         name = address(effect.label, effect.visit)
-        return [
-            Fiber(fiber.run, coro, [*fiber.handlers, Scope(f"{name}.{i}")], {}, fiber, i)
-            for i, coro in enumerate(effect.branches)
-        ]
+        watch = self._watches.of_branches(fiber, effect)
+        children: list[Fiber | None] = []
+        for i, coro in enumerate(effect.branches):
+            child = Fiber(fiber.run, coro, [*fiber.handlers, Scope(f"{name}.{i}")], {}, fiber, i)
+            child.watch = watch
+            children.append(child)
+        return children
+
+    def _open_scan(self, fiber: Fiber, effect: Scan, start: Checkpoint) -> Fiber:
+        fiber.inside = self._watches.of_step(fiber, effect)
+        return self._iterate(fiber, effect, start)
 
     def _iterate(self, fiber: Fiber, effect: Scan, start: Checkpoint) -> Fiber:
         fiber.checkpoint = start
+        carry = start.carry
         try:
-            coro = effect.iterate(start.carry, start.iteration)
+            x = effect.xs[start.iteration]
+            coro = effect.iterate(carry, x)
         except Exception as error:
             fail(fiber, error)
         if fiber.children:
@@ -237,6 +290,8 @@ class Wave:
             child = Fiber(fiber.run, coro, fiber.handlers, fiber.visits, fiber, len(fiber.handlers))
             child.guide = fiber.guide
             fiber.children = [child]
+        fixed = type(carry) in LEAVES and type(x) in LEAVES
+        child.watch = fiber.inside if fixed else self._watches.of_iteration(fiber, carry, x)
         if not fiber.run.replaying:
             self.ready.append((child, None))
         return child
@@ -278,7 +333,9 @@ class Wave:
                 fiber.visits.update(visits)
             elif type(effect) is Gather:
                 effect.close()
-        fiber.log, fiber.level, inner = snapshot
+        fiber.log, fiber.level, inner, fiber.writes = snapshot
+        if fiber.writes:
+            fiber.run.written = True
         effect = self._next(fiber, value)
         if inner is None:
             if effect is None:
@@ -290,7 +347,7 @@ class Wave:
                 self._strays(fiber, "an open scan", effect)
             fiber.visits.clear()
             fiber.visits.update(inner.checkpoint.visits)
-            self._replay(self._iterate(fiber, effect, inner.checkpoint), inner.fiber)
+            self._replay(self._open_scan(fiber, effect, inner.checkpoint), inner.fiber)
             return
         if type(effect) is not Gather or len(effect.branches) != len(inner):
             self._strays(fiber, f"a gather of {len(inner)} branches", effect)
@@ -300,7 +357,8 @@ class Wave:
             assert child is not None
             if isinstance(inside, Finished):
                 shut(child.coro)
-                fiber.children[i], fiber.results[i] = None, inside.value
+                fiber.children[i], fiber.results[i] = None, inside
+                fiber.run.written = fiber.run.written or bool(inside.writes)
             else:
                 self._replay(child, inside)
 
@@ -327,6 +385,27 @@ def _scanned(fiber: Fiber | None) -> tuple[int, int]:
             return fiber.index, len(fiber.parent.effect.xs)
         fiber = fiber.parent
     return 0, 0
+
+
+def _check(fiber: Fiber, changed: str | None) -> None:
+    """Raise if a branch or an iteration has changed something around it."""
+    if changed is None:
+        return
+    assert fiber.parent is not None
+    effect = fiber.parent.effect
+    scan = type(effect) is Scan
+    inside = f"an iteration of scan {effect.name!r}" if scan else f"branch {fiber.index} of gather {effect.name!r}"
+    cell = changed.rpartition(".")[2].partition("[")[0] or changed
+    fail(
+        fiber,
+        SharedMutation(
+            f"particle {fiber.run.row}: {inside} has changed `{changed}`, which is not its own: in a forked particle, "
+            f"which does not repeat finished {'iterations' if scan else 'branches'}, the change would be lost. "
+            f"{'Put it into the carry' if scan else 'Return it from the branch'}, or share it: "
+            f'`{cell} = fk.cell("{cell}", start)` before the {effect.kind}, and '
+            f"`await {cell}.add(x)` or `await {cell}.set(x)` where it is changed"
+        ),
+    )
 
 
 def _told(kind: str, name: str, request: Any) -> str:

@@ -1,0 +1,293 @@
+"""What a branch of a gather, or an iteration of a scan, changes outside itself is found here, and refused.
+
+A fork does not replay a branch that has finished, nor an iteration: what they left in a list or a variable of the code
+around them would be missing from the copy, and its weights wrong. So whatever they can reach in a few steps (variables
+of enclosing functions, arguments, default arguments, attributes, globals) is pictured when the gather or the scan
+opens, and looked at again whenever a piece of their code has run. Most reach nothing that can change, and cost nothing.
+"""
+
+from __future__ import annotations
+
+import dis
+import gc
+import inspect
+import itertools
+import types
+from collections import deque
+from collections.abc import Collection, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+from .guard import LEAVES, SharedDict, SharedList, SharedSet
+from .pictures import (
+    HOME,
+    SAMPLE,
+    Look,
+    alike,
+    attributes,
+    class_picture,
+    class_state,
+    contents,
+    is_data,
+    look_at,
+    private,
+    public,
+    variables,
+)
+
+_NOTHING = (types.ModuleType, types.BuiltinFunctionType, range, SharedList, SharedDict, SharedSet)
+MOST = 4096
+"""How many things are looked for at most."""
+DEPTH = 8
+"""How many steps from a branch things are looked for: a variable, its items, their attributes, and so on."""
+
+
+class Place(NamedTuple):
+    """Something that can be changed in place: its name in the program, how to look at it, and what it was."""
+
+    name: str
+    thing: Any
+    look: Look
+    before: tuple[Any, ...] | None = None
+
+
+class Watch:
+    """What the branches of a gather, or the iterations of a scan, can reach and must not change.
+
+    Attributes:
+        own: the particle's own things, as they were when the gather or scan opened.
+        shared: what particles share: rewards and calls of others may change it while a branch waits, so it is compared
+            from where a piece of code starts to where it ends.
+    """
+
+    __slots__ = ("own", "shared")
+
+    def __init__(self, own: list[Place], shared: list[Place]) -> None:
+        self.own = own
+        self.shared = shared
+
+    def begin(self) -> list[tuple[Any, ...]]:
+        """Look at what particles share, before a piece of code runs."""
+        return [look(thing) for _, thing, look, _ in self.shared]
+
+    def changed(self, begun: Sequence[tuple[Any, ...]]) -> str | None:
+        """Return the name of something that has changed, or None."""
+        for name, thing, look, before in self.own:
+            if before is not None and not alike(before, look(thing)):
+                return name
+        for (name, thing, look, _), was in zip(self.shared, begun):
+            if not alike(was, look(thing)):
+                return name
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _globals_of(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of globals that code, and the functions in it, reads and writes."""
+    reads, writes = set(), set()
+    for step in dis.get_instructions(code):
+        if step.opname == "LOAD_GLOBAL":
+            reads.add(step.argval)
+        elif step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+            writes.add(step.argval)
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            inner = _globals_of(const)
+            reads.update(inner[0])
+            writes.update(inner[1])
+    return tuple(sorted(reads)), tuple(sorted(writes))
+
+
+class Reach:
+    """All that can be changed in place within a few steps of some functions, coroutines and values.
+
+    Args:
+        homes: the packages of the code that is looked at: globals and private attributes are looked at in these alone.
+        program: ids of all that the program itself is given. Particles share it, so that a container among it is
+            shared, and an object is a model or a tool, with a memory of its own.
+    """
+
+    def __init__(self, homes: Collection[str], program: Collection[int] = ()) -> None:
+        self.homes = set(homes) - {""}
+        self.program = program
+        self.own: dict[int, Place] = {}
+        self.shared: dict[Any, Place] = {}
+        self.seen: dict[int, Any] = {}
+
+    def add(self, value: Any, name: str, depth: int = DEPTH, shared: bool = False) -> None:
+        """Add what can be reached from a value that the program knows by a name."""
+        kind: Any = type(value)
+        if kind in LEAVES or kind in _NOTHING or depth == 0 or id(value) in self.seen or len(self.seen) > MOST:
+            return
+        self.seen[id(value)] = value  # kept, so that its id is no other's
+        shared = shared or id(value) in self.program
+        if kind is types.FunctionType:
+            self.function(value, depth, shared)
+        elif kind is types.CoroutineType:
+            self.coroutine(value, depth)
+        elif isinstance(value, type):
+            self._class(value, name, depth)
+        elif (look := look_at(kind)) is not None:
+            self._watch(value, name, look, shared)
+        elif is_data(kind):
+            self._data(value, name, depth, shared)
+        for part, called in _parts(value, name):
+            self.add(part, called, depth - 1, shared)
+
+    def coroutine(self, coro: Any, depth: int = DEPTH) -> None:
+        """Add what a coroutine that has not started gets as arguments, and what its function closes over."""
+        if coro.cr_frame is not None:
+            for name, value in variables(coro).items():
+                self.add(value, name, depth)
+            for part in gc.get_referents(coro):
+                if type(part) is types.FunctionType and part.__code__ is coro.cr_code:
+                    self.add(part, part.__name__, depth)
+
+    def enclosing(self, coro: Any) -> None:
+        """Add what a coroutine that waits, and those that it waits for, hold in their variables."""
+        while inspect.iscoroutine(coro):
+            for part in gc.get_referents(coro):
+                self.add(part, "")
+            coro = coro.cr_await
+
+    def function(self, fn: Any, depth: int = DEPTH, shared: bool = False) -> None:
+        """Add what a function closes over, its default arguments and attributes, and the globals that it names."""
+        for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or ()):
+            self.add(cell, name, depth, shared)
+        defaults = fn.__defaults__ or ()
+        named = fn.__code__.co_varnames[fn.__code__.co_argcount - len(defaults) :]
+        for name, value in (*zip(named, defaults), *(fn.__kwdefaults__ or {}).items()):
+            self.add(value, name, depth - 1, shared=True)
+        if fn.__dict__:
+            self.add(fn.__dict__, fn.__name__, depth - 1, shared=True)
+        scope = fn.__globals__
+        if package(scope.get("__name__", "")) in self.homes:
+            reads, writes = _globals_of(fn.__code__)
+            for name in reads:
+                self.add(scope.get(name), name, depth - 1, shared=True)
+            for name in writes:
+                self.shared[id(scope), name] = Place(name, scope, partial(_binding, name))
+
+    def _data(self, value: Any, name: str, depth: int, shared: bool) -> None:
+        if shared:  # a model or a tool
+            return
+        kind = type(value)
+        mine = package(kind.__module__) in self.homes
+        self._watch(value, name, private if mine else public, shared)
+        self._class(kind, kind.__name__, depth)
+        for attribute, part in attributes(value, mine).items():
+            self.add(part, f"{name}.{attribute}", depth - 1)
+
+    def _class(self, cls: Any, name: str, depth: int) -> None:
+        if package(cls.__module__) in self.homes and (state := class_state(cls)):
+            self._watch(cls, name, class_picture, True)
+            for attribute, part in state.items():
+                self.add(part, f"{name}.{attribute}", depth - 1, shared=True)
+
+    def _watch(self, value: Any, name: str, look: Look, shared: bool) -> None:
+        if shared:
+            self.shared[id(value)] = Place(name, value, look)
+        else:
+            self.own[id(value)] = Place(name, value, look, look(value))
+
+
+def package(module: str) -> str:
+    """Return the top package of a module's name; none for our own, whose globals are nobody's variables."""
+    top = module.partition(".")[0]
+    return "" if top == HOME else top
+
+
+def _parts(value: Any, name: str) -> list[tuple[Any, str]]:
+    """Return what a container holds, or what a callable consists of, with names."""
+    kind = type(value)
+    if kind is types.CellType:
+        return [(part, name) for part in contents(value)]
+    if kind is types.MethodType:
+        return [(value.__func__, name), (value.__self__, "self")]
+    if kind is partial:
+        return [(part, name) for part in (value.func, value.args, value.keywords)]
+    if isinstance(value, dict):
+        some = itertools.islice(value.items(), SAMPLE)
+        return [(part, f"{name}[{key!r}]" if type(key) in LEAVES else f"{name}[…]") for key, part in some]
+    if isinstance(value, list | tuple | deque):
+        return [(part, f"{name}[{i}]") for i, part in enumerate(itertools.islice(value, SAMPLE))]
+    if package(kind.__module__) == "" and hasattr(kind, "reachable"):  # a program: its function and its arguments
+        return [(part, name) for part in value.reachable]
+    return []
+
+
+def _binding(name: str, scope: Any) -> tuple[Any, ...]:
+    return (scope[name],) if name in scope else ()
+
+
+class Watches:
+    """Makes the watches of a wave; what several of them need is found once."""
+
+    def __init__(self) -> None:
+        self._programs: dict[int, tuple[set[str], dict[int, Any]]] = {}
+        self._plain: dict[Any, Watch | None] = {}
+
+    def of_step(self, fiber: Any, scan: Any) -> Watch | None:
+        """Return a watch on what the step function of a scan can reach; None where nothing can change."""
+        step = scan.step
+        plain = type(step) is types.FunctionType and not step.__closure__
+        if plain and step in self._plain:
+            return self._plain[step]
+        homes, program = self._program(fiber.run.program)
+        reach = Reach(homes | {package(getattr(step, "__module__", None) or "")}, program)
+        reach.add(step, "step")
+        watch = _watching(list(reach.own.values()), reach)
+        if plain:  # then all that it reaches is shared, and looked at anew each time
+            self._plain[step] = watch
+        return watch
+
+    def of_branches(self, fiber: Any, gather: Any) -> Watch | None:
+        """Return a watch on what the branches of a gather can reach; None where nothing can change.
+
+        What one branch alone can reach, and none of the coroutines around the gather, is its own business.
+        """
+        homes, program = self._program(fiber.run.program)
+        homes = homes | {package(branch.cr_frame.f_globals.get("__name__", "")) for branch in gather.branches}
+        whole = Reach(homes, program)
+        times: dict[int, int] = {}
+        for branch in gather.branches:
+            reach = Reach(homes, program)
+            reach.coroutine(branch)
+            whole.own |= reach.own
+            whole.shared |= reach.shared
+            whole.seen |= reach.seen
+            for place in reach.own:
+                times[place] = times.get(place, 0) + 1
+        if any(count == 1 for count in times.values()):
+            around = Reach(homes, program)
+            around.seen = {id(branch): branch for branch in gather.branches}
+            while fiber is not None:
+                around.enclosing(fiber.coro)
+                fiber = fiber.parent
+            times |= dict.fromkeys(around.seen, 2)
+        return _watching([place for key, place in whole.own.items() if times[key] > 1], whole)
+
+    def of_iteration(self, fiber: Any, carry: Any, x: Any) -> Watch | None:
+        """Return the watch on a scan's step, and on the iteration's carry and input where these can change."""
+        watch: Watch | None = fiber.inside
+        reach = Reach(*self._program(fiber.run.program))
+        reach.add(carry, "carry")
+        reach.add(x, "x")
+        if not reach.own:
+            return watch
+        return Watch([*reach.own.values(), *(watch.own if watch else ())], watch.shared if watch else [])
+
+    def _program(self, program: Any) -> tuple[set[str], dict[int, Any]]:
+        """Return the package of a program's function, and by id all that the program is given."""
+        found = self._programs.get(id(program))
+        if found is None:
+            fn, *given = program.reachable
+            reach = Reach((package(fn.__module__),))
+            for part in (fn, *given):
+                reach.add(part, "")
+            found = self._programs[id(program)] = reach.homes, reach.seen
+        return found
+
+
+def _watching(own: list[Place], reach: Reach) -> Watch | None:
+    return Watch(own, list(reach.shared.values())) if own or reach.shared else None

@@ -69,14 +69,14 @@ class Codec:
 
         Raises TypeError for what is no string, ValueError for a lone surrogate and for tokens that the model lacks.
         """
-        return self.known(self.tokens(check_string(string)), string)
+        return self.known(self.tokens(check_string(string)), short(string, 80))
 
-    def known(self, tokens: Sequence[int], what: Any) -> Tokens:
+    def known(self, tokens: Sequence[int], what: str) -> Tokens:
         """Return tokens as they are. Raises ValueError for one that the model does not know."""
         for token in tokens:
             if not 0 <= token < self.size:
                 raise ValueError(
-                    f"{short(what, 80)} has the token {token}, but {self.name} knows the tokens 0 to {self.size - 1}: "
+                    f"{what} has the token {token}, but {self.name} knows the tokens 0 to {self.size - 1}: "
                     "use the tokenizer that belongs to the model, or model.resize_token_embeddings(len(tokenizer))"
                 )
         return tuple(tokens)
@@ -115,7 +115,7 @@ class Codec:
         Raises CannotWrite where no tokens read as the string.
         """
         added: list[int] = []
-        for piece in self._split.split(check_string(string)):
+        for piece in self.parts(string):
             token = self.special.get(piece, self.special.get(piece.strip()))
             if token is not None:
                 added.append(token)
@@ -123,7 +123,11 @@ class Codec:
                 before = (*history, *added)
                 begins = first and len(before) <= _WINDOW
                 added += self._remembered(before[-_WINDOW:], piece, begins, "" if added else lost)
-        return self.known(added, string)
+        return self.known(added, short(string, 80))
+
+    def parts(self, string: str) -> list[str]:
+        """Return a string cut up at the special tokens that it spells, with these."""
+        return self._split.split(check_string(string))
 
     def _write(self, before: Tokens, string: str, first: bool, lost: str) -> Tokens:
         made: list[int] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from .forward import Forwarder
@@ -19,6 +19,7 @@ class Host(Protocol):
     sampling: Sampling
     tokenizer: Any
     eos: frozenset[int]
+    context: int | None
     tree: Tree
     forwarder: Forwarder
 
@@ -30,6 +31,12 @@ class Host(Protocol):
 
     def append(self, text: Text, string: str) -> Text:
         """Return the text with a given string added."""
+
+    def encode(self, string: str, after: Text | None = None) -> tuple[int, ...]:
+        """Return the tokens of a string, after a text or alone."""
+
+    def spelled(self, tokens: Iterable[int]) -> list[str]:
+        """Return how tokens are spelled."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the string of some tokens."""

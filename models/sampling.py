@@ -8,6 +8,7 @@ function at one uniform number per row, so that a draw depends on its own row an
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,22 @@ from numpy.typing import NDArray
 
 _BLOCK = 256
 _TOP = 1024
+_COLD = 1e-20
+"""Below this temperature logits divided by it may be beyond float32."""
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """Return a setting that is a whole number. Raises TypeError for other things, ValueError for less."""
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if operator.index(value) < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+    return operator.index(value)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool | str | bytes) or not hasattr(type(value), "__float__"):
+        raise TypeError(f"{name} must be a number, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -29,7 +46,7 @@ class Sampling:
         top_p: keep the most probable tokens until their mass reaches p.
         min_p: keep the tokens at least this fraction as probable as the most probable one.
 
-    Raises ValueError for a setting outside its range.
+    Raises TypeError for a setting that is no number, ValueError for one outside its range.
 
     >>> Sampling(temperature=0.7, top_p=0.95).truncates
     True
@@ -41,6 +58,10 @@ class Sampling:
     min_p: float | None = None
 
     def __post_init__(self) -> None:
+        _check_number("temperature", self.temperature)
+        for name in ("top_k", "top_p", "min_p"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name))
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature must be a finite number ≥ 0, not {self.temperature}")
         if self.top_k is not None and (self.top_k != int(self.top_k) or self.top_k < 1):
@@ -73,7 +94,10 @@ def warp(logits: Any, sampling: Sampling, mask: Any = None) -> Any:
         best = allowed.argmax(-1, keepdim=True)
         zero = torch.zeros_like(best, dtype=logits.dtype).masked_fill_(allowed.gather(1, best) == -math.inf, -math.inf)
         return torch.full_like(logits, -math.inf).scatter_(1, best, zero)
-    if sampling.temperature != 1:
+    if sampling.temperature < _COLD:
+        best = logits.amax(-1, keepdim=True)
+        logits = ((logits - best).double() / sampling.temperature).to(logits.dtype)
+    elif sampling.temperature != 1:
         logits = logits / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         logits = _cut(logits, logits.topk(sampling.top_k).values[:, -1:])

@@ -18,10 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from ..ppl.cost import charge
+from ..ppl.errors import ContextOverflow
 from ..ppl.keys import Keys, uniform
 from ..ppl.model import Draws
+from ..ppl.sites import short
 from .forward import Tally
-from .sampling import Sampling, draw, log_prob_of, warp
+from .sampling import Sampling, draw, log_prob_of, warp, whole_number
 from .scoring import Mask, forced
 from .text import Text
 
@@ -29,15 +31,20 @@ if TYPE_CHECKING:
     from .host import Host
 
 Floats = NDArray[np.float64]
-_SENTENCE = re.compile(r"[.!?…]+(?:[\"'”’»)\]]+|(?=\s))")
+# A full-width stop ends a sentence whatever follows, once it is clear that no quote or bracket closes after it.
+_WIDE = "。！？｡"
+_CLOSING = "\"'”’»)\\]」』）】》〉"
+_SENTENCE = re.compile(
+    rf"[.!?…؟۔।]+(?:[{_CLOSING}]+|(?=\s))|[{_WIDE}][{_WIDE}!?…{_CLOSING}]*(?=[^{_WIDE}!?…{_CLOSING}])"
+)
 MOST_SUPPORT = 512
 
 
 @dataclass(frozen=True)
 class Ending:
-    """When a step ends: after ``max_tokens``, at a stop string, at the end of a sentence.
+    """When a step ends: after ``max_tokens``, at a stop string or token, at the end of a sentence.
 
-    Raises ValueError for no tokens, or an empty stop string.
+    Raises TypeError for a number of tokens that is none, ValueError for no tokens, or an empty stop string.
     """
 
     max_tokens: int
@@ -46,10 +53,10 @@ class Ending:
     sentence: bool = False
     whole: bool = False
     """Whether the step is to reach the text's end: a constrained one ends it after ``max_tokens``."""
+    stop_tokens: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"a step must have at least one token, not {self.max_tokens}")
+        whole_number("the number of tokens of a step", self.max_tokens)
         if not all(self.stops):
             raise ValueError("a stop string must not be empty")
 
@@ -57,6 +64,15 @@ class Ending:
     def reads(self) -> bool:
         """Whether the step must be decoded as it goes."""
         return bool(self.stops) or self.sentence
+
+    def lacks(self, ends: Sequence[str]) -> str:
+        """Return what a string lacks that such a step does not end with; nothing where it is to have some tokens."""
+        if self.whole:
+            return f"write an end token after it, {' or '.join(map(repr, ends)) or 'of which the model has none'}"
+        if self.sentence:
+            return "a sentence ends with its stop and white space, or a closing quote or bracket, after it"
+        stops = [*map(repr, self.stops), *(f"the token {token}" for token in self.stop_tokens)]
+        return f"write the stop after it, {' or '.join(stops)}" if stops else ""
 
     def find(self, string: str, known: int) -> int | None:
         """Return where the display ends, if the step does, which it does not in ``known`` characters."""
@@ -122,7 +138,7 @@ class Step:
         charge(**tally.amounts)
         return Draws([run.text() for run in runs], np.array([run.log_prob for run in runs]))
 
-    def log_prob_batch(self, requests: Sequence[Step], values: Sequence[Text]) -> Floats:
+    def log_prob_batch(self, requests: Sequence[Step], values: Sequence[Any]) -> Floats:
         """Return log p of each text under its request, shape (n,).
 
         It is −inf for a text that does not continue its request's, or that the step would have ended earlier
@@ -131,7 +147,7 @@ class Step:
         result = np.zeros(len(requests))
         jobs: list[tuple[int, Step, Run]] = []
         for i, (request, value) in enumerate(zip(requests, values)):
-            run = replay(request, value)
+            run = None if isinstance(value, str) else replay(request, value)  # a string: observed of a finished text
             if run is None:
                 result[i] = -math.inf
             elif run.count:
@@ -145,6 +161,44 @@ class Step:
             result[owners] = sums
             charge(**tally.amounts)
         return result
+
+    def observing(self, value: Any) -> tuple[Step, Any]:
+        """Return the step and the text that it means to observe a string: appended in context, and ended as it says.
+
+        A string of fewer than k tokens is observed by ``lm.tokens(text, k)`` as how its text begins. Other steps need
+        what they end with: the stop, or the end token as it is spelled. A finished text has no string after it: the
+        observation has probability zero.
+
+        Raises ValueError for a string that goes on after the step's end or stops before it, and ContextOverflow.
+        """
+        if not isinstance(value, str):
+            return self, value
+        run = Run(self)
+        if run.start.finished:
+            return self, value or run.start
+        tokens = self.lm.encode(value, run.start)
+        if run.node.length + len(tokens) > (self.lm.context or math.inf):
+            raise ContextOverflow(
+                f"with {short(value, 80)} the text has {run.node.length + len(tokens)} tokens, but the context of "
+                f"{self.lm!r} is {self.lm.context}"
+            )
+        for i, token in enumerate(tokens):
+            if run.over:
+                raise ValueError(
+                    f"{self!r} ends after {i} of the {len(tokens)} tokens of {short(value, 80)}, at "
+                    f"{short(str(run.text()), 80)}, so that it cannot be observed: allow more tokens, or observe what "
+                    "the step can give"
+                )
+            run.advance(token, 0.0)
+        if run.over:
+            return self, run.text()
+        lacks = self.ending.lacks(self.lm.spelled(self.lm.eos)) if tokens else "it has no tokens"
+        if lacks:
+            raise ValueError(
+                f"{self!r} does not end with {short(value, 80)}: {lacks}; to condition on how a text goes on, observe "
+                "lm.tokens(text, k)"
+            )
+        return replace(self, ending=replace(self.ending, max_tokens=len(tokens))), run.text()
 
     def fits(self, value: Any) -> bool:
         """Return whether a value is a text."""
@@ -214,7 +268,11 @@ class Run:
         self.finish_reason = lm.finish_reason(self.node, token)
         self.over = self.finish_reason is not None or self.count == ending.max_tokens
         self._unread.append(token)
-        if ending.reads:
+        if token in ending.stop_tokens and self.finish_reason is None:
+            self._read()
+            self._cut = len(self.reading.raw)
+            self.over = True
+        elif ending.reads:
             known = len(self.reading.raw)
             self._read()
             begin = self._scan_from

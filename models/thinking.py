@@ -7,6 +7,7 @@ from typing import Any
 
 from ..ppl.effects import sample
 from ..ppl.program import program
+from .sampling import whole_number
 from .text import Text
 
 
@@ -36,8 +37,7 @@ async def think(
     Args:
         lm: a `TransformersLM`, or a model with its ``until`` and texts.
         text: what to go on from, such as ``lm.prompt(question).append("<think>")``.
-        end: the delimiter, as the tokenizer displays it. A special token is not displayed; if it is an end token, as in
-            s1, that is as good.
+        end: the delimiter: a string, or a special token as it is spelled, which is not displayed.
         wait: what is put in its place.
         ignore: how often.
         max_tokens: of all segments together; what is appended does not count.
@@ -55,9 +55,7 @@ async def think(
     >>> str(run.value).count(" Wait"), str(run.value)[-1]
     (1, 'e')
     """
-    if ignore < 0 or max_tokens < 1:
-        raise ValueError(f"think needs ignore >= 0 and max_tokens >= 1, not {ignore!r} and {max_tokens!r}")
-    left = max_tokens
+    ignore, left = whole_number("ignore", ignore, 0), whole_number("max_tokens", max_tokens)
     while True:
         after: Text = await sample("thought", lm.until(text, end, max_tokens=left, **sampling))
         left -= len(after.tokens) - len(text.tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -84,7 +84,7 @@ class TransformersLM:
         self.sampling = sampling or Sampling()
         self.vocab_size: int = config.vocab_size
         self.prompt_context, self.context = contexts(model)
-        self.eos: frozenset[int] = _end_tokens(model, tokenizer)
+        self.eos: frozenset[int] = _end_tokens(model, tokenizer, self.vocab_size)
         self.identity: str = name or getattr(config, "_name_or_path", "") or f"{type(model).__name__}-{next(_made)}"
         self.tree = Tree()
         self.forwarder, self._start = choose(model, self.tree, cache_bytes, max_batch)
@@ -213,6 +213,11 @@ class TransformersLM:
         """Return the string of a response's tokens: as they read after the prompt, special ones left out."""
         return self._writer.decode_response(tokens)
 
+    def spelled(self, tokens: Iterable[int]) -> list[str]:
+        """Return how tokens are spelled, special ones included."""
+        found: list[str] = self.tokenizer.convert_ids_to_tokens(sorted(tokens))
+        return found
+
     def finish_reason(self, node: Node, last: int) -> Any:
         """Return why a history whose last sampled token is ``last`` (−1: none) is finished, or None."""
         if last in self.eos:
@@ -243,23 +248,26 @@ class TransformersLM:
         include_stop: bool = False,
         **sampling: Any,
     ) -> Step:
-        """Return the kernel of the tokens up to the first stop string, ``max_tokens``, or the text's end.
+        """Return the kernel of the tokens up to the first stop, ``max_tokens``, or the text's end.
 
-        The token in which a stop string is completed is kept whole, in the text and its log-probability; the
-        display ends before the stop string, or after it with ``include_stop``.
+        A stop is a string, or a special token as it is spelled, such as ``"<|im_end|>"``. The token in which a stop
+        string is completed is kept whole, in the text and its log-probability; the display ends before the stop string,
+        or after it with ``include_stop``. Special tokens are never displayed.
+
+        Raises TypeError for a stop that is no string, ValueError for one in which a special token is only a part.
         """
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        return Step(self, text, Ending(max_tokens, stops, include_stop), self._law(sampling))
+        stops, special = self._writer.stops(stop)
+        return Step(self, text, Ending(max_tokens, stops, include_stop, stop_tokens=special), self._law(sampling))
 
     def line(self, text: Text, *, max_tokens: int = 64, **sampling: Any) -> Step:
         """Return the kernel of the rest of the line."""
         return self.until(text, "\n", max_tokens=max_tokens, **sampling)
 
     def sentence(self, text: Text, *, max_tokens: int = 128, **sampling: Any) -> Step:
-        """Return the kernel of the rest of the sentence: to a ``.``, ``!`` or ``?`` that ends it.
+        """Return the kernel of the rest of the sentence: to a ``.``, ``!``, ``?``, ``؟`` or ``…`` that ends it.
 
-        It does so before white space, a closing quote or bracket (kept), or the text's end. What the last
-        token holds beyond is displayed with the next step.
+        It does so before white space, a closing quote or bracket (kept), or the text's end. A ``。``, ``！`` or ``？``
+        does before any other character. What the last token holds beyond is displayed with the next step.
         """
         return Step(self, text, Ending(max_tokens, sentence=True), self._law(sampling))
 
@@ -320,10 +328,11 @@ def _device(name: str | None) -> str:
     return name
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+def _end_tokens(model: Any, tokenizer: Any, size: int) -> frozenset[int]:
+    """Return the tokens that end a text, of those that the model can say."""
     ids: set[int] = set()
     inner = core(model)
     for source in (inner.config, getattr(inner, "generation_config", None), tokenizer):
         given = getattr(source, "eos_token_id", None)
         ids.update(given if isinstance(given, list | tuple) else () if given is None else (given,))
-    return frozenset(ids)
+    return frozenset(token for token in ids if 0 <= token < size)

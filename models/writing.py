@@ -68,12 +68,13 @@ class Writer:
     def _read(self, prompt: Any) -> tuple[str, tuple[int, ...]]:
         """Return a prompt as a string and its tokens."""
         tokenizer, bos = self.lm.tokenizer, self.lm.tokenizer.bos_token_id
+        ends = False
         if isinstance(prompt, str):
-            string, tokens = prompt, self.codec.known(tokenizer(check_string(prompt)).input_ids, prompt)
+            string, tokens = prompt, self.codec.known(tokenizer(check_string(prompt)).input_ids, short(prompt, 80))
             if not tokens and bos is None:
                 raise ValueError(f"{self.lm!r} has no begin token, so a prompt must have at least one token")
             tokens = tokens or (bos,)
-            self._check_end(string, tokens)
+            ends = self.start is None and len(tokens) > 1 and tokens[-1] in self.lm.eos
         else:
             items = _items(prompt)
             if isinstance(items[0], Mapping):
@@ -82,19 +83,20 @@ class Writer:
             else:
                 tokens = self.codec.known(_ids(items), "the prompt")
                 string = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
+        self._check(string, tokens, ends)
+        return string, tokens
+
+    def _check(self, string: str, tokens: tuple[int, ...], ends: bool) -> None:
+        """Warn of a prompt that begins twice, or that its tokenizer ends where the model is to go on from it."""
+        bos, last = self.lm.tokenizer.bos_token_id, self.codec.hidden.get(tokens[-1], "")
         if bos is not None and tokens[:2] == (bos, bos):
             _warn(
                 f"the prompt {short(string, 80)} begins with two begin tokens of {self.lm!r}: its tokenizer adds one, "
                 "so leave out that of the string"
             )
-        return string, tokens
-
-    def _check_end(self, string: str, tokens: tuple[int, ...]) -> None:
-        """Warn where the tokenizer ends a prompt that does not end so itself, and the model is to go on from it."""
-        spelled, asked = self.codec.hidden.get(tokens[-1], ""), string.rstrip()
-        if self.start is None and len(tokens) > 1 and tokens[-1] in self.lm.eos and not asked.endswith(spelled):
+        if ends and not string.rstrip().endswith(last):
             _warn(
-                f"the tokenizer of {self.lm!r} puts the end token {spelled!r} after the prompt {short(string, 80)}, so "
+                f"the tokenizer of {self.lm!r} puts the end token {last!r} after the prompt {short(string, 80)}, so "
                 "that the model reads it as finished: set tokenizer.add_eos_token = False, or give the tokens without "
                 "it, lm.prompt(tokenizer(prompt).input_ids[:-1])"
             )
@@ -158,6 +160,16 @@ class Writer:
         given = text.steps[-1] if text.steps else text.prompt if self.start is None else ""
         lost = ending_space(given) if text.shown is None else ""
         return self.codec.follow(node.tokens(first), string, first == top, lost)
+
+    def stops(self, stop: str | Sequence[str]) -> tuple[tuple[str, ...], frozenset[int]]:
+        """Return the stops of a step: strings, and special tokens, which are never displayed, by their ids."""
+        given, known = (stop,) if isinstance(stop, str) else tuple(stop), self.codec.special
+        for one in given:
+            if one not in known and len(self.codec.parts(one)) > 1:
+                raise ValueError(
+                    f"the stop {one!r} would never be met: special tokens are not displayed; give the token alone"
+                )
+        return tuple(one for one in given if one not in known), frozenset(known[one] for one in given if one in known)
 
     def decode_response(self, tokens: Sequence[int]) -> str:
         """Return the string of a response; see `TransformersLM.decode_response`."""

@@ -235,17 +235,19 @@ def sample(name: str, dist: Any, *, obs: Any = None, proposal: Any = None) -> Aw
     >>> fk.simulate(coin(), seed=1).value in (0, 1)
     True
     """
-    return Sample(
-        name,
-        as_kernel(dist),
-        MISSING if obs is None else obs,
-        None if proposal is None else as_kernel(proposal),
-    )
+    kernel = as_kernel(dist)
+    kernel, obs = (kernel, MISSING) if obs is None else observing(kernel, obs)
+    return Sample(name, kernel, obs, None if proposal is None else as_kernel(proposal))
+
+
+def observing(kernel: Any, value: Any) -> tuple[Any, Any]:
+    """Return the kernel and the value that are meant where a kernel is observed at a value, see `Kernel`."""
+    return kernel.observing(value) if hasattr(kernel, "observing") else (kernel, value)
 
 
 def observe(name: str, dist: Any, value: Any) -> Awaitable[Any]:
     """Condition on a value: log p(value) is a potential, and the step ends. Alias of ``sample(…, obs=value)``."""
-    return Sample(name, as_kernel(dist), value, None)
+    return Sample(name, *observing(as_kernel(dist), value), None)
 
 
 def factor(name: str, log_weight: float | Score) -> Awaitable[None]:

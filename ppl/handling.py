@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .effects import Call, Effect, Sample
+from .effects import Call, Effect, Sample, observing
 from .errors import OutsideProgram, Unsupported
 from .sites import MISSING, Running
 from .terms import Terms
@@ -98,7 +98,7 @@ class Condition(Data):
     def touch(self, effect: Effect, address: str, length: int) -> bool:
         """Observe the site."""
         if type(effect) is Sample and (value := self.find(address, effect.visit, length)) is not MISSING:
-            effect.obs = value
+            effect.kernel, effect.obs = observing(effect.kernel, value)
         return False
 
 
@@ -109,7 +109,7 @@ class Substitute(Data):
         """Force the value of a sample or a call; of an observed site, the observation."""
         if isinstance(effect, Sample | Call) and (value := self.find(address, effect.visit, length)) is not MISSING:
             if type(effect) is Sample and effect.obs is not MISSING:
-                effect.obs = value
+                effect.kernel, effect.obs = observing(effect.kernel, value)
             else:
                 effect.forced = value
         return False

@@ -144,10 +144,12 @@ class Kernel(Protocol):
 
     Requests whose ``batch_key`` are equal are served by one call to ``sample_batch`` of any of them. A request
     may also offer ``support()`` (all its values, where they are few), ``covers(other)`` (whether it can reach all
-    that ``other`` can; needed of a proposal that restricts its own support), and ``fits(value)`` (whether a value
-    has the shape and kind of its draws; one that has not is never drawn). One whose draws have a ``log_proposal`` has
-    ``log_proposal_batch(requests, values)``, too, for values that are forced. With ``expensive = True`` its calls wait
-    until no particle has anything lighter to do, so that as many as possible share them.
+    that ``other`` can; needed of a proposal that restricts its own support), ``fits(value)`` (whether a value has the
+    shape and kind of its draws; one that has not is never drawn), and ``observing(value)`` (the request and the value
+    that are meant where it is observed at a value of another kind, such as a string for a text). One whose draws have a
+    ``log_proposal`` has ``log_proposal_batch(requests, values)``, too, for values that are forced. With
+    ``expensive = True`` its calls wait until no particle has anything lighter to do, so that as many as possible share
+    them.
     """
 
     @property

@@ -288,7 +288,7 @@ def test_prompts_that_cannot_be():
         lm.prompt("")
     with pytest.raises(Unsupported, match="chat template"):
         lm.prompt([{"role": "user", "content": "Hi"}])
-    with pytest.raises(ValueError, match="at least one token"):
+    with pytest.raises(ValueError, match="must be at least 1, not 0"):
         lm.tokens(lm.prompt("x"), 0)
     with pytest.raises(ValueError, match="empty"):
         lm.until(lm.prompt("x"), "")

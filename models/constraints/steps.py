@@ -61,10 +61,10 @@ class Constrained(Request):
         log_prob = np.array([walk.log_prob for walk in walks])
         return Draws([walk.text() for walk in walks], log_prob, np.array([walk.log_proposal for walk in walks]))
 
-    def log_prob_batch(self, requests: Sequence[Constrained], values: Sequence[Text]) -> Floats:
+    def log_prob_batch(self, requests: Sequence[Constrained], values: Sequence[Any]) -> Floats:
         """Return log γ of each text under its request, (n,); −inf for what the step cannot give."""
         result = np.full(len(requests), -math.inf)
-        walks = [retrace(request, value) for request, value in zip(requests, values)]
+        walks = [None if isinstance(v, str) else retrace(request, v) for request, v in zip(requests, values)]
         going = {i: walk for i, walk in enumerate(walks) if walk is not None and not walk.dead}
         result[list(going)] = 0.0
         own = [i for i, walk in going.items() if walk.run.count and not walk.request.alone]
@@ -101,6 +101,11 @@ class Constrained(Request):
         walks = [Walk(request) for request in requests]
         _run(walks, np.tile(root(0), len(walks)), values)
         return np.array([walk.log_proposal for walk in walks])
+
+    def observing(self, value: Any) -> tuple[Constrained, Any]:
+        """Return the kernel and the text that it means to observe a string, see `Step.observing`."""
+        step, text = self.step.observing(value)
+        return (self if step is self.step else replace(self, step=step)), text
 
     def fits(self, value: Any) -> bool:
         """Whether a value is a text."""

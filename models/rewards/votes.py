@@ -15,6 +15,7 @@ from ...ppl.cost import rows
 from ...ppl.errors import FeynkacError
 from ...ppl.score import Kind
 from ...ppl.sites import short
+from ..sampling import whole_number
 from .answers import ask
 from .base import DetailedReward, Template
 from .judge import as_prompt
@@ -93,14 +94,12 @@ class Votes(DetailedReward[Verdicts]):
         **sampling: Any,
     ) -> None:
         super().__init__(name, kind, question, cache)
-        if n < 1:
-            raise ValueError(f"reward {name!r} needs at least one vote, not {n}")
         self.lm = lm
-        self.n = n
+        self.n = whole_number(f"the votes of reward {name!r}", n)
         self.cast = self.unread = 0
         self._parse = _reader(parse, name) if isinstance(parse, str) else parse
         self._default = default
-        self._max_tokens = max_tokens
+        self._max_tokens = whole_number(f"max_tokens of reward {name!r}", max_tokens)
         self._sampling: Mapping[str, Any] = sampling
         self._key = keys.root(seed)
         self._held: Sequence[Text] = ()

@@ -8,7 +8,6 @@ function at one uniform number per row, so that a draw depends on its own row an
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +19,6 @@ _BLOCK = 256
 _TOP = 1024
 _COLD = 1e-20
 """Below this temperature logits divided by it may be beyond float32."""
-
-
-def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """Return a setting that is a whole number. Raises TypeError for other things, ValueError for less."""
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if operator.index(value) < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
-    return operator.index(value)
 
 
 def _check_number(name: str, value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..ppl.effects import sample
 from ..ppl.program import program
-from .sampling import whole_number
+from ..ppl.reals import whole_number
 from .text import Text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -64,6 +65,15 @@ def ordered(values: Any) -> list[Any]:
     if isinstance(values, str | bytes | Set | Mapping) or not hasattr(values, "__iter__"):
         raise TypeError(f"a {type(values).__name__}, not a sequence of numbers: {short(values, 80)}")
     return list(values)
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """Return a setting that is a whole number. Raises TypeError for other things, ValueError for less."""
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if operator.index(value) < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+    return operator.index(value)
 
 
 def _name(dtype: Any) -> str:

@@ -13,9 +13,9 @@ import numpy as np
 from ...ppl import keys
 from ...ppl.cost import rows
 from ...ppl.errors import FeynkacError
+from ...ppl.reals import whole_number
 from ...ppl.score import Kind
 from ...ppl.sites import short
-from ..sampling import whole_number
 from .answers import ask
 from .base import DetailedReward, Template
 from .judge import as_prompt

@@ -187,3 +187,16 @@ def test_the_form_follows_the_law():
     assert attempt(AWRS(), urn, 0.7).__name__ == "geometric"
     assert attempt(AWRS(max_accepts=3), urn, 0.5).__name__ == "geometric"
     assert attempt(AWRS(proper_weights=False), urn, 0.5).__name__ == "first_accepted"
+
+
+@pytest.mark.parametrize("log10", [-9, -17, -20, -40, -290])
+@pytest.mark.parametrize("settings", [AWRS("recursive"), AWRS("geometric"), AWRS("geometric", 3)], ids=str)
+def test_far_tails_keep_their_mass(settings, log10):
+    """All that is accepted has a mass below what 1 − q can say, or an integer count; the rest is certain."""
+    tail = 10.0**log10
+    p = np.tile([0.7, 2 * tail, 0.3, 5 * tail], (4000, 1))
+    rngs = [np.random.default_rng((7, i)) for i in range(len(p))]
+    tokens, log_w = sample(p, lambda rows, tokens: np.asarray(tokens) % 2 == 1, rngs, settings)
+    for token in (1, 3):
+        weights = np.where(tokens == token, np.exp(log_w - math.log(tail)), 0.0)
+        assert abs(z_score(weights, p[0, token] / tail)) < Z_LIMIT

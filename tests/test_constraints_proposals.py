@@ -68,7 +68,7 @@ def test_a_proposal_that_covers_the_target_leaves_it_as_it_is(name):
             if re.fullmatch(PATTERN, s)
         }
     )
-    check_unbiased(proposed(COVERING[name]()), fk.SMC(8, all_dead="zero"), law, math.log(z), runs=1500)
+    check_unbiased(proposed(COVERING[name]()), fk.SMC(8, all_dead="zero"), law, math.log(z), runs=500)
 
 
 REFUSED = {

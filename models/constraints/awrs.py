@@ -76,7 +76,7 @@ class Urn(Protocol):
     def remove(self, token: int) -> None:
         """Take a token out."""
 
-    def misses(self) -> int:
+    def misses(self) -> float:
         """Return how many draws from the whole law hit what was taken out, before one does not."""
 
 
@@ -120,29 +120,30 @@ class LawUrn:
             self.cumulative, self.gone = np.cumsum(self.p), []
             self.mass = float(self.cumulative[-1])
 
-    def misses(self) -> int:
+    def misses(self) -> float:
         """Return how many draws from the whole law hit what was taken out, before one does not."""
-        return int(self.rng.geometric(self.left)) - 1 if self.mass < self.total else 0
+        if self.mass >= self.total:
+            return 0.0
+        # By inversion, as a float: there may be more than an integer can count.
+        return math.floor(math.log(1.0 - self.rng.random()) / math.log1p(-self.left)) if self.left < 1.0 else 0.0
 
 
 def recursive(urn: Urn) -> Attempt:
     """Draw without replacement until a token is accepted; what is tried after it makes the weight.
 
-    Each rejected draw, of probability q among those left, multiplies the weight by 1 − q. The first accepted one is
+    Each rejected draw, of probability q among those left, multiplies the weight by 1 − q: after all of them that is
+    the share of the mass that is left, which is known where 1 − q would be rounded to 0. The first accepted one is
     returned; where the next is rejected, the weight is multiplied by its own q.
     """
-    weight = 1.0
-    while urn.left > 0:
+    while (weight := urn.left) > 0:
         token, q = urn.draw()
         urn.remove(token)
-        if not (yield token):
-            weight *= 1.0 - q
-            continue
-        if urn.left > 0:
-            other, _ = urn.draw()
-            if not (yield other):
-                weight *= q
-        return token, weight
+        if (yield token):
+            if urn.left > 0:
+                other, _ = urn.draw()
+                if not (yield other):
+                    weight *= q
+            return token, weight
     return -1, 0.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -13,23 +14,28 @@ from .weights import logmeanexp
 
 
 class Ballot:
-    """The answers of n particles that keep their places; each is asked for once, when its particle has finished."""
+    """The answers of n particles that keep their places; each is asked for once, when its particle has finished.
+
+    An answer of None abstains: it is no answer, ``cast`` (n,) is False there, and no count has it.
+    """
 
     def __init__(self, n: int, key: Callable[[Any], Hashable] | None, engine: str, setting: str = "key") -> None:
         self.answers: list[Any] = [None] * n
         self.cast = np.zeros(n, bool)
+        self._asked = np.zeros(n, bool)
         self._key = key
         self._engine, self._setting = engine, setting
 
     def ask(self, values: Callable[[], Sequence[Any]], voting: NDArray[np.bool_]) -> None:
         """Take the answers of the particles ``voting`` (n,) that have not given theirs."""
-        fresh = np.flatnonzero(voting & ~self.cast)
+        fresh = np.flatnonzero(voting & ~self._asked)
         if not len(fresh):
             return
         all_values = values()
         for i in fresh.tolist():
             self.answers[i] = self._answer(i, all_values[i])
-        self.cast[fresh] = True
+            self.cast[i] = self.answers[i] is not None
+        self._asked[fresh] = True
 
     def _answer(self, particle: int, value: Any) -> Any:
         try:
@@ -48,7 +54,7 @@ class Ballot:
                 f"{self._engine} compares answers, and the answer of particle {particle} is an unhashable "
                 f"{type(answer).__name__}: {hint}"
             ) from None
-        return answer
+        return one_nan(answer)
 
     def winner(self, log_weights: Floats) -> NDArray[np.bool_]:
         """Return which particles gave the answer of largest total weight, (n,); a tie goes to the first drawn."""
@@ -60,6 +66,17 @@ class Ballot:
         if totals:
             out[members[max(totals, key=lambda a: totals[a])]] = True
         return out
+
+
+def one_nan(answer: Any) -> Any:
+    """Return an answer, any NaN in it as the same object: as answers all NaNs are one, though they equal nothing.
+
+    >>> len({one_nan(float("nan")), one_nan(np.float64("nan"))}), len({one_nan((1, float("nan"))) for _ in range(2)})
+    (1, 1)
+    """
+    if type(answer) is tuple:
+        return tuple(one_nan(part) for part in answer)
+    return math.nan if isinstance(answer, float | np.floating) and answer != answer else answer
 
 
 def choose(scores: Floats, done: NDArray[np.bool_], temperature: float | None = None) -> Floats:

@@ -34,7 +34,7 @@ class AdaptiveConsistency:
         particles: the most runs to draw.
         threshold: in (½, 1).
         batch: runs between two looks, which share their calls.
-        key: what is voted on; None is the value itself. It must return something hashable.
+        key: what is voted on; None is the value itself. It must return something hashable; None abstains.
         chains: independent runs, each of which stops for itself; all votes count.
         all_dead: "error" raises `AllParticlesDead` when all runs have weight zero; "zero" keeps the dead.
 
@@ -77,7 +77,8 @@ class AdaptiveConsistency:
 
         for drawn in range(0, self.particles, self.batch):
             yield from draw(tree, min(self.batch, self.particles - drawn), lambda going: going, report)
-            counts = Counter(ballot.answers[: len(tree.results)]).most_common(2)
+            cast = [answer for answer in ballot.answers[: len(tree.results)] if answer is not None]
+            counts = Counter(cast).most_common(2)
             first, second = [*(count for _, count in counts), 0, 0][:2]
             if majority(first, second) >= self.threshold:
                 break

@@ -35,7 +35,8 @@ class BestOfN:
         temperature: None for the best; a positive number for soft selection.
         chains: independent batches of N; each selects its own.
         all_dead: "error" raises `AllParticlesDead` when all potentials are zero; "zero" keeps the dead.
-        by: the answer of a value, for weighted best-of-N; it must return something hashable.
+        by: the answer of a value, for weighted best-of-N; it must return something hashable. None abstains; where all
+            do, the best run wins.
 
     Source: Stiennon et al. (2020), arXiv:2009.01325; soft selection, Verdun et al. (2025), arXiv:2505.03156; weighted,
     Li et al. (2023), arXiv:2206.02336, and Snell et al. (2024), arXiv:2408.03314.
@@ -76,7 +77,7 @@ class BestOfN:
             if self.by is not None and finished.any():
                 ballot.ask(lambda: model.values(state), finished)
                 won = ballot.winner(np.where(finished, log_potential, -np.inf))
-                log_potential = np.where(won, log_potential, -np.inf)
+                log_potential = np.where(won | ~won.any(), log_potential, -np.inf)  # where all abstain, the best run
             return choose(log_potential, step.done, self.temperature), None
 
         return reweighted(model, key, self._runs(), select)

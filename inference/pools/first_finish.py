@@ -34,7 +34,7 @@ class FirstFinish:
     Args:
         particles: N.
         first: k.
-        key: what is voted on; None is the value itself. It must return something hashable.
+        key: what is voted on; None is the value itself. It must return something hashable; None abstains.
         length: of a value, to order those that finish together, such as ``lambda text: len(text.tokens)``.
         chains: independent races; all votes count.
         all_dead: "error" raises `AllParticlesDead` when all runs have weight zero; "zero" keeps the dead.
@@ -94,10 +94,14 @@ class FirstFinish:
 
 
 def vote(tree: Expansion, ballot: Ballot, wave: int, going: list[int]) -> Growing:
-    """Return a report in which each result has one vote; before there is any, all runs share the weight."""
+    """Return a report in which each result has one vote; before there is any, or any answer, all share the weight."""
     results = tree.results
     ballot.ask(lambda: tree.values(results), np.arange(len(ballot.cast)) < len(results))
     nodes = [*results, *going] or tree.dead
-    voting = np.arange(len(nodes)) < len(results) if results else np.full(len(nodes), bool(going))
+    voting = np.full(len(nodes), bool(going))
+    if results:
+        voted = ballot.cast[: len(results)]
+        voting[:] = False
+        voting[: len(results)] = voted if voted.any() else True
     answers = [*ballot.answers[: len(results)], *[None] * (len(nodes) - len(results))]
     return tree.report(wave, nodes, np.where(voting, 0.0, -np.inf), answers)

@@ -34,7 +34,7 @@ class SelfConsistency:
     Args:
         particles: N, the number of runs.
         key: what is voted on, such as ``lambda text: str(text).rsplit("=")[-1]``; None is the value itself. It must
-            return something hashable.
+            return something hashable; a run of which it returns None has no answer, and abstains.
         weighted: whether a run votes with its reward instead of one vote.
         chains: independent batches of N.
         all_dead: "error" raises `AllParticlesDead` when all potentials are zero; "zero" keeps the dead.

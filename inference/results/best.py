@@ -33,7 +33,10 @@ def _weights(posterior: Any) -> Floats:
     answers = posterior._answers
     if answers is None or np.isneginf(np.where(posterior.complete, logs, -np.inf)).all():
         return logs
-    winner = next(iter(posterior.vote()))
+    votes = posterior.vote()
+    if not votes:  # all abstain
+        return logs
+    winner = next(iter(votes))
     return np.where([answer is winner or answer == winner for answer in answers], logs, -np.inf)
 
 

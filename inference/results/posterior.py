@@ -18,7 +18,7 @@ from ...ppl.sites import Site
 from ..base.chain import Chain
 from ..base.checks import one_of
 from ..base.engine import Guarantee, Ranking
-from ..base.selection import best_of
+from ..base.selection import best_of, one_nan
 from ..base.step import Step
 from ..base.weights import ess, logmeanexp, normalize
 from ..drawing.html import posterior_html
@@ -264,15 +264,16 @@ class Posterior:
     def vote(self, key: Callable[[Any], Hashable] | None = None) -> dict[Any, float]:
         """Return the total weight of each ``key(value)``, largest first: a weighted majority vote.
 
-        Without a key the values vote, or the answers of an engine that holds a vote (`SelfConsistency`). It is empty
-        where no particle ran to its end.
+        Without a key the values vote, or the answers of an engine that holds a vote (`SelfConsistency`). None abstains,
+        and NaN is one answer. It is empty where no particle ran to its end with an answer.
         """
         voters = self._answers if key is None and self._answers is not None else self.values
         totals: dict[Any, float] = {}
         for voter, weight, complete in zip(voters, self.probabilities.tolist(), self.complete):
             if complete and weight > 0:
-                choice = voter if key is None else key(voter)
-                totals[choice] = totals.get(choice, 0.0) + weight
+                choice = one_nan(voter if key is None else key(voter))
+                if choice is not None:
+                    totals[choice] = totals.get(choice, 0.0) + weight
         return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
     # -- history ------------------------------------------------------------------------------------------------

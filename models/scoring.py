@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..ppl.batching import groups
 from ..ppl.cost import charge
 from ..ppl.score import Kind, Memory
 from .forward import Tally
-from .sampling import Sampling, log_mass, log_prob_of, warp
+from .sampling import Sampling, log_mass, log_normalise, log_prob_of, warp
 from .store import Job
 from .tree import Node
 
 if TYPE_CHECKING:
     from .host import Host
+    from .text import Text
 
 Floats = NDArray[np.float64]
 _CHUNK = 1024
@@ -131,6 +133,21 @@ def _following(
             allowed = None if law[1] is None else law[1].on(logits.device).expand(len(rows), -1)
             result[rows] = log_prob_of(warp(part, law[0], allowed), given[rows])
     return result
+
+
+def next_laws(lm: Host, items: Sequence[tuple[Text, Sampling]]) -> list[Floats]:
+    """Return the log-probabilities (V,) of the token that follows each text, under a law of its own, in one pass."""
+    tally = Tally(len(items))
+    nodes = [node for text, _ in items if (node := lm.attach(text).node) is not None]
+    found: list[Floats] = [np.empty(0)] * len(items)
+    with torch.inference_mode():
+        logits = lm.forwarder.next_logits(nodes, np.arange(len(nodes)), tally)
+        for rows in groups(law for _, law in items):
+            part = log_normalise(warp(logits[torch.from_numpy(rows).to(logits.device)], items[rows[0]][1]))
+            for row, log_probs in zip(rows.tolist(), part.double().cpu().numpy()):
+                found[row] = log_probs
+    charge(model_calls=tally.calls, tokens_in=tally.tokens_in)
+    return found
 
 
 class Likelihood:

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..ppl.cost import charge
+from ..ppl.calls import Pending
+from ..ppl.effects import batched
 from ..ppl.score import Score
+from ..ppl.sites import Running
 from .families import choose, contexts, text_config
-from .forward import CacheInfo, Tally
+from .forward import CacheInfo
 from .packed import pack
 from .sampling import Sampling
-from .scoring import Likelihood, Mass, as_mask
+from .scoring import Likelihood, Mass, as_mask, next_laws
 from .steps import Ending, Step
 from .text import Text
 from .tree import Node, Tree
@@ -300,18 +302,20 @@ class TransformersLM:
             ((self._mass, (self.attach(text), as_mask(mask, self.vocab_size), self._law(sampling))),), "log_weight"
         )
 
-    def next_log_probs(self, text: Text, **sampling: Any) -> NDArray[np.float64]:
-        """Return the log-probabilities of the next token, shape (V,)."""
-        from .sampling import log_normalise, warp
+    def next_log_probs(self, text: Text, **sampling: Any) -> Any:
+        """Return the log-probabilities of the next token, an array (V,).
 
-        node = self.attach(text).node
-        assert node is not None
-        tally = Tally(1)
-        with torch.inference_mode():
-            logits = self.forwarder.next_logits([node], np.zeros(1, np.intp), tally)
-            log_probs: NDArray[np.float64] = log_normalise(warp(logits, self._law(sampling)))[0].double().cpu().numpy()
-        charge(**tally.sums)
-        return log_probs
+        Inside a program they are still to be computed: ``await fk.call("law", lm.next_log_probs(text))`` gives the
+        array, with one pass of the model for all particles.
+        """
+        text, law = self.attach(text), self._law(sampling)
+        if Running.fiber is None:
+            return self._next_laws([(text, law)])[0]
+        return Pending(f"the next token's law of {self!r}", self._next_laws, (text, law), (text.digest, law))
+
+    @batched
+    def _next_laws(self, items: list[tuple[Text, Sampling]]) -> list[NDArray[np.float64]]:
+        return next_laws(self, items)
 
     def _law(self, overrides: dict[str, Any]) -> Sampling:
         return replace(self.sampling, **overrides) if overrides else self.sampling

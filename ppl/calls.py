@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .cost import rows
 from .fibers import Failed
@@ -14,6 +14,33 @@ from .score import Score, evaluate
 
 if TYPE_CHECKING:
     import asyncio
+
+
+class Pending:
+    """A value to be: a batched function of one item, computed for a whole wave when a program awaits it in `call`.
+
+    What a model gives inside a program where it would give a value outside one.
+    """
+
+    __slots__ = ("fingerprint", "fn", "item", "name")
+
+    def __init__(self, name: str, fn: Callable[[list[Any]], Sequence[Any]], item: Any, fingerprint: Hashable) -> None:
+        self.name = name
+        self.fn = fn
+        self.item = item
+        self.fingerprint = fingerprint
+
+    def __repr__(self) -> str:
+        return f"<{self.name}, not computed yet>"
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(f"{self!r}: inside a program it is computed for all particles at once, await fk.call(name, …)")
+
+    __array__ = __getitem__ = __iter__ = __len__ = __float__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = _refuse
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{self!r} has no {name!r} yet: await fk.call(name, …) gives the value")
 
 
 def evaluate_calls(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
@@ -24,6 +51,7 @@ def evaluate_calls(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
     """
     results: list[Any] = [None] * len(calls)
     batched: dict[Any, list[int]] = {}
+    calls = [(fn.fn, (fn.item,)) if isinstance(fn, Pending) else (fn, args) for fn, args in calls]
     for i, (fn, args) in enumerate(calls):
         if getattr(fn, "batched", False) and not hasattr(fn, "score_batch"):
             batched.setdefault(fn, []).append(i)

@@ -292,7 +292,8 @@ def call(name: str, fn: Any, *args: Any) -> Awaitable[Any]:
     """Compute something whose value the program needs, together with the calls of all other particles.
 
     ``fn`` may be a function, an async function (all particles' calls run side by side on a background loop), a
-    function marked with `batched`, a reward (its number is returned), or a `Score` (then without ``args``). The
+    function marked with `batched`, a reward (its number is returned), or a `Score` or another value that is still
+    to be computed, such as ``lm.next_log_probs(text)`` (then without ``args``). The
     value is recorded: a forked particle gets it back without a new call, so ``fn`` may be random or have effects.
     """
     return Call(name, fn, args)

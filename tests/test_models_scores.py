@@ -142,3 +142,50 @@ def test_random_states_of_torch_are_left_alone():
     step = lm.tokens(lm.prompt("x"), 3)
     step.sample_batch([step], keys.root(0))
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_laws_of_a_wave_are_computed_in_one_pass():
+    import feynkac as fk
+
+    lm = tiny_lm()
+    seen = []
+
+    @fk.program
+    async def model():
+        text = lm.prompt("Once")
+        for t in range(3):
+            text = await fk.sample("token", lm.next_token(text))
+            warm = 0.5 + (text.tokens[-1] % 2)
+            law = await fk.call("law", lm.next_log_probs(text, temperature=warm))
+            seen.append((text, warm, law))
+            await fk.factor("G", float(law.max()) * (t + 1))
+        return text
+
+    run = fk.steps(model(), fk.SMC(16, ess_threshold=1.0), seed=0)
+    forwards = []
+    before = lm.forwarder._calls
+    for _ in run:
+        forwards.append(lm.forwarder._calls - before)
+        before = lm.forwarder._calls
+    # The first pass reads the prompt; then one for all the laws, whose texts the next tokens are drawn from, too.
+    assert forwards == [2, 1, 1]
+    assert run.posterior.cost.model_calls == 4
+    assert len({text for text, _, _ in seen}) > 8
+    for text, warm, law in seen:
+        assert isinstance(law, np.ndarray)
+        np.testing.assert_allclose(law, lm.next_log_probs(text, temperature=warm), atol=1e-4)
+
+
+def test_a_law_inside_a_program_is_to_be_awaited():
+    import feynkac as fk
+
+    lm = tiny_lm()
+
+    @fk.program
+    async def model(use):
+        return use(lm.next_log_probs(lm.prompt("Once")))
+
+    for use in (np.exp, np.asarray, lambda law: law[3], lambda law: law + 1.0, lambda law: law.argmax()):
+        with pytest.raises((TypeError, AttributeError), match=r"await fk.call\(name, …\)"):
+            fk.simulate(model(use), seed=0)
+    assert isinstance(lm.next_log_probs(lm.prompt("Once")), np.ndarray)

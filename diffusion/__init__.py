@@ -5,8 +5,9 @@ torch is imported when a name is first used.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ..ppl.lazy import find
 
 if TYPE_CHECKING:
     from .adapters.networks import DiffusersNetwork
@@ -94,9 +95,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return find(__name__, _HOME, name, "diffusion")
 
 
 def __dir__() -> list[str]:

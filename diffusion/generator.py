@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..models.devices import find
 from ..ppl import keys as _keys
 from ..ppl.cost import charge, rows
 from ..ppl.errors import FeynkacError
@@ -57,7 +58,8 @@ class Generator:
     The choices recorded at each step are the particles themselves, so ``given`` forces noise at the start, and
     noisy data after it; one that cannot come about has log-probability −inf.
 
-    Raises ValueError where ε is predicted at a level without data (α = 0), which says nothing of the data.
+    Raises ValueError where ε is predicted at a level without data (α = 0), which says nothing of the data, and for a
+    device that is not there.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Generator:
         self.condition = condition
         self.decode = decode
         self.dtype = dtype
-        self.device = device
+        self.device = find(device)
 
     # What a generator is asked by its base
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..ppl.lazy import find
 from .text import Text
 from .thinking import think
 
@@ -19,9 +19,7 @@ _HOME = {"Judge": "rewards.judge", "Sampling": "sampling", "TransformersLM": "tr
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return find(__name__, _HOME, name, "text")
 
 
 def __dir__() -> list[str]:

@@ -70,7 +70,7 @@ def fetched(name: str) -> Path | None:
 def resolve(name: str) -> str:
     """What to load for ``name``: an alias's local folder if fetched, else its hub id; other names unchanged.
 
-    Raises FetchError for an alias that has not been fetched and is on no hub.
+    Raises FetchError for an alias that has not been fetched and is on no hub, and for one whose files are damaged.
 
     >>> resolve("some-team/some-model")
     'some-team/some-model'
@@ -78,10 +78,15 @@ def resolve(name: str) -> str:
     source = SOURCES.get(name)
     if source is None:
         return name
-    found = fetched(name) or source.hub
-    if found is None:
+    folder = cache() / source.name
+    fault = damage(folder, source, deep=False)
+    if fault is None:
+        return str(folder)
+    if folder.exists():
+        raise FetchError(f"{name!r} in {folder} is damaged ({fault}), so it must be fetched again: {hint(name)}")
+    if source.hub is None:
         raise FetchError(f"{name!r} has not been fetched: {hint(name)}")
-    return str(found)
+    return source.hub
 
 
 def hint(name: str) -> str:

@@ -17,6 +17,7 @@ from ..ppl.score import Score
 from ..ppl.sites import Running
 from .families import choose, contexts, text_config
 from .forward import CacheInfo
+from .loading import load
 from .packed import pack
 from .sampling import Sampling
 from .scoring import Likelihood, Mass, as_mask, next_laws
@@ -111,25 +112,14 @@ class TransformersLM:
 
         ``device`` is a GPU where there is one; ``dtype`` is float32 on a CPU, else the model's own (any other,
         such as ``torch.bfloat16``, changes the law that is sampled, and its log-probabilities with it: these are
-        always computed in float32). Other keywords, such as ``device_map``, go to ``from_pretrained`` of
-        ``AutoModelForCausalLM`` or, for an encoder–decoder, of ``AutoModelForSeq2SeqLM``.
+        always computed in float32). Other keywords, such as ``device_map``, ``subfolder`` and ``gguf_file``, go to
+        ``from_pretrained`` of ``AutoModelForCausalLM`` or, for an encoder–decoder, of ``AutoModelForSeq2SeqLM``. The
+        folder of an adapter that peft has saved brings its base model.
 
-        Raises ValueError for a device that is not there.
+        Raises ValueError for a device that is not there, FeynkacError where nothing can be loaded, or weights are
+        damaged or missing, and ImportError for an adapter without peft.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-
-        from .fetch import resolve
-
-        path = resolve(name_or_path)
-        device = _device(device)
-        dtype = dtype or (torch.float32 if device == "cpu" else "auto")
-        shared = {k: kwargs[k] for k in ("revision", "token", "trust_remote_code", "cache_dir") if k in kwargs}
-        tokenizer = AutoTokenizer.from_pretrained(path, **shared)
-        encodes = AutoConfig.from_pretrained(path, **shared).is_encoder_decoder
-        kind = AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM
-        model = kind.from_pretrained(path, dtype=dtype, **kwargs)
-        if "device_map" not in kwargs:
-            model = model.to(device)
+        model, tokenizer = load(None, name_or_path, device=device, dtype=dtype, **kwargs)
         return cls(
             model,
             tokenizer,
@@ -319,17 +309,6 @@ class TransformersLM:
 
     def _law(self, overrides: dict[str, Any]) -> Sampling:
         return replace(self.sampling, **overrides) if overrides else self.sampling
-
-
-def _device(name: str | None) -> str:
-    """Return a device by name, or the best there is."""
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = name.split(":")[0]
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if kind in there and not there[kind]():
-        raise ValueError(f'device {name!r} is not on this machine, or this torch was built without it: use "cpu"')
-    return name
 
 
 def _end_tokens(model: Any, tokenizer: Any, size: int) -> frozenset[int]:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
+from ...models.devices import find
 from ...models.shelf import DamagedWeights as DamagedWeights
 from ...models.shelf import Shelf
 
@@ -41,6 +42,7 @@ def load(name: str, device: str = "cpu") -> Any:
     Raises ImportError without diffusers where the network is one of its own (``pip install feynkac[diffusion]``),
     and DamagedWeights where the file does not match its checksum.
     """
+    device = find(device)
     weights = _shelf().weights(name)
     network = _build(record(name))
     network.load_state_dict(weights)

@@ -10,8 +10,9 @@ leaves out, so that the target is the product over whole texts:
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ...ppl.lazy import find
 
 if TYPE_CHECKING:
     from .algebra import mixture
@@ -64,9 +65,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return find(__name__, _HOME, name, "text")
 
 
 def __dir__() -> list[str]:

@@ -18,8 +18,9 @@ response, ``str(text)``; a ``template`` makes a prompt, a pair or chat messages 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ...ppl.lazy import find
 
 if TYPE_CHECKING:
     from .checker import Checker, CheckerError, Outcome
@@ -78,9 +79,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return find(__name__, _HOME, name, "text")
 
 
 def __dir__() -> list[str]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ...ppl.score import Kind
+from ..loading import load
 from .base import Template, TextReward
 from .encoding import Truncate
-from .heads import Reader, load
+from .heads import Reader
 
 Head = Literal["softmax", "sigmoid", "regression"]
 

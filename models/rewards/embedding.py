@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from ...ppl.cost import rows
+from ..loading import load
 from .base import Input, Template, TextReward, as_input
 from .encoding import Truncate
-from .heads import Reader, load
+from .heads import Reader
 
 Pool = Literal["mean", "cls", "last"]
 

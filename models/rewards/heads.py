@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 import torch
 
 from ...ppl.cost import charge
-from ...ppl.errors import FeynkacError
-from ..fetch import hint, resolve
 from ..live import Live
 from .encoding import Encoder, Encoding, Truncate, chunks, pad
 
@@ -58,32 +56,6 @@ class Reader:
         batch = pad(encodings, self._pad)
         device = self.model.device
         return self.model(**{key: torch.from_numpy(array).to(device) for key, array in batch.items()}, **self._fixed)
-
-
-def load(auto: Any, name_or_path: str, *, device: str | None, dtype: Any, unused: str = "", **kwargs: Any) -> Any:
-    """Load a model with one of the Auto classes of transformers, and its tokenizer.
-
-    Raises FeynkacError where nothing can be loaded, or weights are missing from the checkpoint, which transformers
-    would fill with random numbers; but not for those whose name begins with ``unused``.
-    """
-    from transformers import AutoTokenizer
-
-    path = resolve(name_or_path)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.float32 if device == "cpu" else "auto")
-    shared = {k: kwargs[k] for k in ("revision", "token", "trust_remote_code", "cache_dir") if k in kwargs}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **shared)
-        model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **kwargs)
-    except OSError as error:
-        raise FeynkacError(f"{name_or_path!r} cannot be loaded: {hint(name_or_path)}\n{error}") from error
-    missing = sorted(key for key in report["missing_keys"] if not (unused and key.startswith(unused)))
-    if missing:
-        raise FeynkacError(
-            f"{name_or_path!r} has no weights for {', '.join(missing[:4])}, so that a {type(model).__name__} made "
-            "of it would be random there: it is a model of another kind"
-        )
-    return (model if "device_map" in kwargs else model.to(device)), tokenizer
 
 
 def _pad_token(model: Any, tokenizer: Any) -> int:

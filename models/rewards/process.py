@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ...ppl.score import Memory
 from ...ppl.sites import short
 from ..encoding import Codec, ending_space
+from ..loading import load
 from .answers import Answers
 from .base import DetailedReward, as_input
 from .encoding import Encoding
-from .heads import Reader, load
+from .heads import Reader
 
 if TYPE_CHECKING:
     from ..transformers_lm import TransformersLM

@@ -15,8 +15,9 @@ posteriors = fk.infer(models, fk.SMC(16), seed=0)
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ...ppl.lazy import find
 
 if TYPE_CHECKING:
     from .countdown import Countdown, problems
@@ -39,9 +40,7 @@ __all__ = ["Countdown", "Exercise", "gym", "problems", "reasoner", "record", "so
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return find(__name__, _HOME, name, "text")
 
 
 def __dir__() -> list[str]:

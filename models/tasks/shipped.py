@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from ...ppl.lazy import needing
 from ..shelf import Shelf
 from .countdown import LIMIT
 
@@ -67,10 +68,11 @@ def reasoner(**options: Any) -> TransformersLM:
     >>> lm.prompt("3 5 7 9 > 24\\n").prompt_tokens
     (6, 109, 111, 113, 212, 128, 213)
     """
-    from transformers import LlamaForCausalLM
+    with needing("fk.tasks.reasoner", "text"):
+        from transformers import LlamaForCausalLM
 
-    from ..sampling import Sampling
-    from ..transformers_lm import TransformersLM
+        from ..sampling import Sampling
+        from ..transformers_lm import TransformersLM
 
     model = _load(LlamaForCausalLM, "countdown_reasoner")
     options = {"name": "countdown-reasoner", "sampling": Sampling(TEMPERATURE), **options}
@@ -91,9 +93,10 @@ def verifier(*, aggregate: Aggregate = "last", max_batch: int = 256, **options: 
     >>> right[1] > 0.9, wrong[1] < 0.1
     (True, True)
     """
-    from transformers import LlamaForTokenClassification
+    with needing("fk.tasks.verifier", "text"):
+        from transformers import LlamaForTokenClassification
 
-    from ..rewards.process import ValueHeadPRM
+        from ..rewards.process import ValueHeadPRM
 
     model = _load(LlamaForTokenClassification, "countdown_verifier")
     render = options.pop("render", _question)

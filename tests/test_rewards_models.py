@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from laws import check_unbiased
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
 
 from random_models import random_weights  # noqa: E402
 
@@ -215,16 +217,62 @@ def test_bad_models_and_inputs_are_clear_errors():
         evaluate([reward("x")])
 
 
-def test_a_model_without_a_padding_token_gets_the_tokenizer_s_or_is_refused():
-    model, tokenizer = llama(pad_token_id=None, **WORDS), tiny_tokenizer()
-    assert tokenizer.pad_token_id is None
-    with pytest.raises(ValueError, match=r"has a padding token: set one.*pad_token = tokenizer\.eos_token"):
-        Classifier(model, tokenizer, label=0)
-    own = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<eos>")
-    reward = Classifier(model, own, label=0)
-    truth = [llama(**WORDS).eval()(input_ids=torch.tensor([tokenizer(text).input_ids])).logits for text in TEXTS]
-    values = evaluate([reward(text) for text in TEXTS])
-    assert values == pytest.approx([logits.softmax(-1)[0, 0].item() for logits in truth], abs=1e-5)
+def gpt2(**config):
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 300}
+    return random_weights(
+        lambda: transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**sizes, **config)), std=0.3
+    )
+
+
+def adapted(**config):
+    """A classifier with an adapter of peft."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of peft, which asks transformers by an older name
+        model = peft.get_peft_model(llama(**config), peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"]))
+    return model.eval()
+
+
+PADS = {"no padding token": (None, None), "padding is the end": (1, "<eos>"), "of the model alone": (1, None)}
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, adapted])
+@pytest.mark.parametrize("pad", PADS)
+@pytest.mark.parametrize("max_batch", [64, 1])
+def test_the_last_token_is_found_whatever_padding_is(make, pad, max_batch):
+    known, word = PADS[pad]
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tiny_tokenizer().backend_tokenizer, eos_token="<eos>", pad_token=word
+    )
+    model = make(**WORDS, pad_token_id=known, eos_token_id=1)
+    texts = [*TEXTS, "The sea.<eos>", "Who are you, said the hill?<eos><eos>", "<eos>"]
+    reward = Classifier(model, tokenizer, label=0, head="regression", max_batch=max_batch)
+    values = evaluate([reward(text) for text in texts])
+    inner = model.get_base_model() if make is adapted else model
+    assert inner.config.pad_token_id == known
+    assert tokenizer.pad_token == word
+    head = model.score
+    with torch.no_grad():
+        for text, value in zip(texts, values):
+            states = inner.base_model(torch.tensor([tokenizer(text).input_ids])).last_hidden_state
+            assert value == pytest.approx(head(states)[0, -1, 0].item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["T5", "Bart"])
+def test_a_model_that_counts_end_tokens_gets_none_as_padding(name):
+    sizes = {"vocab_size": 300, "d_model": 32, "num_labels": 3, "eos_token_id": 1, "pad_token_id": 1}
+    more = {
+        "T5": {"d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 2},
+        "Bart": {
+            "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64, "bos_token_id": 0,
+        },
+    }[name]  # fmt: skip
+    config = getattr(transformers, f"{name}Config")(**sizes, **more)
+    model = random_weights(lambda: getattr(transformers, f"{name}ForSequenceClassification")(config), std=0.3)
+    texts = [text + "<eos>" for text in TEXTS]
+    reward = Classifier(model, tiny_tokenizer(), label=0, head="regression")
+    values = evaluate([reward(text) for text in texts])
+    assert values == pytest.approx([alone(model, text)[0].item() for text in texts], abs=1e-4)
 
 
 def test_saved_models_are_loaded_and_missing_weights_are_no_secret(tmp_path):

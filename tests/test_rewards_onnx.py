@@ -15,6 +15,8 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("transformers")
 
+from transformers import PreTrainedTokenizerFast  # noqa: E402
+
 from feynkac.models.rewards import OnnxReward  # noqa: E402
 from feynkac.models.testing import tiny_tokenizer  # noqa: E402
 
@@ -88,6 +90,22 @@ def test_padded_batches_equal_inputs_one_by_one(max_batch, output):
     lengths = [len(tiny_tokenizer()(text).input_ids) for text in TEXTS]
     assert (cost.model_calls, cost.tokens_in, cost.reward_calls) == (3 if max_batch == 1 else 1, sum(lengths), 3)
     assert repr(reward("x")) == "<log_weight score of tags>"
+
+
+def test_a_graph_that_reads_the_last_token_is_not_given_padding_for_it():
+    nodes = [("Slice", ["input_ids", "from", "to", "axis"], ["last"]), ("Gather", ["table", "last"], ["value"])]
+    constants = [("from", np.array([-1])), ("to", np.array([2**40])), ("axis", np.array([1])), ("table", TABLE[:, 0])]
+    last = graph(nodes, [("input_ids", "INT64", ["n", "t"])], [("value", "FLOAT", ["n", 1])], constants)
+    texts = [*TEXTS, "y", "The sea.<eos>"]
+    for pad in (None, "<eos>"):
+        own = PreTrainedTokenizerFast(
+            tokenizer_object=tiny_tokenizer().backend_tokenizer, eos_token="<eos>", pad_token=pad
+        )
+        reward = OnnxReward(last, own, name="last")
+        with recording(Ledger()) as ledger:
+            values = evaluate([reward(text) for text in texts])
+        assert values == pytest.approx([TABLE[own(text).input_ids[-1], 0] for text in texts])
+        assert ledger.total().model_calls <= len(texts) - 1  # "x" and "y" share one
 
 
 def test_a_function_may_make_the_inputs_from_anything():

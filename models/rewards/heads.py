@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, count
 from typing import Any, TypeVar
 
 import torch
 
 from ...ppl.cost import charge
 from ..live import Live
+from ..wrappers import accepted, core, first_position
 from .encoding import Encoder, Encoding, Truncate, chunks, pad
 
 R = TypeVar("R")
@@ -33,11 +35,15 @@ class Reader:
         self.model = model.eval()
         self.live = Live(model)
         self.max_batch = max_batch
-        accepted = inspect.signature(model.forward).parameters
-        context = getattr(model.config, "max_position_embeddings", None)
-        self.encoder = Encoder(tokenizer, name, list(accepted), max_length, truncate, context)
-        self._fixed = {"use_cache": False} if "use_cache" in accepted else {}
-        self._pad = _pad_token(model, tokenizer)
+        names, inner = accepted(model), core(model)
+        config, most = inner.config, getattr(inner.config, "max_position_embeddings", None)
+        context = None if most is None else most - first_position(inner)
+        self.encoder = Encoder(tokenizer, name, list(names), max_length, truncate, context)
+        self._fixed = {"use_cache": False} if "use_cache" in names else {}
+        text = config.get_text_config()
+        self._configs = [config] if text is config else [config, text]
+        self._known = [pad for each in (text, config, tokenizer) if (pad := each.pad_token_id) is not None]
+        self._ends = _ends(text, config, tokenizer)
 
     def run(self, encodings: Sequence[Encoding], read: Callable[[Any, Sequence[int]], Sequence[R]]) -> list[R]:
         """Return a result for each encoding: ``read(output, rows)`` gives those of a pass over ``rows``."""
@@ -53,20 +59,38 @@ class Reader:
         return results  # type: ignore[return-value]
 
     def _forward(self, encodings: Sequence[Encoding]) -> Any:
-        batch = pad(encodings, self._pad)
-        device = self.model.device
-        return self.model(**{key: torch.from_numpy(array).to(device) for key, array in batch.items()}, **self._fixed)
+        token = self._filler(encodings)
+        device = core(self.model).device
+        batch = {key: torch.from_numpy(array).to(device) for key, array in pad(encodings, token).items()}
+        with _padding(self._configs, token):
+            return self.model(**batch, **self._fixed)
+
+    def _filler(self, encodings: Sequence[Encoding]) -> int:
+        """Return what to fill rows up with: a token that no input holds, and no end token.
+
+        Models that answer at the last token take it for the last that is no padding, whatever the mask says.
+        """
+        held = self._ends.union(*(encoding["input_ids"] for encoding in encodings))
+        return next(token for token in chain(self._known, count()) if token not in held)
 
 
-def _pad_token(model: Any, tokenizer: Any) -> int:
-    """Return the padding token, and tell it to a model that needs it to find the last token of an input."""
-    known = model.config.pad_token_id
-    if known is None:
-        known = tokenizer.pad_token_id
-        model.config.pad_token_id = known
-    if known is None:
-        raise ValueError(
-            f"neither {type(model).__name__} nor its tokenizer has a padding token: set one, for example with "
-            "tokenizer.pad_token = tokenizer.eos_token"
-        )
-    return int(known)
+@contextmanager
+def _padding(configs: Sequence[Any], token: int) -> Iterator[None]:
+    """Within the block configurations say that a token is padding; then they are as they were."""
+    before = [config.pad_token_id for config in configs]
+    try:
+        for config in configs:
+            config.pad_token_id = token
+        yield
+    finally:
+        for config, known in zip(configs, before):
+            config.pad_token_id = known
+
+
+def _ends(*owners: Any) -> set[int]:
+    """Return the end tokens that configurations and tokenizers know."""
+    ids: set[int] = set()
+    for owner in owners:
+        given = getattr(owner, "eos_token_id", None)
+        ids.update(given if isinstance(given, list | tuple) else () if given is None else (given,))
+    return ids

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ class OnnxReward(TextReward):
     Args:
         model: a path, the model as bytes, or an ``InferenceSession``.
         inputs: a tokenizer of transformers, whose ``input_ids``, ``attention_mask`` and ``token_type_ids`` go to the
-            model's inputs of these names; or a function from the list of a batch's inputs to a dict of arrays.
+            model's inputs of these names; or a function from the list of a batch's inputs to a dict of arrays. A graph
+            that gives a number to the whole may take its last token for the last that is no padding: where the
+            tokenizer has no padding token, or its end token is that, only texts of one length share a pass then.
         output: the output read, by name or index.
         reduce: from an input's own part of the output to a number: called with that array, padding cut off along a
             tokens' axis, and with its token ids where there is a tokenizer. By default the output must be one number.
@@ -71,9 +74,13 @@ class OnnxReward(TextReward):
         self._wanted = [each.name for each in self._session.get_inputs()]
         self._reduce = reduce
         self._encoder: Encoder | None = None
+        self._pads = True
         if hasattr(inputs, "model_input_names"):
             self._encoder = Encoder(inputs, self.name, self._wanted, max_length, truncate)
-            self._pad = int(inputs.pad_token_id or 0)
+            pad_token, end = inputs.pad_token_id, inputs.eos_token_id
+            self._pad = 0 if pad_token is None or pad_token == end else int(pad_token)
+            by_token = len(self._shape(self._output) or ()) > 2
+            self._pads = by_token or self._pad == pad_token
         elif not callable(inputs):
             raise TypeError(f"reward {self.name!r}: inputs is a tokenizer or a function, not {inputs!r}")
         self._inputs = inputs
@@ -92,7 +99,7 @@ class OnnxReward(TextReward):
         lengths = [1] * len(items) if encodings is None else [len(encoding["input_ids"]) for encoding in encodings]
         numbers = [0.0] * len(items)
         passes = 0
-        for chunk in chunks(lengths, self._max_batch):
+        for chunk in self._chunks(lengths):
             feeds = (
                 self._inputs([items[i] for i in chunk])
                 if encodings is None
@@ -104,6 +111,18 @@ class OnnxReward(TextReward):
             passes += 1
         charge(model_calls=passes, tokens_in=0 if encodings is None else lengths)
         return numbers
+
+    def _shape(self, output: str) -> Any:
+        return next(each.shape for each in self._session.get_outputs() if each.name == output)
+
+    def _chunks(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Cut rows into batches, of one length each where they must not be padded."""
+        alike: dict[int, list[int]] = defaultdict(list)
+        for i, length in enumerate(lengths):
+            alike[0 if self._pads else length].append(i)
+        for group in alike.values():
+            for chunk in chunks([lengths[i] for i in group], self._max_batch):
+                yield [group[k] for k in chunk]
 
     def _run(self, feeds: Mapping[str, Array], n: int) -> Array:
         missing = [name for name in self._wanted if name not in feeds]

@@ -8,7 +8,6 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..ppl.calls import Pending

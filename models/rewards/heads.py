@@ -42,7 +42,7 @@ class Reader:
         self._fixed = {"use_cache": False} if "use_cache" in names else {}
         text = config.get_text_config()
         self._configs = [config] if text is config else [config, text]
-        self._known = [pad for each in (text, config, tokenizer) if (pad := each.pad_token_id) is not None]
+        self._known: list[int] = [pad for each in (text, config, tokenizer) if (pad := each.pad_token_id) is not None]
         self._ends = _ends(text, config, tokenizer)
 
     def run(self, encodings: Sequence[Encoding], read: Callable[[Any, Sequence[int]], Sequence[R]]) -> list[R]:

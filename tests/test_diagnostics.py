@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import feynkac as fk
+from chains import chain
 from feynkac.inference.drawing.views import verdict
 from feynkac.inference.results.khat import khat
 from feynkac.inference.results.trust import founders
@@ -162,6 +163,48 @@ def test_other_schemes_have_no_error_of_one_chain_and_say_why(scheme):
     assert np.isnan(estimate.se).tolist() == [True, True]
     assert estimate.reason == posterior.log_evidence_se_reason
     assert estimate.mean.tolist() == posterior.expect(last_is_2).tolist()
+
+
+def test_particles_that_were_moved_have_no_error_of_one_run_and_the_right_one_of_several():
+    """Moves of many steps leave no fork in the tree: the error would be taken for that of importance sampling."""
+    engine = fk.SMC(24, 1.0, "multinomial", move=fk.SuffixMH(6))
+    for posterior in fk.infer([chain()] * 3, engine, seed=0):
+        assert math.isnan(posterior.log_evidence_se)
+        assert posterior.log_evidence_se_reason.startswith("moves have redrawn the particles")
+        estimate = posterior.estimate(sum)
+        assert math.isnan(estimate.se)
+        assert estimate.reason == posterior.log_evidence_se_reason
+        assert 0.2 < posterior.info["acceptance"] < 0.9
+    # Without a resampling there is no move, and the run is importance sampling.
+    never = fk.infer(chain(), replace(engine, ess_threshold=0.0), seed=0)
+    assert never.info == {}
+    assert never.log_evidence_se == fk.infer(chain(), fk.ImportanceSampling(24), seed=0).log_evidence_se
+    log_z = math.log(chain().exact()[0])
+    posteriors = fk.infer([chain()] * 60, fk.SMC(6, 1.0, move=fk.SuffixMH(1), chains=6), seed=2)
+    ratios = np.exp([p.log_evidence - log_z for p in posteriors])
+    errors = np.array([p.log_evidence_se for p in posteriors])
+    # One comparison at |z| < 4.26: 2e-5.
+    assert abs(z_score((ratios * errors) ** 2 - (ratios - 1.0) ** 2, 0.0)) < Z_LIMIT
+    assert np.sqrt((errors**2).mean()) == pytest.approx(ratios.std(), rel=0.3)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        fk.EntropicParticleFilter(60, 8, ess_threshold=1.0, early=1.0, resampling="multinomial"),
+        fk.EntropicParticleFilter(60, 8, look_ahead=True, resampling="multinomial"),
+        fk.LookAheadSMC(60, resampling="multinomial"),
+    ],
+)
+def test_copies_that_make_up_for_how_they_were_drawn_keep_the_error_of_a_genealogy(engine):
+    found = fk.infer([Hmm()] * 300, engine, seed=11)
+    ratios = np.exp([p.log_evidence - EXACT.log_evidence for p in found])
+    squares = np.array([0.0 if math.isnan(p.log_evidence_se) else p.log_evidence_se**2 for p in found])  # where V < 0
+    assert abs(z_score(ratios**2 * squares - (ratios - 1.0) ** 2, 0.0)) < Z_LIMIT
+    if isinstance(engine, fk.EntropicParticleFilter):
+        heuristic = fk.infer(Hmm(), replace(engine, exact=False), seed=0)
+        assert math.isnan(heuristic.log_evidence_se)
+        assert heuristic.log_evidence_se_reason.endswith("under uncorrected multinomial resampling: use chains=4")
 
 
 @fk.program

@@ -52,7 +52,7 @@ class ConditionalSMC:
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
 
-        def watch(depth: int, paths: list[Path], log_weights: Floats, resampled: bool) -> Growing:
+        def watch(depth: int, paths: list[Path], log_weights: Floats, *_: Any) -> Growing:
             return growing(model, describe_paths(depth, paths, log_weights), paths, log_weights, None)
 
         reference = yield from given_path(model, self.given, _keys.fold(key, _keys.tag("given")))

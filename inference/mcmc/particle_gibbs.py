@@ -101,7 +101,7 @@ class ParticleGibbs:
         return SMC(self.particles_per_sweep, self.ess_threshold, self.resampling)
 
     def _begin(self, model: FeynmanKac[Any], key: Keys) -> Filtering[list[Path]]:
-        def watch(depth: int, paths: list[Path], log_weights: Floats, resampled: bool) -> Growing:
+        def watch(depth: int, paths: list[Path], log_weights: Floats, *_: Any) -> Growing:
             step = describe_paths(depth, paths, log_weights)
             check_alive(step, self.all_dead)
             return growing(model, step, paths, log_weights, math.nan)

@@ -118,7 +118,8 @@ class EntropicParticleFilter:
         n = self.particles
         ancestors = np.arange(n)
         lineage = _keys.fold(key, _keys.tag("particle"), ancestors)
-        scheme, tau, depth = None, 1.0, 0
+        tau, depth = 1.0, 0
+        scheme: str | None = None
         advance = yield Start(_keys.fold(lineage, 0))
         log_weights = advance.log_increment
         while True:
@@ -133,8 +134,9 @@ class EntropicParticleFilter:
                 looks = _keys.fold(lineage, _keys.tag("look"), depth)
                 guided = log_weights + (yield from look_ahead(model, advance, looks, 1, 1))
             chances = normalize(guided / tau)
-            scheme = self.resampling
-            ancestors = SCHEMES[scheme](chances, n, _keys.fold(key, _keys.tag("resample"), depth))
+            # Where copies do not make up for how they were drawn, their genealogy does not tell the error.
+            scheme = self.resampling if self.exact else f"uncorrected {self.resampling}"
+            ancestors = SCHEMES[self.resampling](chances, n, _keys.fold(key, _keys.tag("resample"), depth))
             if self.exact:
                 log_weights = log_weights[ancestors] - np.log(n * chances[ancestors])
             else:

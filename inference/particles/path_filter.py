@@ -18,8 +18,9 @@ from ..base.weights import logmeanexp, normalize, spread
 
 T = TypeVar("T")
 Filtering: TypeAlias = Generator[Start | Move | Growing, Advance[Any], T]
-Watch: TypeAlias = Callable[[int, list[Path], Floats, bool], Growing]
-"""Makes a report of a step: its number, the paths, their log-weights, and whether they were resampled before it."""
+Watch: TypeAlias = Callable[[int, list[Path], Floats, bool, dict[str, float]], Growing]
+"""Makes a report of a step: its number, the paths, their log-weights, whether they were resampled before it, and how
+moves have fared so far ("acceptance")."""
 
 
 class Settings(Protocol):
@@ -63,13 +64,14 @@ def path_filter(
     lineage = _keys.fold(key, _keys.tag("particle"), np.arange(n))
     paths: Sequence[Path | None] = [None] * n
     log_weights, depth, resampled = np.zeros(n), 0, False
+    rates: list[float] = []
     while True:
         made = yield from extend(model, paths[pinned:], _keys.fold(lineage[pinned:], depth))
         made = [*([line[min(depth, len(line) - 1)]] if line else []), *made]
         gained = [0.0 if new is old else new.log_increment for old, new in zip(paths, made)]
         log_weights, paths = log_weights + gained, made
         if watch is not None:
-            yield watch(depth, made, log_weights, resampled)
+            yield watch(depth, made, log_weights, resampled, {"acceptance": float(np.mean(rates))} if rates else {})
         if all(path.done for path in made):
             return made, log_weights
         twist = np.array([path.log_twist for path in made])
@@ -90,7 +92,8 @@ def path_filter(
             lineage = _keys.inherit(lineage, ancestors, depth)
             if move is not None:
                 kicks = _keys.fold(lineage, _keys.tag("move"), depth)
-                made, _ = yield from move.move(model, made, kicks, depth + 1, np.ones(n))
+                made, accepted = yield from move.move(model, made, kicks, depth + 1, np.ones(n))
+                rates.append(accepted)
             log_weights = logmeanexp(guided) - np.array([path.log_twist for path in made])
             paths = made
         depth += 1

@@ -37,7 +37,8 @@ class SMC:
         chains: independent runs, pooled in proportion to their evidence; several give a standard error.
         all_dead: "error" raises `AllParticlesDead` when all weights are zero; "zero" returns log Z = −inf.
         move: a Markov kernel such as ``SuffixMH(3)``, which moves the particles after each resampling and leaves their
-            target as it is (resample–move): it brings back what resampling lost. The history is then a tree.
+            target as it is (resample–move): it brings back what resampling lost. The history is then a tree,
+            ``info["acceptance"]`` the share of moves accepted, and standard errors need several chains.
 
     Source: Gordon, Salmond and Smith (1993), doi:10.1049/ip-f-2.1993.0015; twists as in Whiteley and Lee (2014),
     doi:10.1214/13-AOS1167; moves: Gilks and Berzuini (2001), doi:10.1111/1467-9868.00280.
@@ -78,11 +79,13 @@ class SMC:
         return self._plain(model, key) if self.move is None else self._moved(model, key)
 
     def _moved(self, model: FeynmanKac[Any], key: Keys) -> Run:
-        def watch(depth: int, paths: list[Path], log_weights: Floats, resampled: bool) -> Growing:
+        def watch(
+            depth: int, paths: list[Path], log_weights: Floats, resampled: bool, info: dict[str, float]
+        ) -> Growing:
             step = describe_paths(depth, paths, log_weights)
             check_alive(step, self.all_dead)
             scheme = self.resampling if resampled else None
-            return growing(model, replace(step, resampled=resampled, scheme=scheme), paths, log_weights, None)
+            return growing(model, replace(step, resampled=resampled, scheme=scheme), paths, log_weights, None, info)
 
         yield from path_filter(model, key, self, watch, move=self.move)
 

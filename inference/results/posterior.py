@@ -101,8 +101,9 @@ class Posterior:
     def log_evidence_se(self) -> float:
         """Standard error of log Ẑ (delta method); NaN where there is none, see ``log_evidence_se_reason``.
 
-        From the spread of the chains; for one chain from its genealogy, which needs multinomial resampling (or none)
-        and several founders (Lee and Whiteley 2018, doi:10.1093/biomet/asy028; see `standard_error`).
+        From the spread of the chains; for one chain from its genealogy, which needs multinomial resampling (or none),
+        particles that were not moved after it, and several founders (Lee and Whiteley 2018, doi:10.1093/biomet/asy028;
+        see `standard_error`).
         """
         value: float = self._evidence_error.value
         return value
@@ -224,9 +225,9 @@ class Posterior:
     def estimate(self, fn: Callable[[Any], Any]) -> Estimate:
         """Return `expect` of ``fn(value)`` with its standard error: ``mean, se, reason = posterior.estimate(fn)``.
 
-        From several chains, or from the genealogy of one that was resampled by the multinomial scheme or not at all
-        (Lee and Whiteley 2018, doi:10.1093/biomet/asy028); else NaN, and the reason. Both rest on the delta method,
-        and say too little where few founders survive.
+        From several chains, or from the genealogy of one that was resampled by the multinomial scheme or not at all,
+        and not moved (Lee and Whiteley 2018, doi:10.1093/biomet/asy028); else NaN, and the reason. Both rest on the
+        delta method, and say too little where few founders survive.
 
         >>> import feynkac as fk
         >>> @fk.program

@@ -11,8 +11,10 @@ For C chains c = C/(C−1), and V is the usual variance of a mean. For one chain
 times by the multinomial scheme, c = (N/(N−1))^(R+1). Then Ẑ²·V is an unbiased estimate of Var(Ẑ): pairs of
 different founders are independent given the past, and each resampling keeps (N−1)/N of their mass in expectation.
 The argument asks for neither fixed resampling times nor equal weights after them, only that the past settles both;
-so it covers adaptive resampling and twists. With R = 0 it is the variance of importance sampling. Other schemes draw
-ancestors that depend on each other, and have no such estimate.
+so it covers adaptive resampling, twists, and ancestors drawn by other weights that the copies make up for. With R = 0
+it is the variance of importance sampling. Other schemes draw ancestors that depend on each other, and have no such
+estimate; nor has a run whose particles are moved after resampling: where a move redraws a path from its start, its
+genealogy forgets what it was drawn from, while its weight does not.
 
 Source: Chan and Lai (2013), doi:10.1214/13-AOS1172; Lee and Whiteley (2018), doi:10.1093/biomet/asy028,
 arXiv:1509.00394.
@@ -28,6 +30,7 @@ import numpy as np
 
 from ...ppl.model import Floats, Index
 from ..base.chain import Chain
+from ..base.resampling import SCHEMES
 from ..base.weights import logmeanexp, normalize
 
 _FEWEST = 1.5
@@ -103,15 +106,16 @@ def _groups(chains: Sequence[Chain]) -> tuple[Index, float, str]:
         return np.zeros(1, np.intp), math.nan, "one particle has no spread: use more, or chains=4"
     schemes = {step.scheme for step in steps if step.resampled}
     reason = ""
-    if "acceptance" in chains[0].info:
+    if chains[0].serial:
         reason = "the draws of one Markov chain depend on each other: use chains=4"
+    elif "acceptance" in chains[0].info:
+        reason = "moves have redrawn the particles, so that one run says nothing of its error: use chains=4"
     elif "tree" in schemes:
         reason = "one tree says nothing of its error: use chains=4"
     elif schemes - {"multinomial"}:
         names = ", ".join(sorted(str(scheme) for scheme in schemes))
-        reason = (
-            f'one run says nothing of its error under {names} resampling: use chains=4, or resampling="multinomial"'
-        )
+        other = ', or resampling="multinomial"' if schemes <= {*SCHEMES} else ""
+        reason = f"one run says nothing of its error under {names} resampling: use chains=4{other}"
     factor = (n / (n - 1)) ** (1 + sum(step.resampled for step in steps))
     return chains[0].lines[0], factor, reason
 

@@ -202,7 +202,14 @@ class Text:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Text:
-        """Return the text that `to_json` described, without its model (``lm.attach(text)`` gives it one)."""
+        """Return the text that `to_json` described, without its model (``lm.attach(text)`` gives it one).
+
+        Raises TypeError where the data are of other types, as those of a hostile file may be.
+        """
+        texts = [data["identity"], data["prompt"], data["response"], data["finish_reason"] or "", *data["steps"]]
+        numbers = [data["begin"], data["shown"] or 0, *data["prompt_tokens"], *data["tokens"]]
+        if {*map(type, texts)} != {str} or {*map(type, numbers)} != {int} or type(data["log_prob"]) is not float:
+            raise TypeError("the data are not those of a text")
         return cls(
             identity=data["identity"],
             prompt=data["prompt"],

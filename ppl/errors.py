@@ -67,6 +67,10 @@ class CannotWrite(FeynkacError, ValueError):
     """A tokenizer has no tokens that read as a string."""
 
 
+class UnreadablePosterior(FeynkacError, ValueError):
+    """A file is no saved posterior, of another format, damaged, too large, or holds what no run can have made."""
+
+
 class FeynkacWarning(UserWarning):
     """Base of all warnings given by feynkac."""
 

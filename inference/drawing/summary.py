@@ -14,17 +14,18 @@ from .views import number, plain, short_line, verdict
 
 def summary(posterior: Any, top: int) -> str:
     """Return engine, evidence, ESS, cost, warnings, the best value and those of largest weight."""
-    stopped = f"; stopped: {plain(posterior.stopped)}" if posterior.stopped else ""
+    stopped = f"; stopped: {posterior.stopped}" if posterior.stopped else ""
     lines = [
-        f"{plain(posterior.engine)} on {short_line(posterior.model, 70)}",
+        f"{posterior.engine} on {short_line(posterior.model, 70)}",
         "; ".join([*facts(posterior), f"{int(posterior.complete.sum())} complete{stopped}"]),
         "cost: " + ", ".join(f"{amount} {unit}" for unit, amount in spent(posterior)),
-        *(f"note: {plain(warning)}" for warning in posterior.warnings),
+        *(f"note: {warning}" for warning in posterior.warnings),
     ]
     found = leading(posterior, top)
     if found:
         lines.append(f"best by {ranked(posterior)}: {short_line(written(posterior.best()), 80)}")
-    return "\n".join(lines + [f"  {weight:6.3f}  {short_line(written(value), 90)}" for weight, value in found])
+    lines += [f"  {weight:6.3f}  {short_line(written(value), 90)}" for weight, value in found]
+    return "\n".join(map(plain, lines))
 
 
 def facts(posterior: Any) -> list[str]:

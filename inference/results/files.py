@@ -1,201 +1,211 @@
-"""Posteriors in files: one zip of JSON and NumPy arrays, without pickle."""
+"""Posteriors in files: one zip of JSON and NumPy arrays, without pickle.
+
+A file may come from anybody. Reading one runs nothing that is in it, takes no more memory than a limit, and gives a
+posterior that a run can have made, or `UnreadablePosterior`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import io
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...ppl.cost import Cost
-from ...ppl.sites import Site
+from ...ppl.errors import UnreadablePosterior
 from ..base.chain import Chain
-from ..base.search_tree import ARRAYS as _TREE
+from ..base.search_tree import ARRAYS as TREE
 from ..base.search_tree import SearchTree
 from ..base.step import Step
+from .encoding import KINDS, Decoder, Encoder
+from .validation import check_posterior
 
-_FORMAT = 3
-"""Format 1 had no temperatures, schemes and answers; format 2 no trees. Chains may have no info."""
-_FACTS = ("guarantee", "engine", "model", "seed", "stopped")
-_SCALARS = ("depth", "ess", "entropy", "resampled", "temperature", "scheme")
+_FORMAT = 4
+"""Formats 1 to 3 had a member for each array of each step."""
+LIMIT = 2**30
+"""Bytes that a file may hold, unpacked, unless more is asked for."""
+_FACTS = ("guarantee", "engine", "model", "seed", "stopped", "ranking")
+_SCALARS = ("depth", "ess", "entropy", "log_evidence", "resampled", "temperature")
 _ARRAYS = ("ancestors", "log_weights", "log_potential", "log_twist", "done")
-
-
-class _Encoder:
-    """Turns values into JSON, with arrays kept aside."""
-
-    def __init__(self) -> None:
-        self.arrays: dict[str, Any] = {}
-
-    def encode(self, value: Any, where: str) -> Any:
-        """Return JSON for a value; ``where`` names it in errors."""
-        if isinstance(value, np.generic):
-            value = value.item()
-        if value is None or isinstance(value, bool | int | str):
-            return value
-        if isinstance(value, float):
-            return value if np.isfinite(value) else {"~float": repr(value)}
-        if isinstance(value, Site):
-            return {"~site": [self.encode(item, where) for item in value]}
-        if isinstance(value, list):
-            return [self.encode(item, where) for item in value]
-        if isinstance(value, tuple | set | frozenset):
-            kind = "set" if isinstance(value, set) else type(value).__name__ if type(value) is frozenset else "tuple"
-            return {f"~{kind}": [self.encode(item, where) for item in value]}
-        if isinstance(value, dict):
-            return {"~dict": [[self.encode(k, where), self.encode(v, where)] for k, v in value.items()]}
-        if isinstance(value, np.ndarray) and value.dtype != object:
-            name = f"array{len(self.arrays)}"
-            self.arrays[name] = value
-            return {"~array": name}
-        if hasattr(value, "to_json"):
-            kind = f"{type(value).__module__}:{type(value).__qualname__}"
-            return {"~object": [kind, value.to_json()]}
-        raise TypeError(
-            f"cannot save {where}: a {type(value).__name__} is not a text, number, string, array or container of "
-            "them. Return something plainer from the program, or give the class to_json() and from_json()"
-        )
-
-
-def _rows(choices: Any) -> Any:
-    """Return choices as they are written: an array stays one, for the arrays of a list are a file each."""
-    return choices if isinstance(choices, np.ndarray) and choices.dtype != object else list(choices)
-
-
-def _decode(data: Any, arrays: Any) -> Any:
-    if isinstance(data, list):
-        return [_decode(item, arrays) for item in data]
-    if not isinstance(data, dict):
-        return data
-    ((tag, inner),) = data.items()
-    if tag == "~float":
-        return float(inner)
-    if tag == "~array":
-        return arrays[inner]
-    if tag == "~object":
-        return _object(*inner)
-    if tag == "~dict":
-        return {_decode(k, arrays): _decode(v, arrays) for k, v in inner}
-    items = [_decode(item, arrays) for item in inner]
-    makers: dict[str, Any] = {"~site": lambda it: Site(*it), "~tuple": tuple, "~set": set, "~frozenset": frozenset}
-    return makers[tag](items)
-
-
-def _object(kind: str, data: Any) -> Any:
-    module, name = kind.split(":")
-    # Only our own classes are made from a file; of others, what they wrote is returned.
-    if not module.startswith("feynkac."):
-        return data
-    return getattr(importlib.import_module(module), name).from_json(data)
+_NODE = 120
+"""Bytes of a piece of JSON in memory, at most, roughly; a character of it has at most four."""
 
 
 def save(posterior: Any, path: str | os.PathLike[str]) -> None:
     """Write a posterior to a file, whole or not at all."""
-    encoder = _Encoder()
-    chains = []
-    for c, chain in enumerate(posterior.chains):
-        steps = []
-        for t, step in enumerate(chain.steps if chain.tree is None else ()):  # a tree tells its steps
-            for name in _ARRAYS:
-                encoder.arrays[f"chain{c}/step{t}/{name}"] = getattr(step, name)
-            steps.append(
-                {
-                    "scalars": [getattr(step, name) for name in _SCALARS],
-                    "log_evidence": encoder.encode(step.log_evidence, "log_evidence"),
-                    "choices": encoder.encode(_rows(step.choices), f"the choices of step {t}"),
-                }
-            )
-        for name in _TREE if chain.tree is not None else ():
-            encoder.arrays[f"chain{c}/tree/{name}"] = getattr(chain.tree, name)
-        encoder.arrays[f"chain{c}/log_weights"] = chain.log_weights
-        encoder.arrays[f"chain{c}/complete"] = chain.complete
-        chains.append(
-            {
-                "log_evidence": encoder.encode(chain.log_evidence, "log_evidence"),
-                "answers": encoder.encode(chain.answers, f"the answers of chain {c}"),
-                "steps": steps,
-                "serial": chain.serial,
-                "info": encoder.encode(dict(chain.info), f"the info of chain {c}"),
-                "tree": chain.tree and encoder.encode(_rows(chain.tree.choices), f"the choices of chain {c}"),
-            }
-        )
-    meta = {name: getattr(posterior, name) for name in _FACTS}
+    encoder = Encoder()
     head = {
         "format": _FORMAT,
         "kind": "feynkac posterior",
-        "values": [encoder.encode(value, f"the value of particle {i}") for i, value in enumerate(posterior.values)],
-        "chains": chains,
+        "values": _values(posterior, encoder),
+        "chains": [_chain(chain, f"chain {c}", encoder) for c, chain in enumerate(posterior.chains)],
         "cost": dataclasses.asdict(posterior.cost),
-        "ranking": posterior.ranking,
-        **meta,
+        **{name: getattr(posterior, name) for name in _FACTS},
     }
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("posterior.json", json.dumps(head))
-            for name, array in encoder.arrays.items():
+            for i, array in enumerate(encoder.arrays.values()):
                 buffer = io.BytesIO()
                 np.save(buffer, array, allow_pickle=False)
-                archive.writestr(f"{name}.npy", buffer.getvalue())
+                archive.writestr(f"array{i}.npy", buffer.getvalue())
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+def _values(posterior: Any, encoder: Encoder) -> Any:
+    """Write the values together; where one cannot be, they are written one by one, so that it can be named."""
+    try:
+        return encoder.many(posterior.values, "values")
+    except TypeError:
+        for i, value in enumerate(posterior.values):
+            encoder.encode(value, f"the value of particle {i}")
+        raise
+
+
+def _chain(chain: Chain, where: str, encoder: Encoder) -> dict[str, Any]:
+    steps = chain.steps if chain.tree is None else ()  # a tree tells its steps
+    choices = [_rows(step.choices) for step in steps]
+    tree = None
+    if chain.tree is not None:
+        tree = {name: encoder.array(getattr(chain.tree, name)) for name in TREE}
+        tree["choices"] = encoder.encode(_rows(chain.tree.choices), f"the choices of {where}")
+    return {
+        "log_weights": encoder.array(chain.log_weights),
+        "complete": encoder.array(chain.complete),
+        "log_evidence": encoder.encode(chain.log_evidence, "log_evidence"),
+        "answers": encoder.encode(chain.answers, f"the answers of {where}"),
+        "info": encoder.encode(dict(chain.info), f"the info of {where}"),
+        "serial": chain.serial,
+        "sizes": encoder.array(np.array([len(step.done) for step in steps], np.int64)),
+        "schemes": [step.scheme for step in steps],
+        "scalars": {name: encoder.array(np.array([getattr(step, name) for step in steps])) for name in _SCALARS},
+        "arrays": {name: encoder.array(_joined([getattr(step, name) for step in steps])) for name in _ARRAYS},
+        "choices": [encoder.encode(rows, f"the choices of step {t} of {where}") for t, rows in enumerate(choices)]
+        if any(isinstance(rows, np.ndarray) for rows in choices)
+        else encoder.many(choices, f"the choices of {where}"),
+        "tree": tree,
+    }
+
+
+def _rows(choices: Any) -> Any:
+    """Return choices as they are written: an array of them as such."""
+    return choices if isinstance(choices, np.ndarray) and choices.dtype.kind in KINDS else list(choices)
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(arrays) if arrays else np.zeros(0)
+
+
+def load(path: str | os.PathLike[str], limit: int = LIMIT) -> dict[str, Any]:
     """Read the fields of a posterior from a file.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if the file is corrupt, no posterior, or of a newer format.
+        UnreadablePosterior: if the file is no posterior, of another format, damaged, larger than the limit, or holds
+            what no run can have made.
     """
     name = os.fspath(path)
     with open(path, "rb") as file:
         try:
-            with zipfile.ZipFile(file) as archive:
-                head = json.loads(archive.read("posterior.json"))
-                form = head["format"] if head["kind"] == "feynkac posterior" else 0
-                if 0 < form <= _FORMAT:
-                    return _read(archive, head)
-        except Exception as error:  # a damaged archive fails in many ways
-            raise ValueError(f"{name} is not a saved posterior, or it is corrupt: {error!r}") from error
-    raise ValueError(f"{name} is of format {form}; this version reads up to {_FORMAT}")
+            head, arrays = _unpack(file, limit)
+            form = head.get("format") if head.get("kind") == "feynkac posterior" else None
+            if form == _FORMAT:
+                fields = _read(head, Decoder(arrays, limit))
+                check_posterior(fields)
+                return fields
+        except Exception as error:  # what is damaged or hostile fails in many ways
+            raise UnreadablePosterior(f"{name} is not a saved posterior, or it is corrupt: {error!r:.300}") from error
+    if type(form) is not int:
+        raise UnreadablePosterior(f"{name} is not a saved posterior")
+    raise UnreadablePosterior(f"{name} has format {form}, and this version reads {_FORMAT}: infer and save it again")
 
 
-def _read(archive: zipfile.ZipFile, head: dict[str, Any]) -> dict[str, Any]:
-    arrays = {
-        name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
-        for name in archive.namelist()
-        if name.endswith(".npy")
-    }
-    chains = []
-    for c, chain in enumerate(head["chains"]):
-        steps = []
-        for t, step in enumerate(chain["steps"]):
-            fields = dict(zip(_SCALARS, step["scalars"])) | {n: arrays[f"chain{c}/step{t}/{n}"] for n in _ARRAYS}
-            log_evidence = _decode(step["log_evidence"], arrays)
-            steps.append(Step(log_evidence=log_evidence, choices=_decode(step["choices"], arrays), **fields))
-        log_weights, complete = arrays[f"chain{c}/log_weights"], arrays[f"chain{c}/complete"]
-        log_evidence, answers = (_decode(chain.get(name), arrays) for name in ("log_evidence", "answers"))
-        tree = None
-        if chain.get("tree") is not None:
-            choices = _decode(chain["tree"], arrays)
-            tree = SearchTree(**{name: arrays[f"chain{c}/tree/{name}"] for name in _TREE}, choices=choices)
-        made = tuple(steps) if tree is None else tree.steps
-        info = _decode(chain["info"], arrays) if "info" in chain else {}
-        chains.append(Chain(log_weights, complete, log_evidence, made, answers, tree, info, chain.get("serial", False)))
+def _unpack(file: IO[bytes], limit: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Return the JSON and the arrays of an archive, by their type, if they are no more than the limit."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+            raise ValueError("it is packed in another way")
+        if sum(member.file_size for member in members) > limit:
+            raise ValueError(f"it unpacks to more than {limit:,} bytes; if you trust it, load it with a larger limit")
+        text = archive.read("posterior.json")
+        if 4 * len(text) + _NODE * sum(map(text.count, (b",", b"[", b"{"))) > limit:
+            raise ValueError(f"its JSON needs more than {limit:,} bytes; if you trust it, load it with a larger limit")
+        head = json.loads(text)
+        if not isinstance(head, dict):
+            raise ValueError("its JSON is no object")
+        found = [_array(archive.read(member)) for member in members if member.filename.endswith(".npy")]
+        return head, {array.dtype.str: array for array in found}
+
+
+def _array(data: bytes) -> NDArray[Any]:
+    """Return an array of one dimension from the bytes of an .npy file, without trust in what its header says."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError(f"an array has version {version}")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    begin = stream.tell()
+    if dtype.kind not in KINDS or dtype.names is not None or len(shape) != 1:
+        raise ValueError("an array is of another kind")
+    if shape[0] * dtype.itemsize != len(data) - begin:
+        raise ValueError("an array is longer or shorter than it says")
+    return np.frombuffer(data, dtype, shape[0], begin) if shape[0] else np.zeros(0, dtype)
+
+
+def _read(head: dict[str, Any], decoder: Decoder) -> dict[str, Any]:
     return {
-        "values": tuple(_decode(value, arrays) for value in head["values"]),
-        "chains": tuple(chains),
+        "values": tuple(decoder.many(head["values"])),
+        "chains": tuple(_read_chain(chain, decoder) for chain in head["chains"]),
         "cost": Cost(**head["cost"]),
         **{name: head[name] for name in _FACTS},
-        "ranking": head.get("ranking", "weight"),
     }
+
+
+def _read_chain(data: dict[str, Any], decoder: Decoder) -> Chain:
+    tree = None
+    if data["tree"] is not None:
+        arrays = {name: decoder.array(data["tree"][name]) for name in TREE}
+        tree = SearchTree(**arrays, choices=decoder.decode(data["tree"]["choices"]))
+    return Chain(
+        log_weights=decoder.array(data["log_weights"]),
+        complete=decoder.array(data["complete"]),
+        log_evidence=decoder.decode(data["log_evidence"]),
+        steps=_read_steps(data, decoder) if tree is None else (),
+        answers=decoder.decode(data["answers"]),
+        tree=tree,
+        info=decoder.decode(data["info"]),
+        serial=data["serial"],
+    )
+
+
+def _read_steps(data: dict[str, Any], decoder: Decoder) -> tuple[Step, ...]:
+    sizes = decoder.array(data["sizes"]).tolist()
+    count, total = len(sizes), sum(sizes)
+    scalars: dict[str, list[Any]] = {name: decoder.array(data["scalars"][name]).tolist() for name in _SCALARS}
+    columns: dict[str, Any] = {name: decoder.array(data["arrays"][name]) for name in _ARRAYS}
+    if any(len(column) != count for column in scalars.values()) or any(len(c) != total for c in columns.values()):
+        raise ValueError("the columns of its steps differ in length")
+    choices, schemes = decoder.many(data["choices"], count), data["schemes"]
+    ends = np.cumsum(sizes).tolist()
+    return tuple(
+        Step(
+            **{name: column[t] for name, column in scalars.items()},
+            **{name: column[end - size : end] for name, column in columns.items()},
+            choices=choices[t],
+            scheme=schemes[t],
+        )
+        for t, (size, end) in enumerate(zip(sizes, ends))
+    )

@@ -24,7 +24,7 @@ from ..base.weights import ess, logmeanexp, normalize
 from ..drawing.html import posterior_html
 from ..drawing.summary import summary
 from .best import best_particle
-from .files import load, save
+from .files import LIMIT, load, save
 from .khat import khat
 from .markov import Mixing, mixing
 from .standard_error import Error, Estimate, evidence_error, mean_error
@@ -338,9 +338,13 @@ class Posterior:
         save(self, path)
 
     @staticmethod
-    def load(path: Any) -> Posterior:
-        """Read what `save` wrote. Raises ValueError for a file that is corrupt or not a posterior."""
-        return Posterior(**load(path))
+    def load(path: Any, *, limit: int = LIMIT) -> Posterior:
+        """Read what `save` wrote, from anybody: nothing in the file is run, and what is no posterior is refused.
+
+        It may unpack to ``limit`` bytes, 1 GiB unless you say otherwise, and takes a few times that at most. Raises
+        UnreadablePosterior for a file that is corrupt, larger, of another format, or not a posterior.
+        """
+        return Posterior(**load(path, limit))
 
 
 def _fixed(array: NDArray[T]) -> NDArray[T]:

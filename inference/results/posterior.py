@@ -28,6 +28,7 @@ from .files import LIMIT, load, save
 from .khat import khat
 from .markov import Mixing, mixing
 from .standard_error import Error, Estimate, evidence_error, mean_error
+from .table import Table, dataframe, draws_of, make_table
 from .trust import reservations
 
 if TYPE_CHECKING:
@@ -303,6 +304,41 @@ class Posterior:
         """Return the value of a site in every particle, None where a particle has not visited it."""
         traces = [self.trace(i) for i in range(len(self))]
         return [trace[address].value if address in trace else None for trace in traces]
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return the draws of a site by its address in every particle, (len(self), …); the weights are apart.
+
+        Numbers are NaN, and others None, where a particle has not visited it. Where no particle has a site of this name
+        it is the part of the values: ``posterior["T"]`` of a program that returns ``{"T": …}``. Raises KeyError where
+        there is neither.
+        """
+        return draws_of(self, name)
+
+    __iter__ = None  # what has names for items is no sequence of them
+
+    def table(self, *, sites: bool = True) -> Table:
+        """Return mean, sd, quantiles and effective sample size of each site and each part of the values.
+
+        A notebook shows it; ``table()["x"].mean`` is a number in it, and ``table().to_dataframe()`` makes a DataFrame of
+        it. Sites that particles share, as the early ones do after resampling, have the effective sample size of what
+        they share. Of Markov chains it is that of the chain, with R̂ where there are several.
+
+        >>> import feynkac as fk
+        >>> @fk.program
+        ... async def walk():
+        ...     x = await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+        ...     await fk.observe("y", fk.dist.Normal(x, 1.0), 2.0)
+        >>> abs(fk.infer(walk(), fk.SMC(2000), seed=0).table()["x"].mean - 1.0) < 0.1
+        True
+        """
+        return make_table(self, sites)
+
+    def to_dataframe(self, *, sites: bool = True) -> Any:
+        """Return a pandas DataFrame with a row for each particle: its chain, weight, values and sites.
+
+        Raises ImportError without pandas.
+        """
+        return dataframe(self, sites)
 
     # -- showing ------------------------------------------------------------------------------------------------
 

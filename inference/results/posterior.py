@@ -319,9 +319,9 @@ class Posterior:
     def table(self, *, sites: bool = True) -> Table:
         """Return mean, sd, quantiles and effective sample size of each site and each part of the values.
 
-        A notebook shows it; ``table()["x"].mean`` is a number in it, and ``table().to_dataframe()`` makes a DataFrame of
-        it. Sites that particles share, as the early ones do after resampling, have the effective sample size of what
-        they share. Of Markov chains it is that of the chain, with R̂ where there are several.
+        A notebook shows it; ``table()["x"].mean`` is a number in it, and ``table().to_dataframe()`` makes a DataFrame.
+        Sites that particles share, as the early ones do after resampling, have the effective sample size of what they
+        share. Of Markov chains it is that of the chain, with R̂ where there are several.
 
         >>> import feynkac as fk
         >>> @fk.program

@@ -44,6 +44,8 @@ class AttentionForwarder(Forwarder):
         self._first = first_position(core(model))
         self.ragged = True
         """Whether histories of unequal lengths can share a pass."""
+        self._padding: int | None = None
+        """The padding token, if the model takes it for padding even within a text."""
         self.store = Store(limit - limit // 16)
         self._turn = turn(core(model).config.to_dict())
         self.longest = min((n for n in (longest, self._turn) if n is not None), default=None)
@@ -57,9 +59,9 @@ class AttentionForwarder(Forwarder):
         limit, self.store.limit = self.store.limit, sys.maxsize  # or histories that should meet in a pass might not
         batch, self.max_batch = self.max_batch, max(self.max_batch, 4)
         ways = self._ways()
-        self._takes_positions = False  # what whole passes give, they give to tokens alone
-        with trying(self.model):
-            trial = Trial(self)
+        with self.live.hold(), trying(self.model):
+            padding = getattr(core(self.model).config.get_text_config(), "pad_token_id", None)
+            trial = Trial(self, padding)
             for self._takes_positions, self.ragged in ways[:-1]:
                 if trial.passes():
                     break
@@ -67,6 +69,7 @@ class AttentionForwarder(Forwarder):
             else:
                 self._takes_positions, self.ragged = ways[-1]
                 trial.run()
+            self._padding = padding if trial.minds_padding() else None
         self.clear()
         self.store.limit, self.max_batch = limit, batch
         self.forget()
@@ -125,7 +128,12 @@ class AttentionForwarder(Forwarder):
         return 2 * length * self.store.position_bytes <= self.store.limit
 
     def attempt(self, jobs: Sequence[Job], width: int, every: bool) -> Any:
-        """Forward jobs together, in a slab; logits (n, k, V), or None where the slab does not fit."""
+        """Forward jobs together, in a slab; logits (n, k, V), or None where the slab does not fit.
+
+        Nor does a text with a padding token fit where that changes what the model makes of the rest.
+        """
+        if self._padding is not None and any(self._padding in job.node.tokens() for job in jobs):
+            return None
         placement = self.store.place(jobs, max(width, len(jobs)))
         if placement is None:
             return None
@@ -140,10 +148,8 @@ class AttentionForwarder(Forwarder):
 
     def bare(self, job: Job, every: bool) -> Any:
         """Forward one whole history and keep nothing; logits (1, k, V)."""
-        inputs: dict[str, Any] = {"logits_to_keep": 0 if every else 1} if self._keeps_logits else {}
+        inputs = {"logits_to_keep": 0 if every else 1} if self._keeps_logits else {}
         ids = self.tensor(np.array([job.node.tokens()], np.int64))
-        if self._takes_positions:
-            inputs[self.positions_name] = self.tensor(np.arange(job.node.length)[None] + self._first)
         logits = self.invoke(input_ids=ids, use_cache=False, **inputs).logits
         return (logits if every else logits[:, -1:]).float()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,7 @@ class EncoderDecoderForwarder(AttentionForwarder):
         return self.invoke(
             decoder_input_ids=ids,
             decoder_attention_mask=mask,
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden.expand(len(jobs), longest, self._width)),
+            encoder_outputs=_Encoded(last_hidden_state=hidden.expand(len(jobs), longest, self._width)),
             attention_mask=padded if (lengths < longest).any() else None,
             past_key_values=EncoderDecoderCache(cache, _Crossed(places, longest)),
             use_cache=True,
@@ -139,6 +139,13 @@ class EncoderDecoderForwarder(AttentionForwarder):
         known = tokens[tokens < core(self.model).get_input_embeddings().num_embeddings]
         lengths = (min(n, self._longest_prompt or n) for n in (5, 7))
         return [tree.root(self._start, tuple(known[-n:].tolist())) for n in lengths]
+
+
+@dataclass
+class _Encoded(BaseModelOutput):  # type: ignore[misc]
+    """What an encoder gave, with a place for what a router of experts said, as some models look for it."""
+
+    router_logits: Any = None
 
 
 class _Crossed(Cache):  # type: ignore[misc]

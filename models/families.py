@@ -23,6 +23,12 @@ def choose(model: Any, tree: Tree, limit: int, max_batch: int) -> tuple[Forwarde
     Raises `Unsupported` for a model whose histories cannot be forked exactly.
     """
     config = text_config(model)
+    limited = getattr(config, "expert_capacity", None) is not None
+    if limited and getattr(config, "moe_eval_capacity_token_fraction", 0) < 1:
+        raise Unsupported(
+            f"the experts of {type(core(model)).__name__} take a limited number of a pass's tokens and drop the rest, "
+            "so what a text gets depends on what else is in the pass: its log-probabilities are not defined"
+        )
     prompts, most = contexts(model)
     shared = model, tree, limit, max_batch, config.vocab_size
     if core(model).config.is_encoder_decoder:
@@ -50,7 +56,7 @@ def contexts(model: Any) -> tuple[int | None, int | None]:
     inner = core(model)
     config = text_config(inner)
     if not inner.config.is_encoder_decoder:
-        most = _most(config, inner, "max_position_embeddings", "max_target_positions")
+        most = _most(config, inner, "max_position_embeddings", "max_target_positions", "max_seq_len")
         return most, most
     encoder = getattr(inner.config, "encoder", inner.config).get_text_config()
     return (
@@ -60,9 +66,9 @@ def contexts(model: Any) -> tuple[int | None, int | None]:
 
 
 def _most(config: Any, module: Any, *names: str) -> int | None:
-    """Return the first of some settings that there is, less the positions that are not used."""
-    most = next((most for name in names if (most := getattr(config, name, None)) is not None), None)
-    return None if most is None else most - first_position(module)
+    """Return the first of some settings that there is, less the positions that are not used; −1 says any."""
+    most = next((most for name in names if (most := getattr(config, name, None)) is not None), -1)
+    return None if most < 0 else most - first_position(module)
 
 
 def _decoder_start(model: Any) -> tuple[int, ...]:

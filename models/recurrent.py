@@ -14,7 +14,7 @@ from .kept import Kept, Wave
 from .states import FIELDS, States, rebuild, select, tensors
 from .store import Job
 from .tree import Node, Tree
-from .trial import FAULTS, distance, rounding, trying
+from .trial import FAULTS, distance, most_by_rounding, trying
 from .wrappers import accepted, core
 
 _PROBE = 12
@@ -37,17 +37,17 @@ class RecurrentForwarder(Forwarder):
     def __init__(self, model: Any, tree: Tree, limit: int, max_batch: int, vocab_size: int) -> None:
         super().__init__(model, tree, Kept(limit), max_batch, vocab_size)
         self._keeps_logits = "logits_to_keep" in accepted(model)
+        self._numbers = False
+        """Whether the model is told the positions of tokens after a state, as it does not know them itself."""
         self._field = ""
         self._by_row: Sequence[bool] = ()
         self._adapt = _plain
         self._flat = self._slope = 0.0
-        self._ragged = False
+        self.ragged = False
         """Whether states after histories of different lengths can share a pass."""
         self._chunks = False
         """Whether several tokens can follow a state in one pass."""
-        with trying(model):
-            self._probe()
-        self.forget()
+        self.measure()
 
     def info(self) -> CacheInfo:
         """Return what is held in memory."""
@@ -71,13 +71,13 @@ class RecurrentForwarder(Forwarder):
         """Like shapes together, and then those that go on from the same states."""
         wave = 0 if job.holder is None or job.holder.state is None else id(job.holder.state[0])
         row = 0 if job.holder is None or job.holder.state is None else job.holder.state[1]
-        return (job.pending, *(() if self._ragged else (job.base,)), bool(job.base), wave, row)
+        return (job.pending, *(() if self.ragged else (job.base,)), bool(job.base), wave, row)
 
     def together(self, one: Job, other: Job) -> bool:
         """Return whether two jobs can share a pass: equally many tokens to go, after a state both or neither."""
         if one.pending != other.pending or bool(one.base) != bool(other.base):
             return False
-        return self._ragged or one.base == other.base
+        return self.ragged or one.base == other.base
 
     def keeps(self, length: int) -> bool:
         """Return whether a history of some length can be kept while another is forwarded from it."""
@@ -97,12 +97,13 @@ class RecurrentForwarder(Forwarder):
         for wave, _ in sources:
             self.kept.touch(wave)
         ids = self.tensor(np.array([job.node.tokens(job.base) for job in jobs], np.int64))
+        bases = [job.base for job in jobs]
         if state is None or self._chunks:
-            logits, state = self._step(ids, state, every)
+            logits, state = self._step(ids, state, every, bases)
         else:
             parts = []
             for k in range(ids.shape[1]):
-                part, state = self._step(ids[:, k : k + 1], state, every)
+                part, state = self._step(ids[:, k : k + 1], state, every, [base + k for base in bases])
                 parts.append(part)
             logits = torch.cat(parts, 1) if every else parts[-1]
         states = self._states(state)
@@ -116,11 +117,13 @@ class RecurrentForwarder(Forwarder):
         """Forward one whole history and keep nothing; logits (1, k, V)."""
         return self._run(self.tensor(np.array([job.node.tokens()], np.int64)), every, use_cache=False)[0]
 
-    def _step(self, ids: Any, state: Any, every: bool) -> tuple[Any, Any]:
-        """Forward tokens (n, k) after a state, which is used up; logits and the next state."""
+    def _step(self, ids: Any, state: Any, every: bool, bases: Sequence[int]) -> tuple[Any, Any]:
+        """Forward tokens (n, k) after a state of ``bases`` (n,) tokens, used up; logits and the next state."""
         if state is not None and ids.shape[1] == 1:
             state = self._adapt(state)
         given = {} if state is None else {self._field: state}
+        if self._numbers:
+            given["position_ids"] = self.tensor(np.array(bases)[:, None] + np.arange(ids.shape[1]))
         logits, out = self._run(ids, every, use_cache=True, **given)
         return logits, out[self._field]
 
@@ -139,11 +142,12 @@ class RecurrentForwarder(Forwarder):
         return int(self._flat + self._slope * length) + 4 * self.vocab_size
 
     def measure(self) -> None:
-        """Find out anew what can be done with the model's state."""
-        self._probe()
-
-    def _probe(self) -> None:
         """Find out how the model keeps its state, and what can be done with it."""
+        with self.live.hold(), trying(self.model):
+            self._probe("position_ids" in accepted(self.model))
+        self.forget()
+
+    def _probe(self, may_number: bool) -> None:
         name = type(core(self.model)).__name__
         random = np.random.default_rng(0)
         ids = self.tensor(random.integers(0, self.vocab_size, (_ROWS, _PROBE)))
@@ -158,8 +162,7 @@ class RecurrentForwarder(Forwarder):
         self._slope = (more.row_bytes - start.row_bytes) / 4
         self._flat = start.row_bytes - 4 * self._slope
         forked = [2, 0, 0, 1]
-        for adapt in (_plain, _shifted):
-            self._adapt = adapt
+        for self._adapt, self._numbers in ((_plain, False), (_shifted, False), *([(_plain, True)] * may_number)):
             if self._agrees(ids, whole, [(start, row) for row in forked], forked, [4] * 4, 1):
                 break
         else:
@@ -169,7 +172,7 @@ class RecurrentForwarder(Forwarder):
             )
         self._chunks = self._agrees(ids, whole, [(start, row) for row in forked], forked, [4] * 4, 4)
         mixed = [(start, 1), (more, 0), (start, 0)]
-        self._ragged = self._agrees(ids, whole, mixed, [1, 0, 0], [4, 8, 4], 1)
+        self.ragged = self._agrees(ids, whole, mixed, [1, 0, 0], [4, 8, 4], 1)
 
     def _agrees(self, ids: Any, whole: Any, places: list[Any], rows: list[int], at: list[int], width: int) -> bool:
         """Whether tokens after states, ``width`` in each of a few passes, get the logits of the whole."""
@@ -178,9 +181,9 @@ class RecurrentForwarder(Forwarder):
             for step in range(1 if width > 1 else 3):
                 begin = [column + step * width for column in at]
                 given = torch.stack([ids[row, b : b + width] for row, b in zip(rows, begin)])
-                logits, state = self._step(given, state, True)
+                logits, state = self._step(given, state, True, begin)
                 truth = torch.stack([whole[row, b : b + width] for row, b in zip(rows, begin)])
-                if logits.shape != truth.shape or not distance(logits, truth) <= min(0.1, 300 * rounding(self.model)):
+                if logits.shape != truth.shape or not distance(logits, truth) <= most_by_rounding(self.model):
                     return False
                 state = rebuild(_bare_tensors(state), lambda tensor: tensor.clone())
         except FAULTS:

@@ -51,8 +51,10 @@ class TransformersLM:
     model; they take turns pass by pass, and what each draws does not depend on the others but for the rounding of
     float arithmetic, which depends on what is still known.
 
-    Raises `Unsupported` for a model whose cache cannot be forked exactly: recurrent and encoder–decoder models
-    are tried on a few tokens first.
+    The model may stand behind a wrapper (an adapter of peft, `torch.compile`, a module that passes all on). It is tried
+    on a few tokens first: alone, beside texts of other lengths, forked and moved, what it gives must be what one pass
+    over each text alone gives. Raises `Unsupported`, with what disagreed, for a model where that cannot be had;
+    ``docs/model_families.md`` lists the families.
 
     What histories have in common is forwarded once, prompts that begin alike included, and forks copy a row
     only when they part. A text that fills the model's context is finished, with ``finish_reason``

@@ -71,7 +71,7 @@ def test_log_probs_are_those_of_a_fresh_pass(name):
     lm = lm_of(name)
     assert isinstance(lm.forwarder, RecurrentForwarder)
     # What the models can do, as of transformers 5.23: mixing lengths, and several tokens after a state.
-    assert lm.forwarder._ragged == (name in PURE)
+    assert lm.forwarder.ragged == (name in PURE)
     assert lm.forwarder._chunks == (name not in ("mamba", "falcon_mamba", "jamba"))
     prompts = ["Once upon a time there was", "The sea", "Who said: the sea"]
     texts = [lm.prompt(prompts[i % 3]) for i in range(5)]

@@ -174,8 +174,11 @@ class Text:
         string as it is (lower case, composed characters, one space for several) reads it in its own way here as well.
 
         Nothing is computed until the next step. A text that ended with an end token is reopened: the token is
-        taken off (its log-probability stays). Raises ContextOverflow where there is no room, CannotWrite where the
-        tokenizer has no token for a character, and ValueError on a text that was loaded without its model.
+        taken off (its log-probability stays).
+
+        Raises ContextOverflow where there is no room, which in a program ends the particle unless it is caught there,
+        CannotWrite where the tokenizer has no token for a character, and ValueError on a text that was loaded without
+        its model.
         """
         if self.lm is None:
             raise ValueError("this text was loaded without its language model: use lm.attach(text).append(…)")

@@ -60,7 +60,11 @@ class Unsupported(FeynkacError):
 
 
 class ContextOverflow(FeynkacError, ValueError):
-    """A text is longer than the context of its language model."""
+    """A text is longer than the context of its language model.
+
+    Raised in a program, or by what it awaits, and not caught there, it ends that particle, whose weight is zero, and no
+    other: a text that cannot grow has no place in the target. A `ContextWarning` says so.
+    """
 
 
 class CannotWrite(FeynkacError, ValueError):
@@ -73,6 +77,10 @@ class UnreadablePosterior(FeynkacError, ValueError):
 
 class FeynkacWarning(UserWarning):
     """Base of all warnings given by feynkac."""
+
+
+class ContextWarning(FeynkacWarning):
+    """Particles ended, with weight zero, as their texts do not fit into a context: see `ContextOverflow`."""
 
 
 class PromptWarning(FeynkacWarning):

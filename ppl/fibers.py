@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from .cells import NO_WRITES, Writes, after, beside
 from .effects import Effect, Gather
-from .errors import WriteConflict
+from .errors import ContextOverflow, WriteConflict
 from .guard import guard
 from .sites import Running, Site, Tentative, address, check_name, short, shut
 from .watch import Watch
@@ -23,6 +23,9 @@ from .watch import Watch
 Log = tuple[Any, ...] | None
 """A persistent list of completed effects: (the log before, kind, name, request, value)."""
 
+
+OVERFLOW = "context overflow"
+"""The site at which a particle ends whose text does not fit into a context."""
 
 _new = tuple.__new__  # makes a named tuple at half the price
 
@@ -198,7 +201,7 @@ class Run:
 
     __slots__ = (
         "batch", "cells", "dead", "done", "dropped", "given", "held", "last", "log_potential", "log_prob",
-        "log_proposal", "output", "program", "replaying", "result", "root", "row", "scored", "sites",
+        "log_proposal", "output", "overflow", "program", "replaying", "result", "root", "row", "scored", "sites",
         "tentative", "unawaited", "waiting", "written",
     )  # fmt: skip
 
@@ -206,6 +209,7 @@ class Run:
         self.program = program
         self.done = False
         self.dead = False
+        self.overflow: str | None = None
         self.dropped: str | None = None
         self.replaying = False
         self.unawaited = 0
@@ -246,6 +250,12 @@ class Run:
     def refuse(self) -> None:
         """End the particle, for the choices that it was given on trial do not fit it: their density is zero."""
         self.log_prob = -math.inf
+        self.kill()
+
+    def overrun(self, error: ContextOverflow) -> None:
+        """End the particle, for its text does not fit into a context."""
+        self.overflow = str(error)
+        self.sites.append(Site(OVERFLOW, 0, "factor", -math.inf))
         self.kill()
 
     def drop(self) -> None:

@@ -27,7 +27,7 @@ P = ParamSpec("P")
 class Particle:
     """One particle of a program: immutable, but for the live coroutine that its first child takes over."""
 
-    __slots__ = ("cells", "dead", "depth", "done", "output", "program", "result", "run", "snapshot")
+    __slots__ = ("cells", "dead", "depth", "done", "output", "overflow", "program", "result", "run", "snapshot")
 
     def __init__(self, run: Run, depth: int) -> None:
         self.program = run.program
@@ -37,6 +37,7 @@ class Particle:
         self.result = run.result
         self.output = run.output
         self.cells = run.cells
+        self.overflow = run.overflow
         self.run: Run | None = None if run.done else run
         self.snapshot: Snapshot | None = None if run.done else run.root.snapshot()
         if run.done:

@@ -13,7 +13,7 @@ from .calls import evaluate_calls
 from .cost import active
 from .cost import rows as cost_of
 from .effects import Call, Effect, Sample
-from .errors import CannotScore, InvalidWeight, UnsupportedProposal
+from .errors import CannotScore, ContextOverflow, InvalidWeight, UnsupportedProposal
 from .fibers import Failed, Fiber, Run, annotate, fail
 from .guard import guard
 from .keys import Keys
@@ -77,6 +77,13 @@ class Server:
                 results = evaluate_calls([(fiber.effect.fn, fiber.effect.args) for fiber in fibers])
                 for fiber, result in zip(fibers, results):
                     self.called(fiber, result if type(result) is Failed else guard(result))
+        except ContextOverflow as error:
+            if len(fibers) == 1:
+                fibers[0].run.overrun(error)
+                return
+            half = len(fibers) // 2  # the others do not depend on what is in their batch
+            for part in (fibers[:half], fibers[half:]):
+                self._call(group, part)
         except Exception as error:
             annotate(fibers[0].run, error)  # a batch failed as a whole: the first particle stands for all
             raise

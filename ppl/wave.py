@@ -10,6 +10,7 @@ A fork starts the program again and feeds it the recorded log (`Wave.restore`), 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -17,6 +18,8 @@ from . import collector
 from .cells import NO_WRITES, Touch, after
 from .effects import Call, Effect, Factor, Gather, Sample, Scan, Twist, fingerprint
 from .errors import (
+    ContextOverflow,
+    ContextWarning,
     ForeignAwaitable,
     ImpossibleChoice,
     NonDeterministicProgram,
@@ -60,6 +63,18 @@ class Wave:
         finally:
             sys.set_asyncgen_hooks(*hooks)
             collector.wake()
+        self._tell_of_overflow()
+
+    def _tell_of_overflow(self) -> None:
+        """Warn of the particles that ended as their texts do not fit into a context."""
+        lost = [run for run in self.runs if run.overflow is not None]
+        if lost:
+            warnings.warn(
+                f"{len(lost)} of {len(self.runs)} particles ended with weight zero, as their texts do not fit; the "
+                f"first, particle {lost[0].row} of program {lost[0].program.name!r}: {lost[0].overflow}",
+                ContextWarning,
+                stacklevel=4,
+            )
 
     def _drive(self) -> None:
         for run in self.runs:
@@ -101,7 +116,7 @@ class Wave:
                     self._commit(run)
                 self.ready.extend([(fiber, fiber.value) for fiber in waiting])
         for fiber, value in self.ready:
-            effect = self._next(fiber, value)
+            effect = None if fiber.run.dead else self._next(fiber, value)
             if type(effect) is Touch:
                 self._touch(fiber, effect)  # it depends on nothing else, either
             elif effect is not None:
@@ -167,6 +182,9 @@ class Wave:
                 _check(fiber, watch.changed(begun))
             self._returned(fiber, stop.value)
             return None
+        except ContextOverflow as error:
+            run.overrun(error)
+            return None
         except Exception as error:
             annotate(run, error)
             raise
@@ -185,7 +203,14 @@ class Wave:
                 ),
             )
         if fiber.handlers:
-            self._handle(fiber, effect)
+            try:
+                self._handle(fiber, effect)
+            except ContextOverflow as error:  # of a string that is to be observed
+                run.overrun(error)
+                return None
+            except Exception as error:
+                annotate(run, error)
+                raise
         else:
             name = effect.name
             visits = fiber.visits

@@ -76,8 +76,8 @@ def test_steps_that_end_are_observed_with_their_ends():
         observed(lambda text: lm.tokens(text, 2), text, " upon a time")
     with pytest.raises(ValueError, match=r"it has no tokens"):
         observed(lambda text: lm.tokens(text, 2), text, "")
-    with pytest.raises(fk.errors.ContextOverflow):
-        observed(lambda text: lm.tokens(text, 900), text, "x" * 600)
+    with pytest.warns(fk.errors.ContextWarning, match="the text has 602 tokens"):
+        assert observed(lambda text: lm.tokens(text, 900), text, "x" * 600).log_weight == -math.inf
 
 
 def test_nothing_is_observed_after_the_end():
@@ -318,3 +318,97 @@ def test_end_tokens_that_the_model_lacks_are_no_end_tokens():
         assert TransformersLM(lm.model, lm.tokenizer).eos == {1}
     finally:
         lm.model.config.eos_token_id = 1
+
+
+# -- texts that do not fit ------------------------------------------------------------------------------------------
+
+
+@fk.program
+async def growing(lm, prompt, added):
+    text = await fk.sample("line", lm.tokens(lm.prompt(prompt), 3))
+    await fk.factor("G", -0.1 * len(str(text)))
+    text = text.append(added(text))
+    return await fk.sample("more", lm.tokens(text, 2))
+
+
+def test_a_particle_whose_text_does_not_fit_dies_alone():
+    lm = tiny_lm(context=24)
+    heavy = growing(lm, "The sea", lambda text: "x" * 40 if text.tokens[0] % 2 else " x")
+    with pytest.warns(fk.errors.ContextWarning, match=r"of 16 particles ended with weight zero.*append less") as seen:
+        posterior = fk.infer([growing(lm, "Once", lambda text: " x"), heavy], fk.SMC(8, ess_threshold=0.0), seed=0)
+    assert len(seen) == 1
+    light, lost = posterior
+    assert light.complete.all()
+    assert np.isfinite(light.log_weights).all()
+    dead = np.isneginf(lost.log_weights)
+    assert 0 < dead.sum() < 8
+    # The others are what they would have been: their weights are those of the factor alone.
+    first = lost.chains[0].steps[0].choices
+    for sites, died in zip(first, dead):
+        line = next(site for site in sites if site.name == "line").value
+        assert died == bool(line.tokens[0] % 2)
+        assert (sites[-1].name == "context overflow") == died
+
+
+def test_the_evidence_is_that_of_the_texts_that_fit():
+    lm = tiny_lm(context=8)
+
+    @fk.program
+    async def model():
+        string = await fk.sample("string", fk.dist.Categorical([0.25, 0.75], values=[" x" * 20, " x"]))
+        text = lm.prompt("Once").append(string)
+        await fk.factor("G", 1.0)
+        return str(text)
+
+    with pytest.warns(fk.errors.ContextWarning):
+        exact = fk.enumerate_program(model())
+    assert exact.log_evidence == pytest.approx(1.0 + math.log(0.75))
+
+
+def test_a_program_may_catch_what_does_not_fit():
+    lm = tiny_lm(context=8)
+
+    @fk.program
+    async def model():
+        text = lm.prompt("Once")
+        try:
+            return text.append("x" * 40)
+        except fk.errors.ContextOverflow:
+            return text
+
+    assert str(fk.simulate(model(), seed=0).value) == ""
+
+
+def test_what_a_reward_or_a_step_cannot_read_ends_its_own_particle():
+    lm, small = tiny_lm(), tiny_lm(1, context=30)
+    judge = fk.models.rewards.Judge(small, "{text}", yes=["Y"], no=["N"])
+
+    @fk.program
+    async def judged(call):
+        text = await fk.sample("text", fk.dist.Categorical([0.5, 0.5], values=["so", "x" * 60]))
+        if call:
+            await fk.factor("judge", math.log(await fk.call("p", judge(text))))
+        else:
+            await fk.factor("judge", judge(text).log())
+        return text
+
+    for call in (True, False):
+        with pytest.warns(fk.errors.ContextWarning, match="reward 'judge'"):
+            posterior = fk.infer(judged(call), fk.SMC(12), seed=0)
+        alive = np.isfinite(posterior.log_weights)
+        assert [value == "so" for value in posterior.values if value is not None] == [True] * alive.sum()
+        assert 0 < alive.sum() < 12
+
+    experts = fk.constraints.Language(small, small.prompt("so"))
+
+    @fk.program
+    async def both():
+        start = await fk.sample("n", fk.dist.Categorical([0.5, 0.5], values=[2, 40]))
+        step = fk.constraints.constrained(lm.tokens(lm.prompt("Once"), start), experts)
+        text = await fk.sample("text", step)
+        await fk.factor("G", 0.0)
+        return len(text.tokens)
+
+    with pytest.warns(fk.errors.ContextWarning, match="more than its context of 30"):
+        posterior = fk.infer(both(), fk.SMC(8), seed=0)
+    assert {value for value in posterior.values if value is not None} == {2}

@@ -18,10 +18,13 @@ reward models, and one set of inference engines runs over them all.
 
 from . import diffusion, models
 from .inference import plots
+from .inference.base.engine import Engine
+from .inference.base.paths import MarkovKernel
+from .inference.base.step import Step
 from .inference.comparison.bounds import bounds
 from .inference.comparison.compare import compare
 from .inference.comparison.table import Comparison
-from .inference.infer import Session, infer, steps
+from .inference.infer import infer, steps
 from .inference.mcmc.parallel_tempering import ParallelTempering
 from .inference.mcmc.particle_gibbs import ParticleGibbs
 from .inference.mcmc.power_sampling import PowerSampling
@@ -52,19 +55,20 @@ from .inference.search.rebase import Rebase
 from .inference.search.tree_of_frames import TreeOfFrames
 from .inference.search.tree_sampling import TreeSampling
 from .inference.search.tree_search import TreeSearch
+from .inference.session import Session
 from .models import constraints, rewards, tasks
 from .ppl import dist, errors, handlers, keys, oracles
 from .ppl.blocks import Blocks
 from .ppl.cells import cell
 from .ppl.combine import combine
-from .ppl.cost import Budget, Cost
+from .ppl.cost import Budget, Cost, charge
 from .ppl.effects import batched, call, deterministic, factor, gather, observe, sample, scan, twist
 from .ppl.enumeration import Enumeration, enumerate_program
 from .ppl.errors import FeynkacError
 from .ppl.induced import induced
 from .ppl.model import Advance, Draws, FeynmanKac, Kernel
 from .ppl.program import Program, program
-from .ppl.score import Reward, Score, reward
+from .ppl.score import Reward, Score, afresh, reward
 from .ppl.simulation import Simulation, simulate
 from .ppl.sites import Site
 
@@ -86,6 +90,7 @@ __all__ = [
     "Comparison",
     "Cost",
     "Draws",
+    "Engine",
     "EntropicParticleFilter",
     "Enumeration",
     "FeynkacError",
@@ -95,6 +100,7 @@ __all__ = [
     "Kernel",
     "LinearTwist",
     "LookAheadSMC",
+    "MarkovKernel",
     "NoiseSearch",
     "ParallelTempering",
     "ParticleFilter",
@@ -112,14 +118,17 @@ __all__ = [
     "Session",
     "Simulation",
     "Site",
+    "Step",
     "SuffixMH",
     "TreeOfFrames",
     "TreeSampling",
     "TreeSearch",
+    "afresh",
     "batched",
     "bounds",
     "call",
     "cell",
+    "charge",
     "combine",
     "compare",
     "constraints",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..ppl.score import current_epoch
+from ..ppl.score import Recall
 from .kept import Kept, Wave, gather
 from .live import Live
 from .packed import repack
@@ -95,7 +95,7 @@ class Forwarder(ABC):
         self._calls = 0
         self._owed: dict[Node, int] = {}
         self.live = Live(model)
-        self._seen = self._now(self.live.version())
+        self._epochs, self._version = Recall(), self.live.version()
         self._form = self._type_and_place()
 
     @abstractmethod
@@ -160,14 +160,10 @@ class Forwarder(ABC):
     def hold(self) -> Iterator[None]:
         """Within the block this thread has the model, and nothing is kept of it as it was in another epoch or state."""
         with self.live.hold() as version:
-            seen = self._now(version)
-            if seen != self._seen:
+            if self._epochs.lapsed() or version != self._version:
                 self._renew()
-                self._seen = seen
+                self._version = version
             yield
-
-    def _now(self, version: int) -> Hashable:
-        return current_epoch(), version
 
     def _renew(self) -> None:
         self.clear()

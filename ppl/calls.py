@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache
+from contextvars import ContextVar
+from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .cost import rows
@@ -55,8 +56,11 @@ def evaluate_calls(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
     for i, (fn, args) in enumerate(calls):
         if getattr(fn, "batched", False) and not hasattr(fn, "score_batch"):
             batched.setdefault(fn, []).append(i)
+        elif isinstance(fn, Score):
+            results[i] = fn
         else:
-            results[i] = fn if isinstance(fn, Score) else _attempt(fn, args)
+            with rows([i]):  # whose cost it is
+                results[i] = _attempt(fn, args)
     for fn, places in batched.items():
         with rows(places):
             values = _batch(fn, [calls[i][1] for i in places])
@@ -64,7 +68,7 @@ def evaluate_calls(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
             results[i] = value
     waiting = [i for i, value in enumerate(results) if inspect.isawaitable(value)]
     if waiting:
-        for i, value in zip(waiting, _run_all([results[i] for i in waiting])):
+        for i, value in zip(waiting, _run_all([results[i] for i in waiting], [[i] for i in waiting])):
             results[i] = value
     scores = [i for i, value in enumerate(results) if isinstance(value, Score)]
     if scores:
@@ -92,7 +96,7 @@ def _attempt(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 def _batch(fn: Callable[..., Any], inputs: list[tuple[Any, ...]]) -> list[Any]:
     values = _attempt(fn, ([args[0] if len(args) == 1 else args for args in inputs],))
     if inspect.isawaitable(values):
-        (values,) = _run_all([values])
+        (values,) = _run_all([values], [range(len(inputs))])
     if type(values) is Failed:
         return [values] * len(inputs)
     values = list(values)
@@ -102,31 +106,40 @@ def _batch(fn: Callable[..., Any], inputs: list[tuple[Any, ...]]) -> list[Any]:
     return values
 
 
-@lru_cache(maxsize=1)
-def _loop() -> asyncio.AbstractEventLoop:
-    """The background event loop, started when an asynchronous function is first called."""
+@cache
+def _loop(depth: int) -> asyncio.AbstractEventLoop:
+    """The background event loop, started when an asynchronous function is first called; see `_depth`."""
     import asyncio  # here, since it would add much to the time that importing feynkac takes
 
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="feynkac-calls", daemon=True).start()
+    threading.Thread(target=loop.run_forever, name=f"feynkac-calls-{depth}", daemon=True).start()
     return loop
 
 
-def _run_all(awaitables: list[Any]) -> list[Any]:
+_depth: ContextVar[int] = ContextVar("feynkac_depth", default=0)
+"""How many calls the code that now runs is inside of. An asynchronous function may run inference, whose own calls need
+another loop: the one that it is on waits for it."""
+
+
+def _run_all(awaitables: list[Any], places: Sequence[Sequence[int]]) -> list[Any]:
+    """Run awaitables side by side; ``places[i]`` are the rows whose cost is what the i-th spends."""
     import asyncio
 
-    async def settle(awaitable: Any) -> Any:
+    async def settle(awaitable: Any, place: Sequence[int]) -> Any:
         try:
-            return await awaitable
+            with rows(place):
+                return await awaitable
         except Exception as error:
             return Failed(error)
         except asyncio.CancelledError:
             return Failed(RuntimeError("the call was cancelled"))
 
     async def together() -> list[Any]:
-        return await asyncio.gather(*[settle(awaitable) for awaitable in awaitables])
+        _depth.set(depth + 1)
+        return await asyncio.gather(*map(settle, awaitables, places))
 
-    future = asyncio.run_coroutine_threadsafe(together(), _loop())
+    depth = _depth.get()
+    future = asyncio.run_coroutine_threadsafe(together(), _loop(depth))
     try:
         return future.result()
     except BaseException:

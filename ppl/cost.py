@@ -11,12 +11,15 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 UNITS = ("model_calls", "tokens_in", "tokens_out", "nfe", "reward_calls")
+_UNITS = frozenset(UNITS)
 
 
 @dataclass(frozen=True)
@@ -84,19 +87,19 @@ class Ledger:
         self._start = time.perf_counter()
         self._owned = {unit: np.zeros(owners, np.int64) for unit in UNITS}
         self._calls = 0
-        self.rows: NDArray[np.intp] = np.zeros(1, np.intp)
-        """Owner of each row of the call in progress."""
+        self._lock = threading.RLock()
 
-    def add(self, unit: str, amount: ArrayLike) -> None:
-        """Add an amount per row, or one amount that belongs to the call as a whole."""
+    def add(self, unit: str, amount: ArrayLike, rows: NDArray[np.intp]) -> None:
+        """Add an amount per row, or one amount that belongs to the call as a whole; ``rows`` are their owners."""
         each = np.asarray(amount, np.int64)
-        if each.ndim:
-            np.add.at(self._owned[unit], self.rows, each)
-        elif unit == "model_calls":
-            self._calls += int(each)
-            self._owned[unit][np.unique(self.rows)] += int(each)
-        else:
-            self._owned[unit][self.rows[0]] += int(each)
+        with self._lock:
+            if each.ndim:
+                np.add.at(self._owned[unit], _pick(rows, np.arange(len(each))), each)
+            elif unit == "model_calls":
+                self._calls += int(each)
+                self._owned[unit][np.unique(rows)] += int(each)
+            else:
+                self._owned[unit][rows[0]] += int(each)
 
     def total(self) -> Cost:
         """Return the cost of the whole run so far."""
@@ -109,56 +112,98 @@ class Ledger:
         return replace(Cost(**mine), seconds=time.perf_counter() - self._start)
 
 
-class _Active(threading.local):
-    """The ledgers that this thread's charges go to; the last one counts."""
+class _Account(NamedTuple):
+    """Where charges go: to a ledger, and to the account of the run that this one is inside of, if any.
 
-    def __init__(self) -> None:
-        self.ledgers: list[Ledger] = []
+    ``rows`` are the owners, in the ledger, of the rows of the call in progress. Owner j is row j of the call of the
+    run outside, in which this one is made.
+    """
+
+    ledger: Ledger
+    rows: NDArray[np.intp]
+    outer: _Account | None
 
 
-_active = _Active()
+_account: ContextVar[_Account | None] = ContextVar("feynkac_account", default=None)
+"""A context variable, so that what an asynchronous function of `call` spends on another thread is counted, too."""
+
+_FIRST = np.zeros(1, np.intp)
+
+
+def _pick(rows: NDArray[np.intp], index: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return some rows; where a call has fewer (one, outside a wave), the last owns the others."""
+    return rows[np.minimum(index, len(rows) - 1)]
 
 
 @contextmanager
 def recording(ledger: Ledger) -> Iterator[Ledger]:
-    """Send every `charge` made in the block to ``ledger``.
+    """Send every `charge` made in the block to ``ledger``, and on to the ledger of the run around it, if any.
 
     >>> with recording(Ledger()) as ledger:
     ...     charge(model_calls=1, tokens_in=7)
     >>> ledger.total().tokens_in
     7
     """
-    _active.ledgers.append(ledger)
+    token = _account.set(_Account(ledger, _FIRST, _account.get()))
     try:
         yield ledger
     finally:
-        _active.ledgers.remove(ledger)
+        _account.reset(token)
 
 
-def active() -> Ledger | None:
-    """Return the ledger that `charge` writes to, or None."""
-    return _active.ledgers[-1] if _active.ledgers else None
+def recorded() -> bool:
+    """Return whether there is a run that charges go to."""
+    return _account.get() is not None
+
+
+def assign(owners: Sequence[int] | NDArray[np.intp]) -> None:
+    """Say to whom the rows of the next call belong: their owners in the ledger of the run in progress, if any."""
+    account = _account.get()
+    if account is not None:
+        _account.set(account._replace(rows=np.asarray(owners, np.intp)))
 
 
 @contextmanager
 def rows(index: Sequence[int]) -> Iterator[None]:
     """Within the block, row i of a call belongs to the owner of what was row ``index[i]`` outside it."""
-    ledger = active()
-    if ledger is None:
+    account = _account.get()
+    if account is None:
         yield
         return
-    outside = ledger.rows
-    # Outside a wave a ledger has one row, which owns all.
-    ledger.rows = outside[np.minimum(np.asarray(index, np.intp), len(outside) - 1)]
+    token = _account.set(account._replace(rows=_pick(account.rows, np.asarray(index, np.intp))))
     try:
         yield
     finally:
-        ledger.rows = outside
+        _account.reset(token)
 
 
 def charge(**amounts: ArrayLike) -> None:
-    """Report what a call used: units of `Cost` by name, one number, or one per row of the batch."""
-    ledger = active()
-    if ledger is not None:
+    """Report what a call used: units of `Cost` by name, one number, or one per row of the batch.
+
+    A kernel, a reward or a function of `call` of one's own calls it where it does the work, so that the costs that a
+    posterior reports, and budgets, know of it. Outside a run it does nothing.
+
+    Raises ValueError for a unit that `Cost` has not got.
+
+    >>> import feynkac as fk
+    >>> def look_up(query):
+    ...     fk.charge(model_calls=1, tokens_in=len(query.split()))
+    ...     return "found"
+    >>> @fk.program
+    ... async def search():
+    ...     return await fk.call("search", look_up, "two words")
+    >>> fk.infer(search(), fk.ImportanceSampling(5), seed=0).cost.tokens_in
+    10
+    """
+    account = _account.get()
+    if account is None:
+        return
+    if not amounts.keys() <= _UNITS:
+        raise ValueError(f"charge knows {', '.join(UNITS)}, and not {', '.join(sorted(amounts.keys() - _UNITS))}")
+    owners = account.rows
+    while True:
         for unit, amount in amounts.items():
-            ledger.add(unit, amount)
+            account.ledger.add(unit, amount, owners)
+        if account.outer is None:
+            return
+        owners, account = _pick(account.outer.rows, owners), account.outer

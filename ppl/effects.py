@@ -63,8 +63,11 @@ class Effect:
     def __del__(self) -> None:
         # A dropped effect that was never awaited is a forgotten `await`; the runtime raises at once. An effect of
         # another particle, whose coroutine happens to be collected now, is not.
-        if not self.awaited and self.maker == id(Running.fiber):
-            Running.fiber.run.dropped = f"fk.{self.kind}({self.name!r}, …)"
+        try:
+            if not self.awaited and self.maker == id(Running.fiber):
+                Running.fiber.run.dropped = f"fk.{self.kind}({self.name!r}, …)"
+        except AttributeError:
+            pass  # Ctrl-C came while it was made
 
     @property
     def request(self) -> Any:

@@ -45,8 +45,12 @@ class Particle:
 
     def __del__(self) -> None:
         # What a dropped particle holds (a text's cache, say) is freed now, not when garbage is next collected.
-        if self.run is not None:
-            self.run.drop()
+        try:
+            run = self.run
+        except AttributeError:
+            return  # Ctrl-C came while it was made
+        if run is not None:
+            run.drop()
 
 
 class Particles:

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import keys as _keys
 from .calls import evaluate_calls
-from .cost import active
+from .cost import assign
 from .cost import rows as cost_of
 from .effects import Call, Effect, Sample
 from .errors import CannotScore, ContextOverflow, InvalidWeight, UnsupportedProposal
@@ -62,9 +62,7 @@ class Server:
 
     def _call(self, group: Hashable, fibers: list[Fiber]) -> None:
         rows = np.fromiter((fiber.run.row for fiber in fibers), np.intp, len(fibers))
-        ledger = active()
-        if ledger is not None:
-            ledger.rows = self.owners[rows]
+        assign(self.owners[rows])
         what = group[0]  # type: ignore[index]
         try:
             if what == "draw":

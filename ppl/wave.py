@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from . import collector
 from .cells import NO_WRITES, Touch, after
@@ -36,6 +36,26 @@ from .sites import MISSING, Running, address, shut
 from .watch import Watches
 
 
+class Surroundings(NamedTuple):
+    """What a wave changes for its time: the garbage collector, the hooks of generators, the fiber that runs."""
+
+    resting: bool
+    hooks: Any
+    fiber: Fiber | None
+
+    @classmethod
+    def now(cls) -> Surroundings:
+        """Return what there is."""
+        return cls(collector.resting(), sys.get_asyncgen_hooks(), Running.fiber)
+
+    def put_back(self) -> None:
+        """Have it as it was; Ctrl-C may come between any two lines, so that whoever runs waves does it once more."""
+        Running.fiber = self.fiber
+        sys.set_asyncgen_hooks(*self.hooks)
+        if not self.resting:
+            collector.wake()
+
+
 class Wave:
     """One step of a batch of runs, each with its own key. `run` drives them all to their next step end."""
 
@@ -50,19 +70,18 @@ class Wave:
 
         Raises whatever the programs raise, with a note that names the particle, the site and its trace.
         """
-        collector.rest()
-        # An event loop that is running (in a notebook) must not adopt the programs' asynchronous generators.
-        hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(None, None)
+        before = Surroundings.now()
         try:
+            collector.rest()
+            # An event loop that is running (in a notebook) must not adopt the programs' asynchronous generators.
+            sys.set_asyncgen_hooks(None, None)
             self._drive()
         except BaseException:
             for run in self.runs:
                 run.drop()
             raise
         finally:
-            sys.set_asyncgen_hooks(*hooks)
-            collector.wake()
+            before.put_back()
         self._tell_of_overflow()
 
     def _tell_of_overflow(self) -> None:

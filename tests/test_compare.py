@@ -135,7 +135,10 @@ def test_no_engine_is_spared_what_another_one_had_scored():
     fk.infer(judged(), fk.SMC(10), seed=0)
     found = fk.compare(judged(), {"a": fk.SMC(10), "b": fk.SMC(10)}, metric=lambda p: 1.0, seeds=(0, 1))
     assert [run.cost.reward_calls for run in found.runs] == [10] * 4
-    assert fk.infer(judged(), fk.SMC(10), seed=0).cost.reward_calls == 0  # what was known before still is
+    with fk.afresh():
+        fk.infer(judged(), fk.SMC(10), seed=0)
+        fk.compare(judged(), [fk.SMC(10)], metric=lambda p: 1.0, seeds=(0,))
+        assert fk.infer(judged(), fk.SMC(10), seed=0).cost.reward_calls == 0  # what was known before still is
 
 
 # -- failures ---------------------------------------------------------------------------------------------------
@@ -457,7 +460,8 @@ def test_a_comparison_is_frozen(small):
         ({"seeds": (1, 1)}, ValueError, "seeds must differ"),
         ({"model": []}, ValueError, "at least one model"),
         ({"model": coin}, TypeError, "call the program with its arguments first"),
-        ({"engines": [fk.SMC]}, TypeError, "no engine"),
+        ({"engines": [fk.SMC]}, TypeError, "an engine with its settings"),
+        ({"budget": 5}, TypeError, "budget says what it limits"),
         ({"metric": 3}, ValueError, "metric must be a function"),
         ({"metric": [first_value, first_value]}, ValueError, "each of the 1 problems"),
         ({"reference": "nobody"}, ValueError, "reference must be one of"),

@@ -32,7 +32,7 @@ from feynkac.diffusion import DiffusersNetwork, Diffusion, Guided, Steering, fro
 from feynkac.diffusion.denoiser import estimate  # noqa: E402
 from feynkac.diffusion.generator import transition  # noqa: E402
 from feynkac.ppl import keys  # noqa: E402
-from feynkac.ppl.cost import Ledger, recording  # noqa: E402
+from feynkac.ppl.cost import Ledger, assign, recording  # noqa: E402
 
 # diffusers is not yet free of what torch and numpy advise against.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -359,7 +359,7 @@ def test_the_cost_of_each_problem_is_its_own():
     model = from_pipeline(tiny.stable_diffusion(), "a cat", steps=3, decode=False, **SD)
     ledger = Ledger(2)
     with recording(ledger):
-        ledger.rows = np.array([0, 0, 1])
+        assign([0, 0, 1])
         first = model.start(some_keys(3))
         model.advance(model.select(first.state, np.array([0, 1, 2])), some_keys(3))
     assert [ledger.of(0).nfe, ledger.of(1).nfe] == [8, 4]

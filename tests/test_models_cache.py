@@ -8,7 +8,7 @@ import transformers as hf
 from random_models import draw, fresh_log_prob, random_weights
 
 from feynkac.models.testing import tiny_lm
-from feynkac.ppl.cost import Ledger, recording
+from feynkac.ppl.cost import Ledger, assign, recording
 
 SMALL = {
     "vocab_size": 300,
@@ -217,7 +217,7 @@ def test_cost_is_what_the_model_saw():
 
     handle = lm.model.register_forward_pre_hook(count, with_kwargs=True)
     with recording(Ledger(owners=2)) as ledger:
-        ledger.rows = np.array([0] * 3 + [1] * 3)
+        assign([0] * 3 + [1] * 3)
         texts = [lm.prompt("Once")] * 3 + [lm.prompt("The sea said: who")] * 3
         for t in range(4):
             requests = [lm.tokens(text, 2) for text in texts]

@@ -13,7 +13,7 @@ import feynkac as fk
 from feynkac.models import Text
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl import keys
-from feynkac.ppl.cost import Ledger, recording
+from feynkac.ppl.cost import Ledger, assign, recording
 from feynkac.ppl.errors import ContextOverflow, Unsupported
 from feynkac.ppl.score import evaluate
 from laws import Z_LIMIT, z_score
@@ -118,7 +118,7 @@ def test_prompts_are_encoded_once_and_twins_decoded_once(name):
     lm = lm_of(name)
     seen = seen_positions(lm)
     with recording(Ledger(owners=2)) as ledger:
-        ledger.rows = np.array([0] * 4 + [1] * 4)
+        assign([0] * 4 + [1] * 4)
         # Two programs with one prompt, as in infer([model, model]).
         texts = draw([lm.tokens(lm.prompt("Once upon a time"), 4)] * 8, 0)
         begun = len(lm._start)

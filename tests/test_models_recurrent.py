@@ -12,7 +12,7 @@ import feynkac as fk
 from feynkac.models.recurrent import RecurrentForwarder
 from feynkac.models.states import States, select
 from feynkac.models.testing import tiny_lm
-from feynkac.ppl.cost import Ledger, recording
+from feynkac.ppl.cost import Ledger, assign, recording
 from feynkac.ppl.errors import Unsupported
 from feynkac.ppl.score import evaluate
 from laws import Z_LIMIT, z_score
@@ -155,7 +155,7 @@ def test_prompt_once_twins_once_then_every_token_once(name):
     seen = seen_positions(lm)
     prompt = lm.prompt("Once upon a time")
     with recording(Ledger(owners=2)) as ledger:
-        ledger.rows = np.array([0] * 4 + [1] * 4)
+        assign([0] * 4 + [1] * 4)
         texts = draw([lm.tokens(prompt, 4)] * 8, 0)
         histories = {text.tokens[:k] for text in texts for k in range(1, 4)}
         assert seen["positions"] == lm.forwarded == prompt.node.length + len(histories)

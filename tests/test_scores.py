@@ -174,8 +174,51 @@ def test_each_distinct_input_is_scored_once_within_a_wave_and_across_waves():
     inputs = [x for call in counted.calls for x in call]
     assert sorted(inputs) == [0, 1, 2, 3]
     assert posterior.cost.reward_calls == 4
-    fk.infer(rounds(counted.reward), fk.SMC(50), seed=1)  # and across runs
-    assert len([x for call in counted.calls for x in call]) == 4
+    again = fk.infer(rounds(counted.reward), fk.SMC(50, ess_threshold=1.0), seed=0)
+    assert again.cost.reward_calls == 4  # the same run costs the same
+
+
+def test_runs_share_what_they_score_where_they_are_asked_to():
+    counted = Counted()
+    run = rounds(counted.reward)
+    with fk.afresh():
+        costs = [fk.infer(run, fk.SMC(50), seed=seed).cost.reward_calls for seed in (0, 1)]
+        steps = fk.steps(run, fk.SMC(50), seed=2)
+    list(steps)
+    assert costs == [4, 0]
+    assert steps.ledger.total().reward_calls == 0  # begun in the block, it is of it
+    assert fk.infer(run, fk.SMC(50), seed=0).cost.reward_calls == 4
+    assert sorted(x for call in counted.calls for x in call) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_run_inside_another_one_shares_with_it():
+    counted = Counted()
+
+    def inside(x):
+        return fk.infer(rounds(counted.reward), fk.SMC(50), seed=0).cost.reward_calls
+
+    @fk.program
+    async def outer():
+        return await fk.call("inside", inside, 0)
+
+    assert fk.infer(outer(), fk.ImportanceSampling(2), seed=0).values == (4, 0)
+
+
+def test_threads_that_run_at_once_remember_each_for_itself():
+    import threading
+
+    counted = Counted()
+    costs = []
+
+    def run():
+        costs.append(fk.infer(rounds(counted.reward), fk.SMC(50), seed=0).cost.reward_calls)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert costs == [4] * 4
 
 
 def test_without_a_cache_each_wave_scores_its_distinct_inputs_again():

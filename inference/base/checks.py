@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from ...ppl.cost import Budget
+from ...ppl.sites import short
 
 
 def positive(name: str, value: Any) -> None:
@@ -62,3 +65,28 @@ def one_of(name: str, value: Any, options: Iterable[str]) -> None:
     words = [f'"{option}"' for option in options]
     if not isinstance(value, str) or f'"{value}"' not in words:
         raise ValueError(f"{name} must be {', '.join(words[:-1])} or {words[-1]}, not {value!r}")
+
+
+def check_run(who: str, models: Sequence[Any], engine: Any, budget: Any) -> None:
+    """Raise TypeError unless these are Feynman–Kac models, an engine, and a budget or None."""
+    for model in models:
+        if isinstance(model, type) or not hasattr(model, "advance"):
+            kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+            hint = "; call the program with its arguments first" if callable(model) else ""
+            raise TypeError(f"{who} takes Feynman-Kac models, not {kind}{hint}")
+    check_engine(who, engine)
+    if budget is not None and not isinstance(budget, Budget):
+        raise TypeError(f"budget says what it limits, such as fk.Budget(tokens=1000), and is not {short(budget, 60)}")
+
+
+def check_engine(who: str, engine: Any) -> None:
+    """Raise TypeError unless this is an engine with its settings."""
+    if not isinstance(engine, type) and hasattr(engine, "run") and hasattr(engine, "chains"):
+        return
+    if isinstance(engine, type) and hasattr(engine, "run"):
+        what = f"an engine with its settings, such as fk.{engine.__name__}(32), not the class alone"
+    elif isinstance(engine, list | tuple | dict | set):
+        what = f"one engine, such as fk.SMC(32), not a {type(engine).__name__} (fk.compare runs several)"
+    else:
+        what = f"an engine, such as fk.SMC(32), not {short(engine, 60)}"
+    raise TypeError(f"{who} takes {what}")

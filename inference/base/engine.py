@@ -22,8 +22,12 @@ from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from .search_tree import SearchTree
 from .step import Step
 
-Guarantee = Literal["unbiased", "consistent", "discretised", "heuristic"]
-"""What an engine promises of its evidence and weighted particles, at any finite number of particles."""
+Guarantee = Literal["unbiased", "consistent", "discretised", "prefix", "heuristic"]
+"""What an engine promises of its evidence and weighted particles, at any finite number of particles.
+
+"prefix" is what is left where a run was cut short: evidence and weights are those of the steps that were made, and not
+of the model.
+"""
 
 Ranking = Literal["weight", "reward"]
 """What the best of an engine's runs is told by; see `ranking_of`."""
@@ -125,7 +129,13 @@ Run: TypeAlias = Generator[Start | Move | Ask | Report | Growing, Advance[Any], 
 
 
 class Engine(Protocol):
-    """An inference algorithm: frozen settings and a `run`."""
+    """An inference algorithm: a frozen dataclass of settings, and a `run`. What `infer` and its kin take.
+
+    ``run`` is a generator, written for one model and one chain. It yields `Start` and `Move` to have particles made or
+    moved, and gets an `Advance` back; after each step of its own it yields a `Report` of its population. The last
+    report is the result. `infer` batches many runs, counts their cost and stops them. Every key is folded from the one
+    that it is given. (`Start`, `Move` and `Report` are in ``feynkac.inference.base.engine``.)
+    """
 
     @property
     def particles(self) -> int:

@@ -13,12 +13,13 @@ from ...ppl.errors import FeynkacError
 from ...ppl.model import Advance, FeynmanKac
 from ...ppl.score import afresh
 from ...ppl.sites import short
-from ..base.checks import one_of
+from ..base.checks import check_run, one_of
 from ..base.engine import Engine
+from ..base.interrupts import noticing
 from ..base.progress import Progress
 from ..base.step import Step
-from ..infer import Session, _Task
 from ..results.posterior import Posterior
+from ..session import Session, Standing
 from .table import Comparison, Over
 from .trials import Trial, TrialRun
 
@@ -78,7 +79,7 @@ def compare(
     named = dict(engines) if isinstance(engines, Mapping) else _labels(list(engines))
     metrics = list(metric) if isinstance(metric, Sequence) else [metric] * len(models)
     first = next(iter(named), "") if reference is None else reference
-    _check(models, named, metrics, listed, first, over)
+    _check(models, named, metrics, listed, first, over, budget)
     if bounds is not None and not bounds[0] < bounds[1]:
         raise ValueError(f"bounds are the least and the largest quality, in this order, not {bounds}")
     trials: list[Trial] = []
@@ -119,32 +120,30 @@ class _Tolerant(Session):
         super().__init__(models, engine, seed, budget)
         self.failures: dict[int, str] = {}
 
-    def _go_on(self, task: _Task, answer: Advance[Any] | None) -> list[Step]:
+    def _goes_on(self, i: int) -> bool:
+        return self._tasks[i].owner not in self.failures and super()._goes_on(i)
+
+    def _go_on(self, i: int, answer: Advance[Any] | None) -> tuple[Standing, list[Step]]:
         try:
-            return [] if task.owner in self.failures else super()._go_on(task, answer)
+            return super()._go_on(i, answer)
         except FeynkacError as error:
-            self.failures[task.owner] = _told(error)
-            return []
-        finally:
-            if task.owner in self.failures:
-                for other in self._tasks:
-                    if other.owner == task.owner:
-                        other.request = None
+            self.failures[self._tasks[i].owner] = _told(error)
+            return self._standings[i], []
 
     def finish(self) -> None:
         """Run to the end. An error in a batch that the problems share fails all those still running."""
         try:
-            for _ in self:
-                pass
+            with noticing(self.interrupt):
+                for _ in self:
+                    pass
         except FeynkacError as error:
-            for task in self._tasks:
-                if task.request is not None or task.report is None:
+            for task, now in zip(self._tasks, self._standings):
+                if not now.over:
                     self.failures.setdefault(task.owner, _told(error))
 
     def by_problem(self) -> dict[int, Posterior]:
         """Return the posteriors of the problems that did not fail."""
-        made = sorted({task.owner for task in self._tasks if task.report is not None})
-        return {owner: p for owner, p in zip(made, self.posteriors) if owner not in self.failures}
+        return {owner: p for owner, p in enumerate(self.posteriors) if owner not in self.failures and len(p)}
 
 
 def _run(
@@ -159,8 +158,8 @@ def _run(
 ) -> tuple[TrialRun, list[Trial]]:
     """Run one engine with one seed on all problems, and measure what came of it."""
     cpu = time.process_time()
-    session = _Tolerant(models, engine, seed, budget)
     with afresh():
+        session = _Tolerant(models, engine, seed, budget)
         session.finish()
     run = TrialRun(name, seed, session.ledger.total(), time.process_time() - cpu, session.stopped)
     posteriors, trials = session.by_problem(), []
@@ -184,10 +183,11 @@ def _trial(
     stopped: str | None,
     error: str | None,
 ) -> Trial:
-    evidence, ess, particles = math.nan, math.nan, 0
+    evidence, ess, particles, prefix = math.nan, math.nan, 0, False
     if posterior is not None:
-        evidence, ess, particles = posterior.log_evidence, posterior.ess, len(posterior)
-    return Trial(name, model, seed, quality, evidence, ess, particles, cost, stopped, error)
+        prefix = posterior.guarantee == "prefix" or (stopped is not None and not posterior.complete.all())
+        evidence, ess, particles = math.nan if prefix else posterior.log_evidence, posterior.ess, len(posterior)
+    return Trial(name, model, seed, quality, evidence, ess, particles, cost, stopped, error, prefix)
 
 
 def _measure(
@@ -244,6 +244,7 @@ def _check(
     seeds: Sequence[int],
     reference: str,
     over: str | None,
+    budget: Any,
 ) -> None:
     """Raise for arguments that cannot be compared."""
     for what, items in (("model", models), ("engine", engines), ("seed", seeds)):
@@ -251,13 +252,8 @@ def _check(
             raise ValueError(f"compare needs at least one {what}")
     if len(set(seeds)) < len(seeds):
         raise ValueError("seeds must differ: a run with the same seed is the same run")
-    for one in models:
-        if not hasattr(one, "advance"):
-            hint = "; call the program with its arguments first" if callable(one) else ""
-            raise TypeError(f"compare takes Feynman-Kac models, not {type(one).__name__}{hint}")
-    for name, engine in engines.items():
-        if isinstance(engine, type) or not (hasattr(engine, "run") and hasattr(engine, "chains")):
-            raise TypeError(f"{name!r} is no engine, such as fk.SMC(32), but {short(engine, 60)}")
+    for engine in engines.values():
+        check_run("compare", models, engine, budget)
     if len(metrics) != len(models) or not all(map(callable, metrics)):
         raise ValueError(f"metric must be a function of a posterior, or one for each of the {len(models)} problems")
     if reference not in engines:

@@ -71,7 +71,7 @@ class Comparison:
             engine=engine,
             quality=quality,
             difference=None if engine == self.reference else self._difference(scored),
-            log_evidence=_mean(trial.log_evidence for trial in good),
+            log_evidence=_mean(t.log_evidence for t in good if not math.isnan(t.log_evidence)),
             ess=_mean(trial.ess for trial in good),
             cpu_seconds=_mean(run.cpu_seconds for run in runs),
             trials=len(trials),
@@ -138,6 +138,9 @@ class Comparison:
         ]
         if self.stopped:
             notes.append(f"stopped: {self.stopped}")
+        cut = sum(trial.prefix for trial in self.trials)
+        if cut:
+            notes.append(f"log Ẑ leaves out {cut} trial{'s' * (cut != 1)} cut short, which have that of a prefix alone")
         errors: dict[str, int] = {}
         for trial in self.trials:
             if trial.error is not None:

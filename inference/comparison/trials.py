@@ -17,12 +17,13 @@ class Trial:
         model: number of the problem.
         seed: the seed of the run.
         quality: what the metric said; NaN where it failed (or what a failure counts as).
-        log_evidence: log Ẑ.
+        log_evidence: log Ẑ; NaN where the engine gives none, or was cut short: it would be that of a prefix.
         ess: effective sample size of the final weights.
         particles: of all chains.
         cost: what this problem used; ``model_calls`` are those it took part in, ``seconds`` the run's.
         stopped: why the run was cut short, or None.
         error: what failed, or None.
+        prefix: whether it was cut short with particles that had not finished.
     """
 
     engine: str
@@ -35,6 +36,7 @@ class Trial:
     cost: Cost
     stopped: str | None = None
     error: str | None = None
+    prefix: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Row:
         engine: its label.
         quality: mean of the metric, with its 95% interval.
         difference: mean of its difference to the reference on the same problems and seeds; None for the reference.
-        log_evidence: mean log Ẑ.
+        log_evidence: mean log Ẑ of the trials that were not cut short.
         ess: mean ESS.
         tokens_in: see `Cost`, as the next four.
         tokens_out: …

@@ -109,6 +109,7 @@ def weights(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> An
     The mark tells how many particles hold 90% of it. Few of many means that the values rest on those few. Raises
     ValueError for Markov chains, whose draws all weigh the same.
     """
+    posterior._some()
     from ..drawing.figure import axes, label, write
 
     _weighted(posterior, "spread of the weight")
@@ -176,6 +177,7 @@ def rewards(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> An
 
 def overview(posterior: Posterior, *, figsize: Size = None) -> Any:
     """Draw genealogy, ESS, evidence, rewards and weights in one figure, what the engine has of them: the first look."""
+    posterior._some()
     from ..drawing.figure import picture
 
     draws = {"ess": ess, "evidence": evidence, "rewards": rewards, "weights": weights}

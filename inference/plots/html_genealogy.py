@@ -57,6 +57,7 @@ def genealogy_html(
     >>> page.count("<circle")
     8
     """
+    posterior._some()
     if not 0 <= chain < len(posterior.chains):
         raise IndexError(f"chain {chain} of {len(posterior.chains)}")
     run = posterior.chains[chain]

@@ -50,6 +50,7 @@ def genealogy(
 
     Raises IndexError for a chain that is not there.
     """
+    posterior._some()
     from ..drawing.figure import SMALL, axes, write
     from ..drawing.figure import label as title
 

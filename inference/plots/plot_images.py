@@ -49,6 +49,7 @@ def images(
     >>> len(fk.plots.images(posterior, n=3).axes)
     3
     """
+    posterior._some()
     from ..drawing.figure import SMALL, picture
 
     chosen = heaviest(posterior, n)

@@ -62,6 +62,7 @@ def tree(
     >>> figure.axes[0].get_title(loc="left")
     'Search tree'
     """
+    posterior._some()
     from ..drawing.figure import SMALL, axes, steps_axis
     from ..drawing.figure import label as title
 

@@ -64,6 +64,7 @@ def report(posterior: Posterior, path: str | os.PathLike[str]) -> Path:
     ...     path.read_text(encoding="utf-8")[:15]
     '<!DOCTYPE html>'
     """
+    posterior._some()
     target = Path(path)
     page = _page(posterior)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")

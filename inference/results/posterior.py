@@ -29,7 +29,7 @@ from .khat import khat
 from .markov import Mixing, mixing
 from .standard_error import Error, Estimate, evidence_error, mean_error
 from .table import Table, dataframe, draws_of, make_table
-from .trust import reservations
+from .trust import nothing, reservations
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -41,11 +41,15 @@ T = TypeVar("T", bound=np.generic)
 class Posterior:
     """Weighted particles with their evidence, history and cost. Made by `infer`.
 
+    It is empty (``len(posterior) == 0``) where the run was cut short before the model had any particles: the evidence
+    is then NaN, and what needs a particle raises ValueError.
+
     Attributes:
         values: what each particle returned, all chains in order; None (or its last ``"output"``) if unfinished.
         chains: the independent runs; their weights share one scale, so that pooling is in proportion to Ẑ_c.
         cost: what the run used.
-        guarantee: what the engine promises: "unbiased", "consistent", "discretised" or "heuristic".
+        guarantee: what the engine promises: "unbiased", "consistent", "discretised" or "heuristic"; "prefix" where the
+            run was cut short, so that evidence and weights are those of the steps that were made, not of the model.
         engine: the engine and its settings.
         model: the model and its arguments.
         seed: the seed it was run with.
@@ -74,6 +78,7 @@ class Posterior:
     @cached_property
     def probabilities(self) -> Floats:
         """Normalised weights, shape (len(self),). Raises ValueError where every weight is zero."""
+        self._some()
         if np.isneginf(self.log_weights).all():
             raise ValueError(
                 "every particle has weight zero: the posterior has no probabilities (log_evidence is -inf)"
@@ -190,7 +195,13 @@ class Posterior:
             one_of("by", by, ("weight", "reward"))
         return self.values[self._best(by)]
 
+    def _some(self) -> None:
+        """Raise ValueError where there are no particles."""
+        if not len(self):
+            raise ValueError(nothing(self))
+
     def _best(self, by: Ranking | None = None) -> int:
+        self._some()
         return best_particle(self, by or self.ranking)
 
     @cached_property
@@ -254,6 +265,7 @@ class Posterior:
         a reward of zero has quality 0. Raises ValueError for runs that were resampled, since they are not
         independent. See `selection.best_of`.
         """
+        self._some()
         if any(step.resampled for chain in self.chains for step in chain.steps):
             raise ValueError(
                 "best_of needs independent runs, and these were resampled: use BestOfN or ImportanceSampling"

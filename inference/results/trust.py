@@ -33,11 +33,13 @@ def reservations(posterior: Any) -> tuple[str, ...]:
     part where arviz-stats is loaded already. Of Markov chains: one that never moved, an acceptance below a tenth, an
     effective sample size below a tenth of the draws (and below 100), and R̂ above 1.1.
     """
+    if not len(posterior):
+        return (nothing(posterior),)
     if np.isneginf(posterior.log_weights).all():
         return ("every particle has weight zero: the posterior is empty",)
     if posterior.serial:
-        return (*_unfinished(posterior), *_chains(posterior))
-    found = [*_unfinished(posterior), *_equal(posterior), *_acceptance(posterior)]
+        return (*_unfinished(posterior), *_prefix(posterior), *_chains(posterior))
+    found = [*_unfinished(posterior), *_prefix(posterior), *_equal(posterior), *_acceptance(posterior)]
     if posterior.guarantee == "heuristic":
         found.append("the weights select and are no posterior probabilities (heuristic): to get those, use SMC")
         return tuple(found)
@@ -60,6 +62,20 @@ def founders(posterior: Any) -> list[int]:
     return [len(np.unique(chain.lines[0][chain.log_weights > -np.inf])) for chain in posterior.chains]
 
 
+def nothing(posterior: Any) -> str:
+    """Say why a posterior is empty."""
+    return f"the posterior is empty: the run was cut short ({_cut_short(posterior)[0]}) before it had any particles"
+
+
+def _prefix(posterior: Any) -> Iterator[str]:
+    if posterior.guarantee == "prefix":
+        why, cure = _cut_short(posterior)
+        yield (
+            f"the run was cut short ({why}): log evidence and weights are those of the steps that were made, and not "
+            f"of the model; {cure}"
+        )
+
+
 def _unfinished(posterior: Any) -> Iterator[str]:
     n, complete = len(posterior), int(posterior.complete.sum())
     if complete == n:
@@ -79,14 +95,15 @@ def _unfinished(posterior: Any) -> Iterator[str]:
 
 def _cut_short(posterior: Any) -> tuple[str, str]:
     """Return why particles are unfinished, and what would let them finish."""
+    if posterior.stopped is None and (posterior.guarantee == "prefix" or not len(posterior)):
+        return "it is not over", "let it run on"
     if posterior.stopped is None:
         engine = posterior.engine.partition("(")[0]
         if engine not in _LIMITS:
             return f"{engine} gave them up", "soften what ends them"
         return f"{engine} has used up its {_LIMITS[engine]}", f"give it more {_LIMITS[engine]}"
-    if posterior.stopped in ("interrupted", "callback"):
-        return f"stopped: {posterior.stopped}", "let it run on"
-    return f"stopped: {posterior.stopped}", "raise the budget"
+    cure = "let it run on" if posterior.stopped in ("interrupted", "callback") else "raise the budget"
+    return f"stopped: {posterior.stopped}", cure
 
 
 def _equal(posterior: Any) -> Iterator[str]:

@@ -13,7 +13,7 @@ import torch
 
 from ...ppl.cost import charge
 from ...ppl.errors import AmbiguousScore, ContextOverflow
-from ...ppl.score import Score, current_epoch, evaluate
+from ...ppl.score import Recall, Score, evaluate
 from ..forward import Tally
 from ..sampling import Sampling, log_normalise, warp
 from ..scoring import forced
@@ -52,7 +52,7 @@ class Language(Batched):
         # Nothing else holds the nodes of a model that is not that of the program's texts, and caches go with nodes.
         self._nodes = Memo[Context, Node](2048)
         self._prefix: WeakKeyDictionary[Node, float] = WeakKeyDictionary()
-        self._seen = current_epoch(), lm.version()
+        self._recall, self._version = Recall(), lm.version()
 
     def __repr__(self) -> str:
         return f"<law of {self.lm.identity} after {self.start!r}>"
@@ -85,9 +85,9 @@ class Language(Batched):
 
     def prefix_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return `prefix` of each context, (n,)."""
-        seen = current_epoch(), self.lm.version()
-        if self._seen != seen:
-            self._seen, self._prefix = seen, WeakKeyDictionary()
+        version = self.lm.version()
+        if self._recall.lapsed() or version != self._version:
+            self._version, self._prefix = version, WeakKeyDictionary()
         prefix = self._prefix
         result = _alive(self.lm, contexts)
         going = [i for i in np.flatnonzero(result == 0.0).tolist() if contexts[i]]

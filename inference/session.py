@@ -1,0 +1,306 @@
+"""A run in progress: engines in lockstep, wave by wave, with their cost, their budget and what they have so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..ppl import keys as _keys
+from ..ppl.cost import Budget, Ledger, assign, recording
+from ..ppl.model import Advance, FeynmanKac
+from ..ppl.program import Particles, Program, launch, resume
+from ..ppl.score import Epoch, current_epoch, enter
+from ..ppl.wave import Surroundings
+from .base.chain import Chain, detach, detach_choices
+from .base.engine import Ask, Engine, Growing, Move, Report, Run, Start, ranking_of, weaker
+from .base.step import Step
+from .results.posterior import Posterior
+
+
+class History(NamedTuple):
+    """A persistent list of steps: the last one, and those before it."""
+
+    before: History | None
+    step: Step
+
+
+class Standing(NamedTuple):
+    """Where a chain stands between two waves. Never changed: a wave replaces those of all chains at once."""
+
+    request: Start | Move | Ask | None = None
+    report: Report | Growing | None = None
+    history: History | None = None
+    begun: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether its engine has nothing left to do."""
+        return self.begun and self.request is None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One chain of one model."""
+
+    owner: int
+    model: FeynmanKac[Any]
+    engine: Engine
+    seed: int
+    run: Run
+
+
+class Session:
+    """A run in progress: iterate over its steps, and take the posterior at any time.
+
+    Made by `steps`; `infer` drives one to the end. A wave counts as a whole or not at all: where it is interrupted, or
+    something raises, the posterior is that of the waves before it.
+    """
+
+    def __init__(
+        self, models: Sequence[FeynmanKac[Any]], engine: Engine, seed: int, budget: Budget | None = None
+    ) -> None:
+        key = _keys.root(seed)
+        self.engine = engine
+        self.budget = budget or Budget()
+        self.ledger = Ledger(len(models))
+        self.stopped: str | None = None
+        self._epoch = current_epoch() or Epoch()  # see `afresh`
+        self._interrupted = False
+        self._tasks = [
+            _Task(owner, model, engine, int(seed), engine.run(model, _keys.fold(key, owner, chain)))
+            for owner, model in enumerate(models)
+            for chain in range(engine.chains)
+        ]
+        self._standings = [Standing() for _ in self._tasks]
+
+    def __iter__(self) -> Iterator[Step]:
+        """Yield each step of each chain as it is made; the run can be left, and taken up again."""
+        while self.stopped is None:
+            going = [i for i in range(len(self._tasks)) if self._goes_on(i)]
+            # The first wave is always made, so that there is a posterior to return.
+            if going and self.budget.limited and self.begun:
+                self.stopped = self.budget.exceeded(self.ledger.total())
+            if not going or self.stopped is not None:
+                return
+            # All chains go on before any step is shown, so that a reader who stops here leaves a whole wave.
+            yield from self._wave(going)
+
+    def stop(self, reason: str) -> None:
+        """End the run; the posterior so far is kept, flagged as incomplete."""
+        self.stopped = reason
+
+    def interrupt(self) -> None:
+        """Take note of Ctrl-C: the wave that is being made is given up, even where its exception was swallowed."""
+        self._interrupted = True
+
+    @property
+    def begun(self) -> bool:
+        """Whether any chain has particles to show."""
+        return any(now.report is not None for now in self._standings)
+
+    @property
+    def over(self) -> bool:
+        """Whether all chains have run to their ends."""
+        return all(now.over for now in self._standings)
+
+    # -- a wave -------------------------------------------------------------------------------------------------
+
+    def _goes_on(self, i: int) -> bool:
+        return not self._standings[i].over
+
+    def _wave(self, going: Sequence[int]) -> list[Step]:
+        """Serve what the chains ask for and let them go on; all of them stand elsewhere then, or none does."""
+        answers = self._serve([i for i in going if self._standings[i].begun])
+        self._check_interrupt()
+        standings, made = list(self._standings), []
+        try:
+            for i in going:
+                standings[i], steps = self._go_on(i, answers.get(i))
+                made += steps
+            self._check_interrupt()
+        except BaseException as error:
+            # Some engines have gone on and others not, so that the run cannot be taken up again.
+            self.stop("interrupted" if isinstance(error, KeyboardInterrupt) else "error")
+            raise
+        self._standings = standings
+        return made
+
+    def _check_interrupt(self) -> None:
+        if self._interrupted:
+            self._interrupted = False
+            raise KeyboardInterrupt
+
+    def _go_on(self, i: int, answer: Advance[Any] | None) -> tuple[Standing, list[Step]]:
+        """Give an engine its answer, and return where it stands after its reports and the steps that it made."""
+        _, report, history, _ = self._standings[i]
+        request, made = None, []
+        while request is None:
+            try:
+                item = self._tasks[i].run.send(answer)  # type: ignore[arg-type]
+            except StopIteration:
+                break
+            answer = None
+            if not isinstance(item, Report | Growing):
+                request = item
+                continue
+            report = replace(item, step=None)
+            if item.step is not None:
+                choices = detach_choices(item.step.choices)
+                made.append(item.step if choices is item.step.choices else replace(item.step, choices=choices))
+        for step in made:
+            history = History(None if isinstance(report, Growing) else history, step)  # a tree is its own history
+        return Standing(request, report, history, begun=True), made
+
+    def _serve(self, asking: Sequence[int]) -> dict[int, Advance[Any]]:
+        """Make the steps asked for, in a context of their own: what they set in it need not be put back."""
+        before = Surroundings.now()
+        try:
+            return copy_context().run(self._answers, asking)
+        finally:
+            before.put_back()
+
+    def _answers(self, asking: Sequence[int]) -> dict[int, Advance[Any]]:
+        """Serve all programs in one wave of starts and one of moves, other models alone."""
+        enter(self._epoch)
+        answers: dict[int, Advance[Any]] = {}
+        requests = [(i, self._tasks[i], self._standings[i].request) for i in asking]
+        with recording(self.ledger):
+            for kind, serve in ((Start, launch), (Move, resume)):
+                pooled = [one for one in requests if type(one[2]) is kind and isinstance(one[1].model, Program)]
+                if pooled:
+                    answers.update(_together(serve, pooled))
+            for i, task, request in requests:
+                if i not in answers:
+                    assign(np.full(len(request.keys), task.owner))  # type: ignore[union-attr]
+                    answers[i] = _alone(task.model, request)
+        return answers
+
+    # -- what there is ------------------------------------------------------------------------------------------
+
+    def standing(self) -> tuple[int, int, str]:
+        """Return how many particles have finished, of how many, and a line that says more."""
+        last = [now.history.step for now in self._standings if now.history is not None]
+        grown = [now.report.finished for now in self._standings if isinstance(now.report, Growing)]
+        if grown:  # of what searches find, there may be more than is asked for
+            done = sum(grown)
+            total = max(done, self.engine.particles * len(self._tasks))
+        else:
+            done, total = sum(int(step.done.sum()) for step in last), sum(len(step.done) for step in last)
+        share = float(np.mean([step.ess / len(step.done) for step in last])) if last else 0.0
+        tokens = self.ledger.total().tokens_out
+        text = f"{done} of {total} particles finished, step {max((s.depth for s in last), default=0)}, ESS {share:.0%}"
+        return done, total, text + (f", {tokens:,} tokens" if tokens else "")
+
+    @property
+    def posteriors(self) -> list[Posterior]:
+        """The posterior of each model, as far as the run has come; an empty one where it has no particles yet."""
+        by_owner: dict[int, list[int]] = {}
+        for i, task in enumerate(self._tasks):
+            by_owner.setdefault(task.owner, []).append(i)
+        return [self._posterior(places) for places in by_owner.values()]
+
+    @property
+    def posterior(self) -> Posterior:
+        """The posterior of the (first) model, as far as the run has come."""
+        if not self.begun:
+            raise RuntimeError("the run has not made a step yet: iterate over it first")
+        return self.posteriors[0]
+
+    def _posterior(self, places: Sequence[int]) -> Posterior:
+        chains, values, cut = [], [], False
+        first = self._tasks[places[0]]
+        promise = weaker(first.engine.guarantee, getattr(first.model, "guarantee", "unbiased"))
+        for i in places:
+            now = self._standings[i]
+            made = None if now.report is None else _chain(now)
+            if made is not None:
+                chains.append(made[0])
+                values += [detach(value) for value in first.model.values(made[1])]
+            cut |= not now.over and (made is None or promise == "unbiased" or not made[0].complete.all())
+        return Posterior(
+            values=tuple(values),
+            chains=tuple(chains) or (_NOTHING,),
+            cost=self.ledger.of(first.owner),
+            guarantee=weaker(promise, "prefix") if cut else promise,
+            engine=repr(first.engine),
+            model=repr(first.model),
+            seed=first.seed,
+            stopped=self.stopped,
+            ranking=ranking_of(first.engine),
+        )
+
+
+_NOTHING = Chain(np.zeros(0), np.zeros(0, bool), math.nan, ())
+
+
+def _chain(now: Standing) -> tuple[Chain, Any]:
+    """Return what is kept of a chain, and the state that its values are read from."""
+    assert now.report is not None
+    report = now.report.report() if isinstance(now.report, Growing) else now.report
+    tree = report.tree
+    return Chain(
+        log_weights=np.asarray(report.log_weights, float),
+        complete=np.asarray(report.state.done if tree is None else tree.done[tree.particles], bool),
+        log_evidence=report.log_evidence,
+        steps=_listed(now.history) if tree is None else tree.steps,
+        answers=None if report.answers is None else tuple(detach(a) for a in report.answers),
+        tree=tree,
+        info=dict(report.info),
+        serial=report.serial,
+    ), report.state
+
+
+def _listed(history: History | None) -> tuple[Step, ...]:
+    steps = []
+    while history is not None:
+        steps.append(history.step)
+        history = history.before
+    return tuple(reversed(steps))
+
+
+def _together(serve: Any, pooled: Sequence[tuple[int, _Task, Any]]) -> dict[int, Advance[Any]]:
+    """Serve the requests of several programs in one wave, and cut the answer up again."""
+    requests = [request for _, _, request in pooled]
+    sizes = [len(request.keys) for request in requests]
+    keys = _keys.concat([request.keys for request in requests])
+    owners = [task.owner for (_, task, _), size in zip(pooled, sizes) for _ in range(size)]
+    given: list[Any] = []
+    for request, size in zip(requests, sizes):
+        given += list(request.given) if request.given is not None else [None] * size
+    subject: Any
+    if isinstance(requests[0], Start):
+        subject = [task.model for (_, task, _), size in zip(pooled, sizes) for _ in range(size)]
+    else:
+        subject = Particles([item for request in requests for item in request.state.items])
+    whole: Advance[Any] = serve(subject, keys, given, owners)
+    ends = np.cumsum(sizes)
+    return {i: _slice(whole, end - size, end) for (i, _, _), size, end in zip(pooled, sizes, ends.tolist())}
+
+
+def _alone(model: Any, request: Any) -> Advance[Any]:
+    """Serve a request of a model of its own kind."""
+    if isinstance(request, Ask):
+        made: Advance[Any] = getattr(model, request.method)(request.state, request.keys, *request.args)
+        return made
+    if isinstance(request, Start):
+        return model.start(request.keys, request.given)  # type: ignore[no-any-return]
+    return model.advance(request.state, request.keys, request.given)  # type: ignore[no-any-return]
+
+
+def _slice(whole: Advance[Any], start: int, end: int) -> Advance[Any]:
+    rows = slice(start, end)
+    return Advance(
+        Particles(whole.state.items[rows]),
+        whole.choices[rows],
+        whole.log_prob[rows],
+        whole.log_proposal[rows],
+        whole.log_potential[rows],
+        whole.log_twist[rows],
+        whole.done[rows],
+        whole.scored[rows],
+    )

@@ -19,7 +19,10 @@ from ..particles.smc import SMC
 
 
 class Bounds(NamedTuple):
-    """Bounds on log Z in expectation, with the standard errors of both."""
+    """Bounds on log Z in expectation, with the standard errors of both.
+
+    ``upper_se`` is NaN for a single exact draw: all its runs share that draw, and their spread says nothing of it.
+    """
 
     lower: float
     upper: float
@@ -47,7 +50,8 @@ def bounds(
         model: a Feynman–Kac model that scores forced choices.
         engine: an SMC with multinomial, stratified, systematic or residual resampling.
         exact_sample: an exact draw from the posterior, or a list of them, used in turn: values by address (programs
-            only), or the choices of each step.
+            only), or the choices of each step. Runs that share a draw depend on each other, so that ``upper_se`` is
+            that of draws: give as many as there are runs, or nearly.
         seed: of the runs.
         runs: how many of either kind.
 
@@ -76,13 +80,14 @@ def bounds(
         raise ValueError("exact_sample holds no draw")
     made = [by_step(model, sample) if isinstance(sample, Mapping) else sample for sample in samples]
     below = [posterior.log_evidence for posterior in infer([model] * runs, one, seed=seed)]
-    above: list[float] = []
-    for i, sample in enumerate(made):
+    above: list[list[float]] = []
+    for i, sample in enumerate(made[:runs]):
         count = len(range(i, runs, len(made)))
-        if count:
-            start = int(_keys.as_seed(_keys.fold(_keys.root(seed), _keys.tag("upper"), i)))
-            above += [p.log_evidence for p in infer([model] * count, ConditionalSMC(one, sample), seed=start)]
-    return Bounds(*(float(np.mean(x)) for x in (below, above)), *(_error(x) for x in (below, above)))
+        start = int(_keys.as_seed(_keys.fold(_keys.root(seed), _keys.tag("upper"), i)))
+        above.append([p.log_evidence for p in infer([model] * count, ConditionalSMC(one, sample), seed=start)])
+    lower, lower_se = _mean([[x] for x in below])
+    upper, upper_se = _mean(above)
+    return Bounds(lower, upper, lower_se, upper_se)
 
 
 def by_step(model: Any, values: Mapping[str, Any]) -> list[Any]:
@@ -106,5 +111,12 @@ def by_step(model: Any, values: Mapping[str, Any]) -> list[Any]:
     return choices
 
 
-def _error(numbers: Sequence[float]) -> float:
-    return float(np.std(numbers, ddof=1) / math.sqrt(len(numbers))) if len(numbers) > 1 else math.nan
+def _mean(clusters: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the mean of all numbers and its standard error, where those of a cluster depend on each other."""
+    sizes = np.array([len(cluster) for cluster in clusters])
+    sums = np.array([sum(cluster) for cluster in clusters])
+    k, mean = len(clusters), float(sums.sum() / sizes.sum())
+    if k == 1:
+        return mean, math.nan
+    residuals = sums - mean * sizes
+    return mean, math.sqrt(k / (k - 1) * float((residuals**2).sum())) / float(sizes.sum())

@@ -283,9 +283,39 @@ def test_wilson_and_student_agree_with_statsmodels_figures():
         found = intervals.mean_interval([1.0] * k + [0.0] * (n - k), range(n), binary=True)
         assert found == pytest.approx((k / n, low, high), abs=6e-5)
     stats = pytest.importorskip("scipy.stats")
-    sample = [0.3, 1.9, -0.4, 2.2, 0.8]
+    sample = [0.3, 1.7, -0.4, 2.4, 1.0]  # without skewness, so that it is Student's own
     low, high = stats.t.interval(0.95, 4, np.mean(sample), stats.sem(sample))
     assert intervals.mean_interval(sample, range(5), binary=False) == pytest.approx((np.mean(sample), low, high))
+
+
+def test_intervals_of_skewed_numbers_cover_more_than_students():
+    """Coverage of 95% intervals over 10 problems: exponential, and normal, against plain t's of the same samples."""
+    stats = pytest.importorskip("scipy.stats")
+    rng, runs, half = np.random.default_rng(3), 3000, stats.t.ppf(0.975, 9) / math.sqrt(10)
+    for draw, mean, least in ((rng.exponential, 1.0, 0.912), (rng.normal, 0.0, 0.938)):
+        samples = draw(size=(runs, 10))
+        found = [intervals.mean_interval(list(sample), range(10), binary=False) for sample in samples]
+        covers = np.array([low <= mean <= high for _, low, high in found])
+        # True coverages are 0.925 and 0.95; standard error 0.005: a correct one fails with probability 2 × 0.005.
+        assert covers.mean() > least
+    samples = rng.exponential(size=(runs, 10))
+    plain = np.abs(samples.mean(1) - 1.0) <= half * samples.std(1, ddof=1)
+    assert plain.mean() < 0.91
+
+
+def test_a_skewed_interval_is_halls_inverted():
+    """The ends are where Hall's polynomial of T is ± t."""
+    sample = np.array([0.1, 0.2, 0.4, 0.5, 3.0, 0.9])
+    mean, low, high = intervals.mean_interval(list(sample), range(6), binary=False)
+    se, skew, root = sample.std(ddof=1) / math.sqrt(6), ((sample - mean) ** 3).mean() / sample.std() ** 3, math.sqrt(6)
+    for end, want in ((low, 1), (high, -1)):
+        t = (mean - end) / se
+        hall = t + skew * t**2 / (3 * root) + skew**2 * t**3 / 162 + skew / (6 * root)
+        assert hall == pytest.approx(want * intervals.t_quantile(5))
+    assert high - mean > mean - low
+    assert intervals.mean_interval([1.0, 3.0], [0, 1], binary=False)[1:] == pytest.approx(
+        (2 - 12.706, 2 + 12.706), abs=1e-3
+    )
 
 
 def test_every_problem_counts_alike():

@@ -297,9 +297,7 @@ def test_draws_that_are_no_whole_run_are_refused():
 def test_runs_that_share_an_exact_draw_count_as_one():
     """The reported variance of the upper bound is that of its repetitions, where each of 3 draws serves 5 runs."""
     repeats = 100
-    found = [
-        fk.bounds(tokens(), fk.SMC(2), exact_sample=draws(3, seed), seed=seed, runs=15) for seed in range(repeats)
-    ]
+    found = [fk.bounds(tokens(), fk.SMC(2), exact_sample=draws(3, seed), seed=seed, runs=15) for seed in range(repeats)]
     uppers, variances = np.array([b.upper for b in found]), np.array([b.upper_se**2 for b in found])
     # E[variance] = Var(upper): z-score of their difference by repetition; a correct one fails once in 50,000 times.
     # As if all 15 were independent it is a quarter of that, some 5 standard errors away.

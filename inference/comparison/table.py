@@ -10,8 +10,9 @@ from html import escape
 from typing import Any, Literal
 
 from ...ppl.cost import UNITS
+from ..base.student import NOTHING, Interval
 from ..drawing.views import number
-from .intervals import NOTHING, Interval, difference_interval, mean_interval
+from .intervals import difference_interval, mean_interval
 from .trials import Row, Trial, TrialRun
 
 Over = Literal["problems", "seeds"]

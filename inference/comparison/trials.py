@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...ppl.cost import Cost
-from .intervals import Interval
+from ..base.student import Interval
 
 
 @dataclass(frozen=True)

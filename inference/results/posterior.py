@@ -20,6 +20,7 @@ from ..base.checks import one_of
 from ..base.engine import Guarantee, Ranking
 from ..base.selection import best_of, one_nan
 from ..base.step import Step
+from ..base.student import LEVEL, Interval, interval
 from ..base.weights import ess, logmeanexp, normalize
 from ..drawing.html import posterior_html
 from ..drawing.summary import summary
@@ -118,6 +119,22 @@ class Posterior:
     def log_evidence_se_reason(self) -> str:
         """Why ``log_evidence_se`` is NaN; empty where it is a number."""
         return self._evidence_error.reason
+
+    def log_evidence_interval(self, level: float = LEVEL) -> Interval:
+        """Return log Ẑ with its confidence interval, by Student's t: mean, low, high; NaN where there is no error.
+
+        Of several chains it covers what it says; of one chain less, see `standard_error`.
+
+        >>> import feynkac as fk
+        >>> @fk.program
+        ... async def coin():
+        ...     heads = await fk.sample("heads", fk.dist.Bernoulli(0.5))
+        ...     await fk.factor("G", 1.0 * heads)
+        >>> mean, low, high = fk.infer(coin(), fk.SMC(100, chains=4), seed=0).log_evidence_interval()
+        >>> low < fk.enumerate_program(coin()).log_evidence < high
+        True
+        """
+        return interval(self.log_evidence, self._evidence_error.value, self._evidence_error.df, level)
 
     @cached_property
     def serial(self) -> bool:
@@ -237,6 +254,8 @@ class Posterior:
     def estimate(self, fn: Callable[[Any], Any]) -> Estimate:
         """Return `expect` of ``fn(value)`` with its standard error: ``mean, se, reason = posterior.estimate(fn)``.
 
+        ``posterior.estimate(fn).interval()`` is its 95% interval, by Student's t. Several chains cover best.
+
         From several chains, or from the genealogy of one that was resampled by the multinomial scheme or not at all,
         and not moved (Lee and Whiteley 2018, doi:10.1093/biomet/asy028); else NaN, and the reason. Both rest on the
         delta method, and say too little where few founders survive.
@@ -255,8 +274,8 @@ class Posterior:
         mean = np.tensordot(weights[used], terms, 1)
         residuals = np.zeros((len(self), *terms.shape[1:]))
         residuals[used] = (terms - mean) * weights[used].reshape(-1, *[1] * (terms.ndim - 1))
-        se, reason = mean_error(self.chains, weights, residuals)
-        return Estimate(_plain(mean), _plain(se), reason)
+        se, reason, df = mean_error(self.chains, weights, residuals)
+        return Estimate(_plain(mean), _plain(se), reason, df)
 
     def best_of(self, k: int, quality: Callable[[Any], float]) -> float:
         """Return the expected ``quality(value)`` of best-of-k, ranked by reward, from this pool of runs.

@@ -494,32 +494,6 @@ def test_arrays_of_a_posterior_are_read_only_and_those_of_the_model_are_not():
     assert all(advance.log_potential.flags.writeable for advance in made)
 
 
-def test_a_file_of_the_first_format_is_still_read(tmp_path):
-    posterior = fk.infer(t2(), fk.SMC(10, ess_threshold=1.0, resampling="multinomial"), seed=0)
-    new, old = tmp_path / "new.fk", tmp_path / "old.fk"
-    posterior.save(new)
-    assert fk.Posterior.load(new).log_evidence_se_reason == posterior.log_evidence_se_reason
-    assert [s.scheme for s in fk.Posterior.load(new).steps] == [s.scheme for s in posterior.steps]
-    with zipfile.ZipFile(new) as source, zipfile.ZipFile(old, "w") as target:
-        for name in source.namelist():
-            data = source.read(name)
-            if name == "posterior.json":
-                head = json.loads(data)
-                assert head["format"] == 3
-                head["format"] = 1
-                for chain in head["chains"]:
-                    del chain["answers"], chain["tree"]
-                    for step in chain["steps"]:
-                        step["scalars"] = step["scalars"][:4]
-                data = json.dumps(head).encode()
-            target.writestr(name, data)
-    loaded = fk.Posterior.load(old)
-    assert loaded.values == posterior.values
-    assert [s.temperature for s in loaded.steps] == [1.0] * len(posterior.steps)
-    assert [s.resampled for s in loaded.steps] == [s.resampled for s in posterior.steps]
-    assert math.isnan(loaded.log_evidence_se)  # it does not say how it was resampled
-
-
 # -- intervals --------------------------------------------------------------------------------------------------------
 
 

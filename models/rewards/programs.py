@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ _FENCE = re.compile(
     r"^[ \t]*```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE | re.IGNORECASE
 )
 
-_RUNNER = str(Path(__file__).with_name("runner.py"))
+_RUNNER, _EXAMINER = (str(Path(__file__).with_name(f"{name}.py")) for name in ("runner", "examiner"))
+_NOBODY = str(None)
+"""What the examiner says where the code is gone."""
 
 
 @dataclass(frozen=True)
@@ -53,23 +57,35 @@ def run_python(
     output: int = 1 << 16,
     started: Callable[[subprocess.Popen[Any]], None] = lambda process: None,
 ) -> Run:
-    """Run code, then tests in its namespace, in a fresh process, within limits of time, memory and output.
+    """Run code in a fresh process, and tests of it in another, within limits of time, memory and output.
 
-    **This is no security sandbox.** It stops accidents (endless loops, memory, floods of output), not attacks: the
-    code can read and write what you can, use the network, and start processes that outlive it. Run code that you do
-    not trust in a container or a virtual machine.
+    The verdict does not come from the code's process. Where a test calls a function of the code, the call is made
+    there, and its value comes back as plain data (numbers, strings, containers, NumPy arrays), which the test compares
+    in its own process: so code that ends itself, replaces what Python has built in, or returns an object that is equal
+    to everything, does not pass. Objects of the code's own classes stay there; tests may use their methods, items and
+    attributes, compare them with each other, and are refused (TypeError) where they would compare or reckon one with
+    data. Containers that a call changes are changed; functions and objects of the tests may be given to the code.
+    Names that Python has built in are Python's in the tests. A coroutine is not run, a class of the code cannot be
+    inherited from in a test, and its output is not what ``sys.stdout`` is there.
+
+    **This is no security sandbox.** It stops accidents (endless loops, memory, floods of output) and a search's easy
+    ways to a pass, not attacks: the code can read and write what you can (files of this Python, too, and, where the
+    system lets it trace them, other processes: those of root, say), use the network, and start processes that outlive
+    it. And a test that asks an object for its own opinion, as in ``assert f(x)`` or ``assert f(x).startswith("a")``,
+    gets it: compare values. Without tests, that code ran to its end is its own word. Run code that you do not trust
+    in a container or a virtual machine.
 
     The process gets an empty temporary folder, none of your environment variables, and the installed packages of this
     Python. Linux and macOS; memory is limited on Linux alone.
 
     Args:
         code: what the model wrote.
-        tests: statements that raise where the code is wrong, such as assertions.
+        tests: statements that raise where the code is wrong, such as assertions; they find what it defines by name.
         stdin: what the code may read.
         timeout: seconds; then the process is killed with all that it started.
         memory: bytes of address space.
         output: bytes of output, and of any file that it writes.
-        started: called with the process once it runs.
+        started: called with each of the two processes once it runs.
 
     Raises ValueError for tests that are not Python (that is no fault of the code), too small an output, and a timeout
     that is not positive.
@@ -86,36 +102,47 @@ def run_python(
     job = json.dumps({"code": code, "tests": tests, "memory": memory, "output": output})
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="feynkac-") as folder, contextlib.ExitStack() as files:
-        given, read, written, result = (files.enter_context(tempfile.TemporaryFile()) for _ in range(4))
-        for file, string in ((given, job), (read, stdin)):
-            file.write(string.encode(errors="surrogatepass"))
-            file.seek(0)
-        passed = [result.fileno(), given.fileno()]
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-X", "utf8", _RUNNER, *map(str, passed)], cwd=folder, env=_environment(folder),
-            pass_fds=passed, stdin=read, stdout=written, stderr=written, start_new_session=True,
-        )  # fmt: skip
+        read, written = (files.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+        read.write(stdin.encode(errors="surrogatepass"))
+        read.seek(0)
+        (mine, told), (there, here) = socket.socketpair(), socket.socketpair()
+        ends = [files.enter_context(end) for end in (mine, told, there, here)]
+        processes: list[subprocess.Popen[Any]] = []
         try:
-            started(process)
-            over = _wait(process, timeout)
+            for script, given, passed in ((_RUNNER, read, [there]), (_EXAMINER, subprocess.DEVNULL, [here, told])):
+                numbers = [end.fileno() for end in passed]
+                process = subprocess.Popen(
+                    [sys.executable, "-I", "-X", "utf8", script, *map(str, numbers)], cwd=folder,
+                    env=_environment(folder), pass_fds=numbers, stdin=given, stdout=written, stderr=written,
+                    start_new_session=True,
+                )  # fmt: skip
+                processes.append(process)
+                started(process)
+            for end in ends[1:]:
+                end.close()
+            verdict = _ask(mine, job, began + timeout)
+            reached = time.monotonic() < began + timeout
+            if verdict == _NOBODY:  # how did it end? It may still be about to.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    processes[0].wait(1.0)
+            ended = processes[0].poll()
         finally:
-            kill_group(process)
+            for process in processes:
+                kill_group(process)
         seconds = time.monotonic() - began
         size = os.fstat(written.fileno()).st_size
         written.seek(0)
         shown = written.read(output).decode(errors="replace")
-        result.seek(0)
-        told = result.read()
-    reason = "timeout" if over else _reason(process.returncode, told, size >= output)
+    reason = _reason(verdict, ended, size >= output) if reached else "timeout"
     return Run(not reason, reason, shown, seconds)
 
 
 class CodeTests(DetailedReward[tuple[Run, ...]]):
     """The share of tests that model-written Python passes, a probability.
 
-    Each test runs in a process of its own (see `run_python`, above all what it does **not** protect from), as many at
-    a time as there are workers. Time or memory exceeded, a crash, an early exit or an exception is a failed test;
-    ``details`` gives the `Run` of each, with its reason and output.
+    Each test, and the code anew for it, runs in a process of its own (see `run_python`: how they talk, and above all
+    what it does **not** protect from), as many at a time as there are workers. Time or memory exceeded, a crash, an
+    early exit or an exception is a failed test; ``details`` gives the `Run` of each, with its reason and output.
 
     Args:
         tests: statements that raise where the code is wrong; several are scored apart.
@@ -181,7 +208,7 @@ class _Running:
 
     def __init__(self, limits: dict[str, Any]) -> None:
         self._limits = limits
-        self._by_thread: dict[int, subprocess.Popen[Any]] = {}
+        self._by_thread: dict[int, list[subprocess.Popen[Any]]] = {}
         self._stopped = False
         self._lock = threading.Lock()
 
@@ -194,14 +221,14 @@ class _Running:
 
     def _add(self, process: subprocess.Popen[Any]) -> None:
         with self._lock:
-            self._by_thread[threading.get_ident()] = process
+            self._by_thread.setdefault(threading.get_ident(), []).append(process)
             if self._stopped:
                 kill_group(process)
 
     def stop(self) -> None:
         with self._lock:
             self._stopped = True
-            for process in self._by_thread.values():
+            for process in chain.from_iterable(self._by_thread.values()):
                 if process.returncode is None:
                     kill_group(process)
 
@@ -222,24 +249,35 @@ def _environment(home: str) -> dict[str, str]:
     return {"HOME": home, "TMPDIR": home, "PATH": os.defpath, **threads}
 
 
-def _wait(process: subprocess.Popen[Any], timeout: float) -> bool:
-    """Wait for a process; return whether it took too long."""
+def _ask(line: socket.socket, job: str, until: float) -> str | None:
+    """Give a job to the examiner, and return its verdict; None where it has none in time, or is gone."""
+    told = b""
     try:
-        process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        return True
-    return False
+        line.settimeout(max(until - time.monotonic(), 0.001))
+        line.sendall(job.encode(errors="surrogatepass"))
+        line.shutdown(socket.SHUT_WR)
+        while True:
+            line.settimeout(max(until - time.monotonic(), 0.001))
+            part = line.recv(1 << 12)
+            if not part:
+                break
+            told += part
+        return str(json.loads(told))
+    except (OSError, ValueError):  # in time or not, which the caller knows
+        return None
 
 
-def _reason(code: int, told: bytes, full: bool) -> str:
-    if told:
-        try:
-            return str(json.loads(told))
-        except ValueError:  # the code wrote there
-            return "its result was written over"
+def _reason(verdict: str | None, ended: int | None, full: bool) -> str:
+    """Return why code failed: what the examiner says, or how its process ended."""
+    if verdict is None:
+        return "its tests were ended"
+    if verdict != _NOBODY:
+        return verdict
     if full:
         return "output"
-    return f"crash: signal {-code}" if code < 0 else f"it ended before its tests did, with exit code {code}"
+    if ended is None:
+        return "it hung up on its tests"
+    return f"crash: signal {-ended}" if ended < 0 else f"it ended before its tests did, with exit code {ended}"
 
 
 def _check_tests(tests: str) -> None:

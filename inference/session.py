@@ -191,9 +191,10 @@ class Session:
             total = max(done, self.engine.particles * len(self._tasks))
         else:
             done, total = sum(int(step.done.sum()) for step in last), sum(len(step.done) for step in last)
-        share = float(np.mean([step.ess / len(step.done) for step in last])) if last else 0.0
+        text = f"{done} of {total} particles finished, step {max((s.depth for s in last), default=0)}"
+        if last and not grown:  # the last step of a search or a Markov chain is not its sample
+            text += f", ESS {float(np.mean([step.ess / len(step.done) for step in last])):.0%}"
         tokens = self.ledger.total().tokens_out
-        text = f"{done} of {total} particles finished, step {max((s.depth for s in last), default=0)}, ESS {share:.0%}"
         return done, total, text + (f", {tokens:,} tokens" if tokens else "")
 
     @property

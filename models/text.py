@@ -209,9 +209,11 @@ class Text:
 
         Raises TypeError where the data are of other types, as those of a hostile file may be.
         """
-        texts = [data["identity"], data["prompt"], data["response"], data["finish_reason"] or "", *data["steps"]]
-        numbers = [data["begin"], data["shown"] or 0, *data["prompt_tokens"], *data["tokens"]]
-        if {*map(type, texts)} != {str} or {*map(type, numbers)} != {int} or type(data["log_prob"]) is not float:
+        texts = [data["identity"], data["prompt"], data["response"], *data["steps"]]
+        numbers = [data["begin"], *data["prompt_tokens"], *data["tokens"]]
+        perhaps = type(data["shown"]) in (int, type(None)) and type(data["finish_reason"]) in (str, type(None))
+        right = {*map(type, texts)} == {str} and {*map(type, numbers)} == {int} and type(data["log_prob"]) is float
+        if not (perhaps and right):
             raise TypeError("the data are not those of a text")
         return cls(
             identity=data["identity"],

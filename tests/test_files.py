@@ -16,6 +16,7 @@ import pytest
 from test_report import Balanced
 
 import feynkac as fk
+from feynkac.inference.plots.report import _page
 from feynkac.inference.results.encoding import Decoder, Encoder
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'\x1b[31m\u202e"
@@ -67,6 +68,7 @@ def use(posterior):
     posterior.warnings
     fk.plots.genealogy_html(posterior)
     fk.plots.tokens_html(posterior)
+    _page(posterior)
     for i in range(len(posterior)):
         posterior.trace(i)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,7 +109,10 @@ def _past(posterior: Posterior, best: int) -> str:
     """Show the past of a particle: as a film where values are pictures and the history has them, else as text."""
     title = f"What the best particle did (number {best})"
     chain = next(c for c, one in enumerate(posterior.chains) if one is posterior._locate(best)[0])
-    shown = reel(posterior, best, 10) if Faces(posterior, chain) else []
+    shown = []
+    if Faces(posterior, chain):
+        with suppress(ValueError):  # this particle and its past may hold none
+            shown = reel(posterior, best, 10)
     if len(shown) > 1:
         film = grid_html([(thumbnail_html(pixels, f"step {t}", 72), f"step {t}") for t, _, pixels in shown])
         return _section(title, film, "What it and its ancestors chose, at evenly spaced steps, and the value.")

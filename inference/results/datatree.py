@@ -30,7 +30,7 @@ def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) ->
 
     Groups:
         posterior: numbers, (chain, draw), as `equal_draws` has them. Bools are 0 and 1. The coordinate ``particle`` of
-            each draw is the particle that it is. Engines that are heuristic have no such group, for their weights
+            each draw is the particle that it is. Where all is text, it is the reward, ``log_potential``. Engines that are heuristic have no such group, for their weights
             select and are no probabilities: ArviZ then says that there is none.
         posterior_text: what is text (strings, `Text`, other objects by ``str``) of the same draws. It is a group of
             its own, since ``az.summary`` and its kin take numbers alone.
@@ -95,6 +95,7 @@ def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) ->
     arrays = {name: variable.array for name, variable in found.items()}
     numbers = {name: _number(array[index]) for name, array in arrays.items() if array.dtype.kind in "biufc"}
     texts = {name: array[index] for name, array in arrays.items() if name not in numbers}
+    numbers = numbers or {"log_potential": posterior.log_potential[index]}
     library = {"inference_library": "feynkac", "inference_library_version": importlib.metadata.version("feynkac")}
 
     def group(data: dict[str, NDArray[Any]], lead: list[str]) -> Any:

@@ -198,9 +198,11 @@ def _row(entry: _Entry, weights: Floats, rows: Index | None) -> Row:
         return Row(entry.name, *(math.nan,) * 5, ess=size, rhat=gap, present=present, top=top)
     used = np.flatnonzero(w)
     x, w = x[used], w[used]
-    mean = float(w @ x)
+    with np.errstate(over="ignore", invalid="ignore"):  # of infinite numbers
+        mean = float(w @ x)
+        sd = math.sqrt(float(w @ (x - mean) ** 2))
     low, median, high = _quantiles(x, w, (0.05, 0.5, 0.95))
-    return Row(entry.name, mean, math.sqrt(max(float(w @ (x - mean) ** 2), 0.0)), low, median, high, size, gap, present)
+    return Row(entry.name, mean, sd, low, median, high, size, gap, present)
 
 
 def _quality(entry: _Entry, weights: Floats, rows: Index | None) -> tuple[float, float]:

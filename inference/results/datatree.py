@@ -30,8 +30,9 @@ def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) ->
 
     Groups:
         posterior: numbers, (chain, draw), as `equal_draws` has them. Bools are 0 and 1. The coordinate ``particle`` of
-            each draw is the particle that it is. Where all is text, it is the reward, ``log_potential``. Engines that are heuristic have no such group, for their weights
-            select and are no probabilities: ArviZ then says that there is none.
+            each draw is the particle that it is. Where all is text, it is the reward, ``log_potential``. Engines that
+            are heuristic have no such group, for their weights select and are no probabilities: ArviZ then says that
+            there is none.
         posterior_text: what is text (strings, `Text`, other objects by ``str``) of the same draws. It is a group of
             its own, since ``az.summary`` and its kin take numbers alone.
         particles: (chain, draw): the particles as they are, unfinished ones too, numbers and texts alike, with their

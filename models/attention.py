@@ -58,26 +58,34 @@ class AttentionForwarder(Forwarder):
         self.store.reset()
         limit, self.store.limit = self.store.limit, sys.maxsize  # or histories that should meet in a pass might not
         batch, self.max_batch = self.max_batch, max(self.max_batch, 4)
-        ways = self._ways()
-        with self.live.hold(), trying(self.model):
-            padding = getattr(core(self.model).config.get_text_config(), "pad_token_id", None)
-            trial = Trial(self, padding)
-            for self._takes_positions, self.ragged in ways[:-1]:
-                if trial.passes():
-                    break
+        try:
+            with self.live.hold(), trying(self.model):
+                self._settle()
+        finally:
+            self.clear()
+            self.store.limit, self.max_batch = limit, batch
+            self.forget()
+
+    def _settle(self) -> None:
+        """Run the model as it serves best and passes; without padding tokens within texts, if not with them."""
+        self._padding = None
+        padding = getattr(core(self.model).config.get_text_config(), "pad_token_id", None)
+        known = padding is not None and 0 <= padding < self.vocab_size
+        for tried in (padding, None) if known else (None,):
+            trial = Trial(self, tried)
+            for numbered, ragged in self._ways():
                 self.clear()
-            else:
-                self._takes_positions, self.ragged = ways[-1]
-                trial.run()
-            self._padding = padding if trial.minds_padding() else None
-        self.clear()
-        self.store.limit, self.max_batch = limit, batch
-        self.forget()
+                self._takes_positions, self.ragged = numbered, ragged
+                fault = trial.fault()
+                if fault is None:
+                    self._padding = padding if known and tried is None else None
+                    return
+        raise fault
 
     def _ways(self) -> list[tuple[bool, bool]]:
         """Whether to number positions, and whether to pad: from what serves best to what asks least of a model."""
-        numbered = self.positions_name in accepted(self.model)
-        return [*([(True, True)] if numbered else []), (False, True), (False, False)]
+        takes = self.positions_name in accepted(self.model)
+        return [*([(True, True)] if takes else []), (False, True), (False, False)]
 
     def roots(self, tree: Tree, tokens: NDArray[np.int64]) -> list[Node]:
         """Return two beginnings for a trial."""

@@ -131,8 +131,10 @@ class EncoderDecoderForwarder(AttentionForwarder):
     def measure(self) -> None:
         """Find out how the model can be run exactly, and what a token of a prompt takes."""
         limit, self._encoded.limit = self._encoded.limit, sys.maxsize
-        super().measure()
-        self._encoded.limit = limit
+        try:
+            super().measure()
+        finally:
+            self._encoded.limit = limit
 
     def roots(self, tree: Tree, tokens: NDArray[np.int64]) -> list[Node]:
         """Return two beginnings for a trial, whose prompts differ in length."""

@@ -56,77 +56,63 @@ class Disagreement(Exception):
 
 
 class Trial:
-    """Histories of a few tokens, two of which begin alike, and what whole passes give for them.
+    """Three histories of a few tokens, two of which begin alike, and what whole passes give for them.
 
-    A fourth has a padding token in it, if there is one.
-
-    Raises Disagreement where a history's beginning gets other logits alone than within the whole.
+    The third has a padding token within it, if one is given.
     """
 
     def __init__(self, forwarder: AttentionForwarder, padding: int | None) -> None:
         self._forwarder = forwarder
-        self._precision = rounding(forwarder.model)
-        self._most = most_by_rounding(forwarder.model)
         tree = Tree()
         random = np.random.default_rng(0)
         ordinary = np.setdiff1d(np.arange(forwarder.vocab_size), list(_special(core(forwarder.model).config.to_dict())))
-        most = min(_TOKENS, forwarder.longest or _TOKENS)
         if len(ordinary) < 2:
             ordinary = np.arange(forwarder.vocab_size)
-        roots = forwarder.roots(tree, random.permutation(ordinary))
-        ends = [tree.extend(root, random.choice(ordinary, most - root.length).tolist()) for root in roots]
-        fork = ends[0].ancestor(min(_FORK, most - 1))
-        ends.insert(1, tree.extend(fork, random.choice(ordinary, most - fork.length).tolist()))
-        if padding is not None and 0 <= padding < forwarder.vocab_size:
-            ends.append(tree.extend(ends[2].ancestor(min(2, most - 1)), (padding, *ends[0].tokens(most // 2))))
-        self._ends = ends
+        most = min(_TOKENS, forwarder.longest or _TOKENS)
+        one, other = forwarder.roots(tree, random.permutation(ordinary))
+        drawn = random.choice(ordinary, (3, most)).tolist()
+        a = tree.extend(one, drawn[0][one.length :])
+        fork = a.ancestor(min(_FORK, most - 1))
+        b = tree.extend(fork, drawn[1][fork.length :])
+        if padding is not None:
+            drawn[2][min(other.length, most - 1)] = padding
+        c = tree.extend(other, drawn[2][other.length :])
+        self._ends = a, b, c
         self._truth: dict[Node, Any] = {}
-        for end in ends:
-            logits = self._whole(end)
+        for end in self._ends:
+            logits = forwarder.bare(Job(end, 0, None, None), True)[0]
             node: Node | None = end
             while node is not None:
                 self._truth.setdefault(node, logits)
                 node = node.parent
-        part = ends[0].ancestor(most // 2)
-        what = "a text's beginning alone, not within the whole (if it reads on, set is_decoder=True)"
-        self._seen = self._check(what, part, self._whole(part), self._most)
 
-    def passes(self) -> bool:
-        """Return whether the model passes as it is run now."""
+    def fault(self) -> Exception | None:
+        """Return what is wrong as the model is run now, if anything is."""
         try:
-            self.run()
+            self._run()
         except torch.cuda.OutOfMemoryError:
             raise
-        except (Disagreement, *FAULTS):
-            return False
-        return True
+        except (Disagreement, *FAULTS) as fault:
+            return fault
+        return None
 
-    def run(self) -> None:
+    def _run(self) -> None:
         """Raise Disagreement where the histories, forwarded in pieces, do not get the logits of whole passes.
 
         What rounding explains is learned from a history that is alone: in company it must not be off by much more.
         """
         a, b, c = 0, 1, 2
-        alone = [self._step("tokens alone", {a: 4}, self._most), self._step("a token after others", {a: 5}, self._most)]
-        allowed = self._allowed = min(0.1, max(min(0.03, 300 * self._precision), 4 * max(self._seen, *alone)))
+        precision = rounding(self._forwarder.model)
+        most = most_by_rounding(self._forwarder.model)
+        what = "tokens alone, not before others (if the model reads on, set is_decoder=True)"
+        alone = max(self._step(what, {a: 4}, most), self._step("a token after others", {a: 5}, most))
+        allowed = min(0.1, max(min(0.03, 300 * precision), 4 * alone))
         self._step("texts that part", {a: 6, b: 6}, allowed)
         self._step("texts of unequal lengths", {a: 7, b: 7, c: 3}, allowed)
         self._step("texts that go on in place", {a: 8, c: 4}, allowed)
         self._step("a text that leaves others", {a: 9}, allowed)
         self._step("texts whose kept tokens move", {a: 10, c: 5}, allowed)
         self._step("all tokens of texts in one pass", {a: 10, b: 10, c: 8}, allowed, {a: 7, b: 5, c: 0})
-
-    def minds_padding(self) -> bool:
-        """Return whether a padding token within a text makes of the rest something else in pieces than at once."""
-        try:
-            for length in (3, 5) if len(self._ends) > 3 else ():
-                self._step("a text with a padding token", {3: length}, self._allowed)
-        except Disagreement:
-            return True
-        return False
-
-    def _whole(self, node: Node) -> Any:
-        return self._forwarder.bare(Job(node, 0, None, None), True)[0]
 
     def _step(self, what: str, lengths: dict[int, int], allowed: float, first: dict[int, int] | None = None) -> float:
         nodes = [self._ends[i].ancestor(min(n, self._ends[i].length)) for i, n in lengths.items()]

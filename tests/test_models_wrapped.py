@@ -9,6 +9,8 @@ import pytest
 import torch
 import transformers as hf
 from random_models import draw, fresh_log_prob, random_weights, two_tokens
+from test_models_encdec import fresh_log_prob as fresh_log_prob_of_response
+from zoo import build
 
 import feynkac as fk
 from feynkac.models import trial
@@ -162,6 +164,25 @@ def test_positions_that_begin_after_paddings(kind):
     assert len(full.prompt_tokens) + len(full.tokens) == 42
 
 
+@pytest.mark.parametrize("kind", ["roberta", "m2m_100"])
+def test_padding_tokens_within_a_text(kind):
+    """Some models number positions past them: such texts go through the model whole."""
+    lm = tiny_lm(model=build(kind, "causal" if kind == "roberta" else "encoder–decoder"))
+    lm.eos = frozenset()
+    padding = lm.model.config.pad_token_id
+    truth = fresh_log_prob if kind == "roberta" else fresh_log_prob_of_response
+    texts = [lm.prompt("Once"), lm.prompt("The sea said")]
+    mask = np.arange(lm.vocab_size) == padding
+    for t in range(4):  # one of them draws a padding token, and both go on side by side
+        first = lm.next_token(texts[0], mask=mask) if t == 1 else lm.tokens(texts[0], 2)
+        texts = draw([first, lm.tokens(texts[1], 1 + t % 2)], t)
+    assert padding in texts[0].tokens
+    np.testing.assert_allclose(evaluate([lm.score(text) for text in texts]), [truth(lm, x) for x in texts], atol=1e-4)
+    longer = draw([lm.tokens(text, 3) for text in texts], 9)
+    for text, more in zip(texts, longer):
+        assert more.log_prob - text.log_prob == pytest.approx(truth(lm, more) - truth(lm, text), abs=1e-4)
+
+
 @pytest.mark.parametrize("name", [pytest.param("compiled", marks=pytest.mark.slow), "around", "roberta"])
 def test_smc_is_unbiased(name):
     # 3 comparisons at |z| < Z_LIMIT, each false about once in 50,000 (see laws.py).
@@ -261,7 +282,7 @@ def test_a_trial_takes_few_short_passes():
     )
     tiny_lm(model=model)
     handle.remove()
-    assert len(seen) <= 15
+    assert len(seen) <= 12
     assert max(rows * columns for rows, columns in seen) <= 30
 
 

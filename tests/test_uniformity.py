@@ -299,8 +299,8 @@ def test_every_engine_of_the_library_is_in_the_table():
     assert all(set(refused) <= {*PROGRAMS, *SHIPPED} for _, refused in ENGINES.values())
 
 
-UNBIASED = "SMC ImportanceSampling ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC"
-CONSISTENT = "TreeSampling ParticleGibbs SuffixMH ParallelTempering PowerSampling"
+UNBIASED = "SMC ImportanceSampling ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC TreeSampling"
+CONSISTENT = "ParticleGibbs SuffixMH ParallelTempering PowerSampling"
 BY_REWARD = (
     "SMC ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC SVDD RolloverBudget "
     "TreeSampling TreeSearch ParticleGibbs SuffixMH ParallelTempering PowerSampling"

@@ -34,18 +34,22 @@ class Fork:
 
     Attributes:
         children: the nodes.
-        reach: for each, the log-weight of the step to it plus its value.
-        visits: how many rollouts took each, those still under way included.
+        promise: the log-weight from the fork to where its line may part again, or ends, plus the twist's level there;
+            −inf where that is dead.
+        reach: the log-weight of the step to it plus its value; −inf where all that is known of it is dead.
+        visits: how many rollouts took it, those still under way included.
+        going: whether its line may part again.
     """
 
-    __slots__ = ("children", "reach", "visits")
+    __slots__ = ("children", "going", "promise", "reach", "visits")
 
     def __init__(self) -> None:
-        self.children, self.reach, self.visits = array("q"), array("d"), array("q")
+        self.children, self.visits = array("q"), array("q")
+        self.promise, self.reach, self.going = array("d"), array("d"), array("b")
 
 
-Descend = Callable[[Fork, int, Keys], int]
-"""Choose among the children of a fork (the position of one whose reach is finite), given its visits and a key."""
+Descend = Callable[[Fork, int], int]
+"""Choose among the children of a fork that are not all dead (the position of one that is not), given its visits."""
 
 
 class Growth:
@@ -76,6 +80,7 @@ class Growth:
         self._parent, self._depth, self._place = array("q", [-1]), array("q", [-1]), array("q", [0])
         self._first, self._entered, self._ends = array("q", [-1]), array("q", [0]), array("q", [0])
         self._log_edge, self._log_potential, self.value = array("d", [0.0]), array("d", [0.0]), array("d", [0.0])
+        self._log_twist = array("d", [0.0])
         self._done = array("b", [0])
         self._choices: list[Any] = [()]
         self._forks: dict[int, Fork] = {}
@@ -90,7 +95,8 @@ class Growth:
     def plan(self, count: int, descend: Descend) -> list[tuple[int, int]]:
         """Send up to ``count`` rollouts down, and return the nodes that get a new child, with its number.
 
-        A rollout that comes to a leaf ends there. Those of one plan see each other's visits, but not what they find.
+        A rollout that comes to a leaf, or to where all is dead, ends there. Those of one plan see each other's visits,
+        but not what they find.
         """
         points: list[tuple[int, int]] = []
         pending: Counter[int] = Counter()
@@ -105,8 +111,8 @@ class Growth:
             if not self._done[x] and self._widens(x, pending[x]):
                 points.append((x, self._count(x) + pending[x]))
                 pending[x] += 1
-            elif points and not self._done[x]:
-                break  # all that can be taken from here is still on its way
+            elif points and x == 0 and self._first[0] < 0:
+                break  # the root, whose first children are still on their way
             else:
                 self._ends[x] += 1
             self._enter(path)
@@ -124,15 +130,14 @@ class Growth:
         return self._count(x) + pending < most
 
     def _take(self, x: int, descend: Descend) -> int:
-        """Return the child that a rollout goes to from x, or −1 where none has positive weight."""
+        """Return the child that a rollout goes to from x, or −1 where all are dead."""
         fork = self._forks.get(x)
         if fork is None:
             only = self._first[x]
-            return only if only >= 0 and self._log_edge[only] + self.value[only] > -math.inf else -1
-        if max(fork.reach) == -math.inf:
+            return only if only >= 0 and self._log_edge[only] > -math.inf else -1
+        if max(fork.promise) == -math.inf:
             return -1
-        key = _keys.fold(self._key, _keys.tag("descend"), self.rollouts, self._depth[x] + 1)
-        return fork.children[descend(fork, self._entered[x], key)]
+        return fork.children[descend(fork, self._entered[x])]
 
     def _enter(self, path: Sequence[int]) -> None:
         for x in path:
@@ -199,6 +204,10 @@ class Growth:
         if not (edge < np.inf).all():
             i = int(np.flatnonzero(~(edge < np.inf))[0])
             raise InvalidWeight(f"the weight of rollout {i} of its wave is {edge[i]} at depth {self._depth[at[i]] + 1}")
+        twist = np.asarray(advance.log_twist, float)
+        if not np.isfinite(twist).all():
+            i = int(np.flatnonzero(~np.isfinite(twist))[0])
+            raise InvalidWeight(f"the twist of rollout {i} of its wave is {twist[i]} at depth {self._depth[at[i]] + 1}")
         stop = np.asarray(advance.done, bool) | np.isneginf(edge)
         n, first = len(at), len(self._parent)
         depth = [self._depth[x] + 1 for x in at.tolist()]
@@ -206,6 +215,7 @@ class Growth:
         self._parent.extend(at.tolist())
         self._depth.extend(depth)
         self._log_edge.extend(edge.tolist())
+        self._log_twist.extend(twist.tolist())
         self._log_potential.extend(np.asarray(advance.log_potential, float).tolist())
         self._done.extend(stop.astype(int).tolist())
         for column, default in ((self._place, 0), (self._first, -1), (self._entered, 1), (self._ends, 0)):
@@ -232,8 +242,12 @@ class Growth:
         """Link the nodes made since the tree had ``size``, and bring the values above them up to date."""
         fresh = range(size, len(self._parent))
         for x in fresh:
-            self._link(x)
             self._ends[x] = int(self._done[x])
+            if self._first[self._parent[x]] < 0:
+                self._first[self._parent[x]] = x
+        for x in fresh:
+            if self._first[self._parent[x]] != x:
+                self._join(x)
         above: set[int] = set()
         for x in expanded:
             while x >= 0 and x not in above:
@@ -242,11 +256,9 @@ class Growth:
         for x in [*reversed(fresh), *sorted(above, reverse=True)]:  # children come after their parents
             self._update(x)
 
-    def _link(self, x: int) -> None:
+    def _join(self, x: int) -> None:
+        """Make a further child part of its parent's fork."""
         parent = self._parent[x]
-        if self._first[parent] < 0:
-            self._first[parent] = x
-            return
         fork = self._forks.get(parent)
         new = [x]
         if fork is None:
@@ -257,6 +269,17 @@ class Growth:
             fork.children.append(child)
             fork.reach.append(self._log_edge[child] + self.value[child])
             fork.visits.append(self._entered[child])
+            promise, going = self._line(child)
+            fork.promise.append(promise)
+            fork.going.append(going)
+
+    def _line(self, x: int) -> tuple[float, bool]:
+        """Return what a child promises and whether its line may part again; see `Fork`. Neither changes any more."""
+        total = self._log_edge[x]
+        while not self._done[x] and x not in self._kept:
+            x = self._first[x]
+            total += self._log_edge[x]
+        return total + self._log_twist[x], not self._done[x]
 
     def _update(self, x: int) -> None:
         if not self._done[x]:

@@ -29,7 +29,8 @@ class TreeSearch:
     are the leaves; all weight is on the one that a descent by the largest edge + v̂ ends in. It is a heuristic for
     finding good samples. With ``backup="max"`` that is the best leaf found, the one of the largest Π G·p/q, and there
     is no evidence; with "soft", as the paper has it for images, it is the best leaf of a branch that is good on
-    average, less prone to a reward that flatters a freak, and the evidence is that of `TreeSampling`.
+    average, less prone to a reward that flatters a freak, and there is an evidence, exp(v̂) of the root, which is biased
+    since visits follow the values: use `TreeSampling` for that.
 
     Args:
         rollouts: descents, in all; one that ends in a leaf it has been to costs nothing.
@@ -91,9 +92,8 @@ class TreeSearch:
         backup = logmeanexp if self.backup == "soft" else lambda reach: float(reach.max())
         tree = Growth(key, self.width, self.growth, branch_at, backup, self.record)
 
-        def descend(fork: Fork, visits: int, key: Keys) -> int:
-            explore = self.explore * tree.spread()
-            return int(uct(np.frombuffer(fork.reach), np.array(fork.visits), visits, explore).argmax())
+        def descend(fork: Fork, visits: int) -> int:
+            return most_promising(fork, visits, self.explore * tree.spread())
 
         yield from grow(model, tree, self, descend, self._weigh)
 
@@ -102,6 +102,21 @@ class TreeSearch:
         log_weights = np.where((tree.particles == leaf) & (tree.log_weight[leaf] > -np.inf), 0.0, -np.inf)
         evidence = logmeanexp(tree.log_mass[tree.particles]) + math.log(len(tree.particles))
         return Report(None, log_weights, None, evidence if self.backup == "soft" else math.nan, tree=tree)
+
+
+def most_promising(fork: Fork, visits: int, explore: float) -> int:
+    """Return the position of the child of the largest bound.
+
+    One whose runs have all died so far has the reach of the worst that lived: it may be unlucky, and is tried again
+    when its turn comes. Of equals the living come first. One that is dead itself is not gone to.
+    """
+    reach = np.array(fork.reach)
+    lived = reach > -np.inf
+    reach[~lived] = reach[lived].min(initial=np.inf) if lived.any() else 0.0
+    bound = uct(reach, np.array(fork.visits), visits, explore)
+    bound[~lived] = np.nextafter(bound[~lived], -np.inf)
+    bound[np.isneginf(fork.promise)] = -np.inf
+    return int(bound.argmax())
 
 
 def uct(values: Any, visits: Any, total: int, explore: float) -> Any:

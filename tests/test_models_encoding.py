@@ -251,3 +251,10 @@ def test_a_predicate_sees_the_response_as_it_stands_in_its_text():
     text = lm.prompt("who").append(" yes")
     assert where.viable(text.tokens)
     assert seen == [str(text)] == [" yes"]
+
+
+def test_a_space_that_only_the_tokens_hold_is_kept():
+    lm = lm_of("unigram")  # which drops a space at the end of a string
+    text = lm.prompt([*lm.prompt("said").prompt_tokens, lm.tokenizer.convert_tokens_to_ids("▁")])
+    assert lm.decode(text.prompt_tokens) == "said "
+    assert str(text.append("yes")) == "yes"

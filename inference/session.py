@@ -12,6 +12,7 @@ import numpy as np
 
 from ..ppl import keys as _keys
 from ..ppl.cost import Budget, Ledger, assign, recording
+from ..ppl.errors import AllParticlesDead
 from ..ppl.model import Advance, FeynmanKac
 from ..ppl.program import Particles, Program, launch, resume
 from ..ppl.score import Epoch, current_epoch, enter
@@ -36,6 +37,8 @@ class Standing(NamedTuple):
     report: Report | Growing | None = None
     history: History | None = None
     begun: bool = False
+    overflow: str | None = None
+    """Why a particle ended whose text did not fit into a context, if any did."""
 
     @property
     def over(self) -> bool:
@@ -137,13 +140,21 @@ class Session:
 
     def _go_on(self, i: int, answer: Advance[Any] | None) -> tuple[Standing, list[Step]]:
         """Give an engine its answer, and return where it stands after its reports and the steps that it made."""
-        _, report, history, _ = self._standings[i]
+        _, report, history, _, overflow = self._standings[i]
+        overflow = overflow or _overflow(answer)
         request, made = None, []
         while request is None:
             try:
                 item = self._tasks[i].run.send(answer)  # type: ignore[arg-type]
             except StopIteration:
                 break
+            except AllParticlesDead as error:
+                if overflow is None:
+                    raise
+                if len({task.owner for task in self._tasks}) == 1:
+                    error.add_note(f"feynkac: texts did not fit into a context: {overflow}")
+                    raise
+                break  # one problem whose texts do not fit must not end the run of the others
             answer = None
             if not isinstance(item, Report | Growing):
                 request = item
@@ -154,7 +165,7 @@ class Session:
                 made.append(item.step if choices is item.step.choices else replace(item.step, choices=choices))
         for step in made:
             history = History(None if isinstance(report, Growing) else history, step)  # a tree is its own history
-        return Standing(request, report, history, begun=True), made
+        return Standing(request, report, history, True, overflow), made
 
     def _serve(self, asking: Sequence[int]) -> dict[int, Advance[Any]]:
         """Make the steps asked for, in a context of their own: what they set in it need not be put back."""
@@ -213,11 +224,12 @@ class Session:
         return self.posteriors[0]
 
     def _posterior(self, places: Sequence[int]) -> Posterior:
-        chains, values, cut = [], [], False
+        chains, values, cut, overflow = [], [], False, None
         first = self._tasks[places[0]]
         promise = weaker(first.engine.guarantee, getattr(first.model, "guarantee", "unbiased"))
         for i in places:
             now = self._standings[i]
+            overflow = overflow or now.overflow
             made = None if now.report is None else _chain(now)
             if made is not None:
                 chains.append(made[0])
@@ -225,7 +237,7 @@ class Session:
             cut |= not now.over and (made is None or promise == "unbiased" or not made[0].complete.all())
         return Posterior(
             values=tuple(values),
-            chains=tuple(chains) or (_NOTHING,),
+            chains=tuple(chains) or (_NOTHING if overflow is None else replace(_NOTHING, log_evidence=-math.inf),),
             cost=self.ledger.of(first.owner),
             guarantee=weaker(promise, "prefix") if cut else promise,
             engine=repr(first.engine),
@@ -234,6 +246,12 @@ class Session:
             stopped=self.stopped,
             ranking=ranking_of(first.engine),
         )
+
+
+def _overflow(answer: Advance[Any] | None) -> str | None:
+    """Return why a particle of a wave ended whose text did not fit into a context, if any did."""
+    found = (getattr(item, "overflow", None) for item in getattr(answer and answer.state, "items", ()))
+    return next((why for why in found if why is not None), None)
 
 
 _NOTHING = Chain(np.zeros(0), np.zeros(0, bool), math.nan, ())

@@ -412,3 +412,39 @@ def test_what_a_reward_or_a_step_cannot_read_ends_its_own_particle():
     with pytest.warns(fk.errors.ContextWarning, match="more than its context of 30"):
         posterior = fk.infer(both(), fk.SMC(8), seed=0)
     assert {value for value in posterior.values if value is not None} == {2}
+
+
+ENGINES = [
+    fk.SMC(4),
+    fk.SMC(4, move=fk.SuffixMH(1)),
+    fk.ImportanceSampling(4),
+    fk.BestOfN(4),
+    fk.BeamSearch(2, 2),
+    fk.TreeSampling(6),
+    fk.SuffixMH(4),
+    fk.ParticleGibbs(4, 3),
+    fk.SelfConsistency(4),
+]
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: type(engine).__name__)
+def test_a_problem_that_does_not_fit_does_not_end_the_run_of_the_others(engine):
+    lm = tiny_lm(context=24)
+    problems = [growing(lm, prompt, lambda text: " x") for prompt in ("Once", "xq" * 40, "The sea")]
+    with pytest.warns(fk.errors.ContextWarning, match="the prompt has 80 tokens"):
+        first, lost, last = fk.infer(problems, engine, seed=0)
+    for posterior in (first, last):
+        assert len(posterior.values)
+        assert all(str(value) for value in posterior.values)
+    assert not any(str(value or "") for value in lost.values)
+    assert not lost.log_evidence > -math.inf
+
+
+def test_one_problem_that_does_not_fit_is_an_error_that_says_why():
+    lm = tiny_lm(context=24)
+    with (
+        pytest.warns(fk.errors.ContextWarning),
+        pytest.raises(fk.errors.AllParticlesDead, match=r"4 at site 'context overflow'") as raised,
+    ):
+        fk.infer(growing(lm, "xq" * 40, lambda text: " x"), fk.SMC(4), seed=0)
+    assert any("the prompt has 80 tokens" in note for note in raised.value.__notes__)

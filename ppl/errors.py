@@ -63,8 +63,8 @@ class ContextOverflow(FeynkacError, ValueError):
     """A text is longer than the context of its language model.
 
     Raised in a program, or by what it awaits, and not caught there, it ends that particle, whose weight is zero, and no
-    other: a text that cannot grow has no place in the target. A `ContextWarning` says so. Of several problems, one all of
-    whose particles end so has no evidence, and the others go on.
+    other: a text that cannot grow has no place in the target. A `ContextWarning` says so. Of several problems, one
+    all of whose particles end so has no evidence, and the others go on.
     """
 
 

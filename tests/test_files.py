@@ -140,6 +140,7 @@ def hostile():
 def test_no_text_gets_out_of_its_place_on_a_page(tmp_path):
     posterior = hostile()
     others = [replace(posterior, guarantee="unbiased", ranking=ranking) for ranking in ("weight", "reward")]
+    others.append(replace(posterior, stopped=None))
     for one in (posterior, *others):
         pages = [one._repr_html_(), fk.plots.genealogy_html(one), fk.plots.tokens_html(one)]
         pages.append(fk.report(one, tmp_path / "r.html").read_text(encoding="utf-8"))

@@ -244,7 +244,10 @@ def curve(rows: list[dict[str, Any]], engine: str) -> tuple[np.ndarray, np.ndarr
 def saving(rows: list[dict[str, Any]]) -> str:
     """Say how many evaluations DTS needs for the distance that the best other engine reaches with most."""
     others = {name: curve(rows, name) for name in ENGINES if not name.startswith("DTS")}
-    best = min((name for name in others if len(others[name][0])), key=lambda name: others[name][1][-1])
+    others = {name: found for name, found in others.items() if len(found[0])}
+    if not others:
+        return "nothing to compare with"
+    best = min(others, key=lambda name: others[name][1][-1])
     (nfe, reached), lines = (others[best][0][-1], others[best][1][-1]), []
     for name in ("DTS", "DTS late", "DTS gradient"):
         used, far = curve(rows, name)

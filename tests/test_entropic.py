@@ -138,6 +138,61 @@ def test_smc_with_trial_runs_is_unbiased(rollouts, ahead):
     check_unbiased(t2(shaping=shaping), engine, dict(zip(T2_ORDER, T2_POSTERIOR)), math.log(T2_Z), runs=400)
 
 
+@fk.program
+async def late_coin():
+    """Half of all trials die, and none of them tells anything of the particle that made it."""
+    a = await fk.sample("a", fk.dist.Bernoulli(0.4))
+    await fk.factor("F", 0.3 * a)
+    b = await fk.sample("b", fk.dist.Bernoulli(0.5))
+    await fk.factor("G", -0.2 * a if b else -math.inf)
+    return a, b
+
+
+AHEAD = [
+    fk.LookAheadSMC(3, all_dead="zero"),
+    fk.LookAheadSMC(3, ahead=1, resampling="multinomial", all_dead="zero"),
+    fk.LookAheadSMC(8, floor=0.25, all_dead="zero"),
+    fk.EntropicParticleFilter(3, 4, look_ahead=True, all_dead="zero"),
+]
+
+
+@pytest.mark.parametrize("engine", AHEAD)
+def test_a_trial_that_finds_nothing_gives_no_weights_without_bound(engine):
+    """A copy weighs at most 1/floor of the mean, so that Ẑ ≤ max F · max G / floor; divided by a trial it was more."""
+    exact = fk.enumerate_program(late_coin())
+    found = fk.infer([late_coin()] * 500, engine, seed=4)
+    ratios = np.exp([p.log_evidence - exact.log_evidence for p in found])
+    assert abs(z_score(ratios, 1.0)) < Z_LIMIT  # 4 comparisons: 8e-5
+    bound = math.exp(0.3) / engine.floor / math.exp(exact.log_evidence)
+    assert ratios.max() <= bound * (1 + 1e-12)
+    for posterior in found:
+        before, after = posterior.steps
+        kept = after.log_weights[after.log_potential > -np.inf] - after.log_potential[after.log_potential > -np.inf]
+        assert (kept <= np.log(np.exp(before.log_weights).mean() / engine.floor) + 1e-9).all()
+
+
+def test_trials_that_say_little_are_told_of():
+    @fk.program
+    async def sparse():
+        for t in range(2):
+            hit = await fk.sample("hit", fk.dist.Bernoulli(0.15))
+            await fk.factor("G", 0.0 if hit or not t else -6.0)
+
+    ahead = fk.LookAheadSMC(50), fk.EntropicParticleFilter(50, 4, look_ahead=True)
+    for engine, more in zip(ahead, ("more rollouts", "SMC")):
+        posterior = fk.infer(sparse(), engine, seed=0)
+        assert posterior.info["fruitless"] > 0.7
+        assert any("trial runs of" in said and more in said for said in posterior.warnings)
+    good = fk.infer(late_coin(), fk.LookAheadSMC(50, rollouts=8), seed=0)
+    assert good.info["fruitless"] < 0.2
+    assert not any("trial" in said for said in good.warnings)
+    assert fk.infer(sparse(), fk.EntropicParticleFilter(50, 4), seed=0).info == {}
+    for make in (fk.LookAheadSMC, lambda n, **settings: fk.EntropicParticleFilter(n, 4, **settings)):
+        for floor, message in ((0.0, "without bound"), (1.5, "fraction")):
+            with pytest.raises(ValueError, match=f"floor.*{message}"):
+                make(3, floor=floor)
+
+
 def test_trials_that_die_do_not_end_a_line():
     """All of the weight is on one of eight runs, and is seen at the end."""
 

@@ -15,7 +15,7 @@ from ..base.checks import fraction, one_of, positive
 from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive
 from ..base.resampling import SCHEMES, Scheme
 from ..base.weights import logmeanexp, normalize, spread
-from .look_ahead import look_ahead
+from .look_ahead import check_floor, fruitless, look_ahead, mixed, told
 from .smc import describe
 
 RULES = ("ess", "entropy", "base")
@@ -39,8 +39,11 @@ class EntropicParticleFilter:
 
     With ``look_ahead``, each particle makes one trial step before resampling, and ancestors are drawn ∝ (w·ψ·G')^(1/τ),
     with G' the weight of that step; it is then forgotten, and the step made afresh (an auxiliary particle filter,
-    whose second-stage weights the correction above gives). It costs a second call to the models at every step. To keep
-    the trial step as the child would be resampling one step later, which `SMC` does.
+    whose second-stage weights the correction above gives). A share of ``floor`` is drawn as without, since one trial
+    may find nothing where others would: so no copy weighs more than 1/floor times what it would weigh without. It costs
+    a second call to the models at every step, and is noise where a trial says little of the next:
+    ``info["fruitless"]`` is the share of the weight whose trials found less than a tenth of the mean. To keep the trial
+    step as the child would be resampling one step later, which `SMC` does.
 
     Args:
         particles: n.
@@ -53,6 +56,7 @@ class EntropicParticleFilter:
         resampling: "systematic", "stratified", "residual", "ssp" or "multinomial".
         chains: independent runs, pooled in proportion to their evidence; several give a standard error.
         all_dead: "error" raises `AllParticlesDead` when all weights are zero; "zero" returns log Z = −inf.
+        floor: the share of ancestors that is drawn without looking ahead, in (0, 1].
 
     Source: Giannone et al. (2025), arXiv:2510.05825; auxiliary filters: Pitt and Shephard (1999),
     doi:10.1080/01621459.1999.10474153. The correction, and the form of the look-ahead, are ours.
@@ -80,6 +84,7 @@ class EntropicParticleFilter:
     resampling: Scheme = "systematic"
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
+    floor: float = 0.5
     ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
@@ -90,6 +95,7 @@ class EntropicParticleFilter:
         one_of("rule", self.rule, RULES)
         one_of("resampling", self.resampling, SCHEMES)
         one_of("all_dead", self.all_dead, ("error", "zero"))
+        check_floor(self.floor)
 
     @property
     def guarantee(self) -> Guarantee:
@@ -120,20 +126,23 @@ class EntropicParticleFilter:
         lineage = _keys.fold(key, _keys.tag("particle"), ancestors)
         tau, depth = 1.0, 0
         scheme: str | None = None
+        lost: list[float] = []
         advance = yield Start(_keys.fold(lineage, 0))
         log_weights = advance.log_increment
         while True:
             step = replace(describe(depth, advance, log_weights, ancestors, scheme), temperature=tau)
-            yield Report(advance.state, log_weights, step)
+            yield Report(advance.state, log_weights, step, info=told(lost))
             check_alive(step, self.all_dead)
             if advance.done.all() or step.ess == 0.0:
                 return
             guided = log_weights + advance.log_twist
             tau = self.temperature(guided, depth + 1)
+            chances = normalize(guided / tau)
             if self.look_ahead:
                 looks = _keys.fold(lineage, _keys.tag("look"), depth)
-                guided = log_weights + (yield from look_ahead(model, advance, looks, 1, 1))
-            chances = normalize(guided / tau)
+                found = normalize((log_weights + (yield from look_ahead(model, advance, looks, 1, 1))) / tau)
+                lost.append(fruitless(chances, found))
+                chances = mixed(chances, found, self.floor)
             # Where copies do not make up for how they were drawn, their genealogy does not tell the error.
             scheme = self.resampling if self.exact else f"uncorrected {self.resampling}"
             ancestors = SCHEMES[self.resampling](chances, n, _keys.fold(key, _keys.tag("resample"), depth))

@@ -17,6 +17,7 @@ _DOMINANT = 0.9
 _BAD_KHAT = 0.7
 _SPREAD = 0.5
 _SINGLE = 0.95
+_FRUITLESS = 0.5
 _LIMITS = {"AStar": "expansions", "MCTS": "simulations"}
 """The setting that ends a search, by engine, where it may end with unfinished runs alone."""
 _MANY = 100
@@ -29,9 +30,10 @@ def reservations(posterior: Any) -> tuple[str, ...]:
 
     The limits are set so that a good run stays silent: an effective sample size below a tenth of the particles (or
     below 2), a particle with 90% of the weight, k̂ above 0.7, a founder with 95% of the weight in every chain, a
-    relative standard error of the evidence above one half; or rewards that never differed between particles. k̂ takes
-    part where arviz-stats is loaded already. Of Markov chains: one that never moved, an acceptance below a tenth, an
-    effective sample size below a tenth of the draws (and below 100), and R̂ above 1.1.
+    relative standard error of the evidence above one half; rewards that never differed between particles, or trial
+    runs of which more than half found next to nothing. k̂ takes part where arviz-stats is loaded already. Of Markov
+    chains: one that never moved, an acceptance below a tenth, an effective sample size below a tenth of the draws (and
+    below 100), and R̂ above 1.1.
     """
     if not len(posterior):
         return (nothing(posterior),)
@@ -43,7 +45,7 @@ def reservations(posterior: Any) -> tuple[str, ...]:
     if posterior.guarantee == "heuristic":
         found.append("the weights select and are no posterior probabilities (heuristic): to get those, use SMC")
         return tuple(found)
-    found += [*_weights(posterior), *_founders(posterior), *_evidence(posterior)]
+    found += [*_trials(posterior), *_weights(posterior), *_founders(posterior), *_evidence(posterior)]
     return tuple(found)
 
 
@@ -164,6 +166,14 @@ def _acceptance(posterior: Any) -> Iterator[str]:
         what = "sweeps changed the run" if _has(posterior, "particles_per_sweep") else "moves were accepted"
         better = "particles_per_sweep" if _has(posterior, "particles_per_sweep") else "moves, or a better proposal"
         yield f"{rate:.1%} of the {what}: the draws are much alike; use more {better}"
+
+
+def _trials(posterior: Any) -> Iterator[str]:
+    """Speak of engines that look ahead by trial runs which say little."""
+    share = posterior.info.get("fruitless", 0.0)
+    if share > _FRUITLESS:
+        more = "use more rollouts, or SMC" if _has(posterior, "rollouts") else "use SMC"
+        yield f"the trial runs of {share:.0%} of the weight found next to nothing: what they found is noise; {more}"
 
 
 def _has(posterior: Any, setting: str) -> bool:

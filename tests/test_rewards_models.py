@@ -205,6 +205,8 @@ def test_long_inputs_are_errors_unless_it_is_said_which_end_to_cut():
 def test_bad_models_and_inputs_are_clear_errors():
     model = bert()
     reward = Classifier(model, tiny_tokenizer(), label="angry")
+    with pytest.raises(ValueError, match="a lone surrogate, half a character, at 1"):
+        evaluate([reward("x\ud83d")])
     with pytest.raises(ValueError, match=r"reward 'angry': '' has no tokens"):
         evaluate([reward("")])
     with pytest.raises(TypeError, match=r"'angry' reads a string.*not 3: give a template"):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ...ppl.errors import ContextOverflow
 from ...ppl.sites import short
+from ..encoding import check_string
 from .base import Input, messages
 
 Truncate = Literal["left", "right"] | None
@@ -76,7 +77,7 @@ class Encoder:
         return string
 
     def _tokenize(self, *parts: Any, **options: Any) -> Encoding:
-        made = self.tokenizer(*parts, **options, **self._cut)
+        made = self.tokenizer(*map(check_string, parts), **options, **self._cut)
         return {key: list(made[key]) for key in self._keys if key in made}
 
     def fit(self, encoding: Encoding, shown: Any) -> Encoding:

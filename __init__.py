@@ -67,6 +67,7 @@ from .ppl.enumeration import Enumeration, enumerate_program
 from .ppl.errors import FeynkacError
 from .ppl.induced import induced
 from .ppl.model import Advance, Draws, FeynmanKac, Kernel
+from .ppl.nesting import nested
 from .ppl.program import Program, program
 from .ppl.score import Reward, Score, afresh, reward
 from .ppl.simulation import Simulation, simulate
@@ -144,6 +145,7 @@ __all__ = [
     "infer",
     "keys",
     "models",
+    "nested",
     "observe",
     "oracles",
     "plots",

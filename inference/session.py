@@ -12,7 +12,8 @@ import numpy as np
 
 from ..ppl import keys as _keys
 from ..ppl.cost import Budget, Ledger, assign, recording
-from ..ppl.errors import AllParticlesDead
+from ..ppl.errors import AllParticlesDead, FeynkacError
+from ..ppl.keys import Keys
 from ..ppl.model import Advance, FeynmanKac
 from ..ppl.program import Particles, Program, launch, resume
 from ..ppl.score import Epoch, current_epoch, enter
@@ -47,13 +48,21 @@ class Standing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Task:
-    """One chain of one model."""
+class Problem:
+    """A model and the engine that is run on it, with a seed and the key (1,) that its chains are numbered from."""
 
-    owner: int
     model: FeynmanKac[Any]
     engine: Engine
     seed: int
+    key: Keys
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One chain of one problem."""
+
+    owner: int
+    model: FeynmanKac[Any]
     run: Run
 
 
@@ -68,18 +77,24 @@ class Session:
         self, models: Sequence[FeynmanKac[Any]], engine: Engine, seed: int, budget: Budget | None = None
     ) -> None:
         key = _keys.root(seed)
-        self.engine = engine
+        problems = [Problem(model, engine, int(seed), _keys.fold(key, i)) for i, model in enumerate(models)]
+        self._begin(problems, budget)
+
+    def _begin(self, problems: Sequence[Problem], budget: Budget | None = None) -> None:
         self.budget = budget or Budget()
-        self.ledger = Ledger(len(models))
+        self.ledger = Ledger(len(problems))
         self.stopped: str | None = None
         self._epoch = current_epoch() or Epoch()  # see `afresh`
         self._interrupted = False
+        self._problems = problems
         self._tasks = [
-            _Task(owner, model, engine, int(seed), engine.run(model, _keys.fold(key, owner, chain)))
-            for owner, model in enumerate(models)
-            for chain in range(engine.chains)
+            _Task(owner, one.model, one.engine.run(one.model, _keys.fold(one.key, chain)))
+            for owner, one in enumerate(problems)
+            for chain in range(one.engine.chains)
         ]
         self._standings = [Standing() for _ in self._tasks]
+        self._rely: set[int] = set()
+        """Problems whose programs build on estimates that are not unbiased."""
 
     def __iter__(self) -> Iterator[Step]:
         """Yield each step of each chain as it is made; the run can be left, and taken up again."""
@@ -185,6 +200,9 @@ class Session:
                 pooled = [one for one in requests if type(one[2]) is kind and isinstance(one[1].model, Program)]
                 if pooled:
                     answers.update(_together(serve, pooled))
+                    for i, task, _ in pooled:
+                        if any(particle.relies for particle in answers[i].state.items):
+                            self._rely.add(task.owner)
             for i, task, request in requests:
                 if i not in answers:
                     assign(np.full(len(request.keys), task.owner))  # type: ignore[union-attr]
@@ -199,7 +217,7 @@ class Session:
         grown = [now.report.finished for now in self._standings if isinstance(now.report, Growing)]
         if grown:  # of what searches find, there may be more than is asked for
             done = sum(grown)
-            total = max(done, self.engine.particles * len(self._tasks))
+            total = max(done, sum(one.engine.particles * one.engine.chains for one in self._problems))
         else:
             done, total = sum(int(step.done.sum()) for step in last), sum(len(step.done) for step in last)
         text = f"{done} of {total} particles finished, step {max((s.depth for s in last), default=0)}"
@@ -211,10 +229,14 @@ class Session:
     @property
     def posteriors(self) -> list[Posterior]:
         """The posterior of each model, as far as the run has come; an empty one where it has no particles yet."""
-        by_owner: dict[int, list[int]] = {}
+        return [posterior.detach() for posterior in self.attached()]
+
+    def attached(self) -> list[Posterior]:
+        """Return the posterior of each model, with values that still hold what a live run needs of them."""
+        places: list[list[int]] = [[] for _ in self._problems]
         for i, task in enumerate(self._tasks):
-            by_owner.setdefault(task.owner, []).append(i)
-        return [self._posterior(places) for places in by_owner.values()]
+            places[task.owner].append(i)
+        return [self._posterior(owner, chains) for owner, chains in enumerate(places)]
 
     @property
     def posterior(self) -> Posterior:
@@ -223,29 +245,52 @@ class Session:
             raise RuntimeError("the run has not made a step yet: iterate over it first")
         return self.posteriors[0]
 
-    def _posterior(self, places: Sequence[int]) -> Posterior:
+    def _posterior(self, owner: int, places: Sequence[int]) -> Posterior:
         chains, values, cut, overflow = [], [], False, None
-        first = self._tasks[places[0]]
-        promise = weaker(first.engine.guarantee, getattr(first.model, "guarantee", "unbiased"))
+        model, engine = self._problems[owner].model, self._problems[owner].engine
+        promise = weaker(engine.guarantee, getattr(model, "guarantee", "unbiased"))
+        if owner in self._rely:
+            promise = "heuristic"
         for i in places:
             now = self._standings[i]
             overflow = overflow or now.overflow
             made = None if now.report is None else _chain(now)
             if made is not None:
                 chains.append(made[0])
-                values += [detach(value) for value in first.model.values(made[1])]
+                values += model.values(made[1])
             cut |= not now.over and (made is None or promise == "unbiased" or not made[0].complete.all())
         return Posterior(
             values=tuple(values),
             chains=tuple(chains) or (_NOTHING if overflow is None else replace(_NOTHING, log_evidence=-math.inf),),
-            cost=self.ledger.of(first.owner),
+            cost=self.ledger.of(owner),
             guarantee=weaker(promise, "prefix") if cut else promise,
-            engine=repr(first.engine),
-            model=repr(first.model),
-            seed=first.seed,
+            engine=repr(engine),
+            model=repr(model),
+            seed=self._problems[owner].seed,
             stopped=self.stopped,
-            ranking=ranking_of(first.engine),
+            ranking=ranking_of(engine),
         )
+
+
+class Tolerant(Session):
+    """A session in which a problem whose engine fails ends alone; ``failures`` has the errors by problem."""
+
+    def __init__(self, problems: Sequence[Problem], budget: Budget | None = None) -> None:
+        self._begin(problems, budget)
+
+    def _begin(self, problems: Sequence[Problem], budget: Budget | None = None) -> None:
+        super()._begin(problems, budget)
+        self.failures: dict[int, FeynkacError] = {}
+
+    def _goes_on(self, i: int) -> bool:
+        return self._tasks[i].owner not in self.failures and super()._goes_on(i)
+
+    def _go_on(self, i: int, answer: Advance[Any] | None) -> tuple[Standing, list[Step]]:
+        try:
+            return super()._go_on(i, answer)
+        except FeynkacError as error:
+            self.failures[self._tasks[i].owner] = error
+            return self._standings[i], []
 
 
 def _overflow(answer: Advance[Any] | None) -> str | None:

@@ -17,6 +17,7 @@ from .effects import Effect, Sample
 from .errors import Unsupported
 from .handling import Handler
 from .model import Floats
+from .nesting import Nested
 from .program import Program
 from .sites import MISSING
 
@@ -37,6 +38,11 @@ class _Branch(Handler):
     sees_hidden = True
 
     def touch(self, effect: Effect, address: str, length: int) -> bool:
+        if type(effect) is Nested and effect.forced is MISSING:
+            raise Unsupported(
+                f"enumerate_program cannot enumerate what fk.nested({address!r}, …) may find: use an engine, or "
+                "enumerate the inner program by itself"
+            )
         if type(effect) is not Sample or not effect.obs is effect.forced is effect.fixed is MISSING:
             return False
         effect.proposal = None
@@ -98,7 +104,7 @@ def enumerate_program(model: Program, *, max_runs: int = 100_000) -> Enumeration
         max_runs: stop with an error beyond so many runs.
 
     Raises:
-        Unsupported: where a site's support is not finite and small, or there are too many runs.
+        Unsupported: where a site's support is not finite and small, or there are too many runs; and for `nested`.
 
     >>> import feynkac as fk
     >>> @fk.program

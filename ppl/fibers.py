@@ -201,8 +201,8 @@ class Run:
 
     __slots__ = (
         "batch", "cells", "dead", "done", "dropped", "given", "held", "last", "log_potential", "log_prob",
-        "log_proposal", "output", "overflow", "program", "replaying", "result", "root", "row", "scored", "sites",
-        "tentative", "unawaited", "waiting", "written",
+        "log_proposal", "output", "overflow", "program", "relies", "replaying", "result", "root", "row",
+        "scored", "sites", "tentative", "unawaited", "waiting", "written",
     )  # fmt: skip
 
     def __init__(self, program: Any) -> None:
@@ -211,6 +211,7 @@ class Run:
         self.dead = False
         self.overflow: str | None = None
         self.dropped: str | None = None
+        self.relies = False  # on an estimate that is not unbiased, see `nested`
         self.replaying = False
         self.unawaited = 0
         self.result: Any = None

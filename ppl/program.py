@@ -14,6 +14,7 @@ from typing import Any, Generic, ParamSpec
 import numpy as np
 from numpy.typing import NDArray
 
+from .effects import fingerprint
 from .fibers import Run, Snapshot
 from .guard import guard
 from .keys import Keys
@@ -27,7 +28,9 @@ P = ParamSpec("P")
 class Particle:
     """One particle of a program: immutable, but for the live coroutine that its first child takes over."""
 
-    __slots__ = ("cells", "dead", "depth", "done", "output", "overflow", "program", "result", "run", "snapshot")
+    __slots__ = (
+        "cells", "dead", "depth", "done", "output", "overflow", "program", "relies", "result", "run", "snapshot",
+    )  # fmt: skip
 
     def __init__(self, run: Run, depth: int) -> None:
         self.program = run.program
@@ -38,6 +41,7 @@ class Particle:
         self.output = run.output
         self.cells = run.cells
         self.overflow = run.overflow
+        self.relies = run.relies
         self.run: Run | None = None if run.done else run
         self.snapshot: Snapshot | None = None if run.done else run.root.snapshot()
         if run.done:
@@ -111,12 +115,12 @@ class Program:
 
     def coroutine(self) -> Coroutine[Any, Any, Any]:
         """Start the program's function afresh."""
-        self._met()
+        self.claim()
         return self._fn(*self._args, **self._kwargs)
 
     def inline(self) -> Coroutine[Any, Any, Any]:
         """Return what runs the program within another one, under its own handlers."""
-        self._met()
+        self.claim()
         for handler in self.handlers:
             handler.inside()
         return self._inline()
@@ -134,10 +138,16 @@ class Program:
 
     def with_handler(self, handler: Any) -> Program:
         """Return the program under one more handler, outside those it has."""
-        self._met()
+        self.claim()
         return Program(self._fn, self._args, self._kwargs, (handler, *self.handlers))
 
-    def _met(self) -> None:
+    @property
+    def fingerprint(self) -> Any:
+        """What is compared when a program that runs this one is replayed: the function and its arguments."""
+        return (self.name, fingerprint(self._args), fingerprint(self._kwargs))
+
+    def claim(self) -> None:
+        """Note that it is used by the program that made it, if one did."""
         if self._inside:
             self._inside = False
             Running.fiber.run.unawaited -= 1

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import keys as _keys
+from . import nesting
 from .calls import evaluate_calls
 from .cost import assign
 from .cost import rows as cost_of
@@ -71,6 +72,8 @@ class Server:
                 self._log_probs(fibers)
             elif what == "score":
                 self._score(fibers)
+            elif what == "nested":
+                self._nested(fibers, rows)
             else:
                 results = evaluate_calls([(fiber.effect.fn, fiber.effect.args) for fiber in fibers])
                 for fiber, result in zip(fibers, results):
@@ -149,9 +152,7 @@ class Server:
     def _draw(self, fibers: list[Fiber], rows: Any) -> None:
         effects: list[Sample] = [fiber.effect for fiber in fibers]
         requests = [effect.proposal or effect.kernel for effect in effects]
-        tags = np.array([_keys.tag(effect.name) for effect in effects], np.uint64)
-        visits = np.array([effect.visit for effect in effects], np.int64)
-        draws = requests[0].sample_batch(requests, _keys.fold(self.keys[rows], tags, visits))
+        draws = requests[0].sample_batch(requests, self._site_keys(effects, rows))
         values, log_probs = draws[:2]
         known = log_probs is not None
         logs = _log_probs_of(requests[0], log_probs) if known else [0.0] * len(fibers)
@@ -281,12 +282,25 @@ class Server:
         fiber.log = (fiber.log, effect.kind, effect.name, effect.request, fiber.value)
         run.waiting.append(fiber)
 
+    def _nested(self, fibers: list[Fiber], rows: Any) -> None:
+        effects = [fiber.effect for fiber in fibers]
+        for fiber, posterior in zip(fibers, nesting.serve(effects, self._site_keys(effects, rows))):
+            self.called(fiber, posterior)
+
+    def _site_keys(self, effects: Sequence[Effect], rows: Any) -> Keys:
+        """Return a key for the site that each of some runs is at."""
+        tags = np.array([_keys.tag(effect.name) for effect in effects], np.uint64)
+        visits = np.array([effect.visit for effect in effects], np.int64)
+        return _keys.fold(self.keys[rows], tags, visits)
+
     def called(self, fiber: Fiber, value: Any) -> None:
-        """Record the value of a call, and go on with it."""
+        """Record the value of a call or a nested run, and go on with it."""
         effect = fiber.effect
+        if effect.kind == "nested":
+            fiber.run.scored = False  # it is random, and how likely it was is not known
         shown = repr(value.error) if type(value) is Failed else value
         fiber.run.sites.append(_new(Site, (effect.name, effect.visit, "call", shown, 0.0, 0.0, effect.hidden)))
-        fiber.log = (fiber.log, "call", effect.name, effect.request, value)
+        fiber.log = (fiber.log, effect.kind, effect.name, effect.request, value)
         self._ready.append((fiber, value))
 
 
@@ -316,12 +330,12 @@ def _log_probs_of(kernel: Any, log_probs: Any) -> list[float]:
 
 
 def _rank(group: Any, fibers: list[Fiber]) -> int:
-    """Order of service: light draws, then calls, then models and rewards."""
+    """Order of service: light draws, then calls, then models and rewards, and last runs within the run."""
     if group[0] == "draw" or group[0] == "log_prob":
         effect = fibers[0].effect
         kernel = effect.unscored[-1] if group[0] == "log_prob" else effect.proposal or effect.kernel
         return 2 if getattr(kernel, "expensive", False) else 0
-    return 1 if group[0] == "call" else 2
+    return {"call": 1, "nested": 3}.get(group[0], 2)
 
 
 def _items(values: Any) -> Iterable[Any]:

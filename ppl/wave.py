@@ -30,6 +30,7 @@ from .fibers import Checkpoint, Failed, Fiber, Finished, OpenScan, Run, Snapshot
 from .guard import LEAVES, guard
 from .handling import Scope
 from .keys import Keys
+from .nesting import Nested
 from .score import Score
 from .serving import Server
 from .sites import MISSING, Running, address, shut
@@ -152,10 +153,10 @@ class Wave:
                 self.server.queue(fiber, ("score",))
             else:
                 self.server.weigh(fiber, effect.log_weight)
-        elif kind is Call:
+        elif kind is Call or kind is Nested:
             value = self.server.given(fiber, effect)
             if value is MISSING:
-                self.server.queue(fiber, ("call",))
+                self.server.queue(fiber, (effect.kind,))
             else:
                 self.server.called(fiber, value)
         elif kind is Touch:

@@ -8,18 +8,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from ...ppl import keys as _keys
 from ...ppl.cost import Budget, Cost
 from ...ppl.errors import FeynkacError
-from ...ppl.model import Advance, FeynmanKac
+from ...ppl.model import FeynmanKac
 from ...ppl.score import afresh
 from ...ppl.sites import short
 from ..base.checks import check_run, one_of
 from ..base.engine import Engine
 from ..base.interrupts import noticing
 from ..base.progress import Progress
-from ..base.step import Step
 from ..results.posterior import Posterior
-from ..session import Session, Standing
+from ..session import Problem, Tolerant
 from .table import Comparison, Over
 from .trials import Trial, TrialRun
 
@@ -113,22 +113,8 @@ def compare(
     return gathered()
 
 
-class _Tolerant(Session):
-    """A session in which a problem that fails ends alone."""
-
-    def __init__(self, models: Sequence[Any], engine: Engine, seed: int, budget: Budget | None) -> None:
-        super().__init__(models, engine, seed, budget)
-        self.failures: dict[int, str] = {}
-
-    def _goes_on(self, i: int) -> bool:
-        return self._tasks[i].owner not in self.failures and super()._goes_on(i)
-
-    def _go_on(self, i: int, answer: Advance[Any] | None) -> tuple[Standing, list[Step]]:
-        try:
-            return super()._go_on(i, answer)
-        except FeynkacError as error:
-            self.failures[self._tasks[i].owner] = _told(error)
-            return self._standings[i], []
+class _Trials(Tolerant):
+    """A run of all problems."""
 
     def finish(self) -> None:
         """Run to the end. An error in a batch that the problems share fails all those still running."""
@@ -139,7 +125,7 @@ class _Tolerant(Session):
         except FeynkacError as error:
             for task, now in zip(self._tasks, self._standings):
                 if not now.over:
-                    self.failures.setdefault(task.owner, _told(error))
+                    self.failures.setdefault(task.owner, error)
 
     def by_problem(self) -> dict[int, Posterior]:
         """Return the posteriors of the problems that did not fail."""
@@ -159,12 +145,15 @@ def _run(
     """Run one engine with one seed on all problems, and measure what came of it."""
     cpu = time.process_time()
     with afresh():
-        session = _Tolerant(models, engine, seed, budget)
+        key = _keys.root(seed)
+        problems = [Problem(model, engine, seed, _keys.fold(key, i)) for i, model in enumerate(models)]
+        session = _Trials(problems, budget)
         session.finish()
     run = TrialRun(name, seed, session.ledger.total(), time.process_time() - cpu, session.stopped)
     posteriors, trials = session.by_problem(), []
     for i, metric in enumerate(metrics):
-        posterior, error = posteriors.get(i), session.failures.get(i)
+        posterior, failed = posteriors.get(i), session.failures.get(i)
+        error = None if failed is None else _told(failed)
         cost = dataclasses.replace(session.ledger.of(i), seconds=run.cost.seconds)
         quality = failure
         if posterior is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ...ppl import keys as _keys
 from ...ppl.cost import Cost
 from ...ppl.model import Floats, Index
+from ...ppl.nesting import rely
 from ...ppl.sites import Site
-from ..base.chain import Chain
+from ..base.chain import Chain, detach
 from ..base.checks import one_of
 from ..base.engine import Guarantee, Ranking
 from ..base.selection import best_of, one_nan
@@ -91,12 +92,18 @@ class Posterior:
         """Whether each particle ran to its end, shape (len(self),)."""
         return _fixed(np.concatenate([chain.complete for chain in self.chains]))
 
-    @cached_property
+    @property
     def log_evidence(self) -> float:
         """log Ẑ, the log of the mean of the chains' evidence estimates. Biased down by about Var(log Ẑ)/2.
 
         NaN where the engine gives none.
         """
+        if self.guarantee != "unbiased":
+            rely()  # a program that builds on it does not promise more, see `nested`
+        return self._log_evidence
+
+    @cached_property
+    def _log_evidence(self) -> float:
         evidence = np.array([chain.evidence for chain in self.chains])
         return math.nan if np.isnan(evidence).any() else logmeanexp(evidence)
 
@@ -233,6 +240,18 @@ class Posterior:
         ends = np.cumsum(self.probabilities)
         index = np.searchsorted(ends, u * ends[-1], side="right")
         return [self.values[i] for i in index]
+
+    @cached_property
+    def draw(self) -> Any:
+        """One value, drawn in proportion to the weights by the seed of the run: what a `nested` run is often made for.
+
+        Raises ValueError where every weight is zero.
+        """
+        return self.sample(1, seed=_keys.as_seed(_keys.fold(_keys.root(self.seed), _keys.tag("draw"))))[0]
+
+    def detach(self) -> Posterior:
+        """Return the same without what only a live run needs of its values: caches of texts."""
+        return replace(self, values=tuple(detach(value) for value in self.values))
 
     def expect(self, fn: Callable[[Any], Any]) -> Any:
         """Return the weighted mean of ``fn(value)`` (a number or an array) over the complete particles.

@@ -19,7 +19,7 @@ from ..ppl.program import Particles, Program, launch, resume
 from ..ppl.score import Epoch, current_epoch, enter
 from ..ppl.wave import Surroundings
 from .base.chain import Chain, detach, detach_choices
-from .base.engine import Ask, Engine, Growing, Move, Report, Run, Start, ranking_of, weaker
+from .base.engine import Ask, Engine, Growing, Guarantee, Move, Report, Run, Start, ranking_of, weaker
 from .base.step import Step
 from .results.posterior import Posterior
 
@@ -87,6 +87,8 @@ class Session:
         self._epoch = current_epoch() or Epoch()  # see `afresh`
         self._interrupted = False
         self._problems = problems
+        self._raises = len(problems) == 1
+        """Whether an error of one problem says all there is to say."""
         self._tasks = [
             _Task(owner, one.model, one.engine.run(one.model, _keys.fold(one.key, chain)))
             for owner, one in enumerate(problems)
@@ -166,7 +168,7 @@ class Session:
             except AllParticlesDead as error:
                 if overflow is None:
                     raise
-                if len({task.owner for task in self._tasks}) == 1:
+                if self._raises:
                     error.add_note(f"feynkac: texts did not fit into a context: {overflow}")
                     raise
                 break  # one problem whose texts do not fit must not end the run of the others
@@ -246,9 +248,9 @@ class Session:
         return self.posteriors[0]
 
     def _posterior(self, owner: int, places: Sequence[int]) -> Posterior:
-        chains, values, cut, overflow = [], [], False, None
+        chains, values, overflow = [], [], None
         model, engine = self._problems[owner].model, self._problems[owner].engine
-        promise = weaker(engine.guarantee, getattr(model, "guarantee", "unbiased"))
+        promise: Guarantee = weaker(engine.guarantee, getattr(model, "guarantee", "unbiased"))
         if owner in self._rely:
             promise = "heuristic"
         for i in places:
@@ -258,12 +260,15 @@ class Session:
             if made is not None:
                 chains.append(made[0])
                 values += model.values(made[1])
-            cut |= not now.over and (made is None or promise == "unbiased" or not made[0].complete.all())
+            if not now.over:
+                # Whole runs that were stopped early are fewer, and how many may depend on what they found.
+                whole = made is not None and made[0].complete.all()
+                promise = weaker(promise, "consistent" if whole else "prefix")
         return Posterior(
             values=tuple(values),
             chains=tuple(chains) or (_NOTHING if overflow is None else replace(_NOTHING, log_evidence=-math.inf),),
             cost=self.ledger.of(owner),
-            guarantee=weaker(promise, "prefix") if cut else promise,
+            guarantee=promise,
             engine=repr(engine),
             model=repr(model),
             seed=self._problems[owner].seed,
@@ -280,6 +285,7 @@ class Tolerant(Session):
 
     def _begin(self, problems: Sequence[Problem], budget: Budget | None = None) -> None:
         super()._begin(problems, budget)
+        self._raises = True  # whatever else is in the run
         self.failures: dict[int, FeynkacError] = {}
 
     def _goes_on(self, i: int) -> bool:

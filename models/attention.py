@@ -71,6 +71,7 @@ class AttentionForwarder(Forwarder):
         self._padding = None
         padding = getattr(core(self.model).config.get_text_config(), "pad_token_id", None)
         known = padding is not None and 0 <= padding < self.vocab_size
+        fault: Exception | None = None
         for tried in (padding, None) if known else (None,):
             trial = Trial(self, tried)
             for numbered, ragged in self._ways():
@@ -80,6 +81,7 @@ class AttentionForwarder(Forwarder):
                 if fault is None:
                     self._padding = padding if known and tried is None else None
                     return
+        assert fault is not None
         raise fault
 
     def _ways(self) -> list[tuple[bool, bool]]:

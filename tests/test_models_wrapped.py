@@ -247,6 +247,15 @@ def test_longrope_turns_by_the_length_of_each_text(options):
     assert np.abs(np.subtract(whole, truth)).max() > 0.1  # one pass over a long text is not the law of generate
 
 
+def test_longrope_texts_on_both_sides_in_one_wave():
+    lm, model = tiny_lm(model=phi3()), phi3()
+    texts = [lm.prompt(list(range(20, 20 + n))) for n in (TURN - 2, TURN + 2, TURN)]
+    for t in range(4):
+        texts = draw([lm.next_token(text) for text in texts], t)
+    truth = [law_of_generate(model, text) for text in texts]
+    np.testing.assert_allclose([text.log_prob for text in texts], truth, atol=1e-4)
+
+
 def test_longrope_agrees_with_generate():
     lm, model = tiny_lm(model=phi3()), phi3()
     lm.eos = frozenset()
@@ -260,7 +269,14 @@ def test_longrope_agrees_with_generate():
 
 
 def test_a_trial_leaves_all_as_it_was():
-    model = llama()
+    def drawing(forward):
+        def drawn(*args, **kwargs):
+            torch.rand(1)
+            return forward(*args, **kwargs)
+
+        return drawn
+
+    model = patched(llama(), drawing)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     state = torch.random.get_rng_state()
     lm = tiny_lm(model=model, cache_bytes=100_000, max_batch=2)

@@ -65,3 +65,24 @@ def test_the_evidence_of_a_token_constraint_is_its_probability(lm):
     ratios = np.exp([p.log_evidence for p in runs]) / truth
     z = (ratios.mean() - 1) / (ratios.std(ddof=1) / math.sqrt(len(ratios)))
     assert abs(z) < 4.26  # false alarm: 2e-5
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft
+def test_an_adapter_that_changes_nothing_leaves_the_law(lm):
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(fk.models.fetch.resolve("smollm2"), dtype=torch.float32)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]))
+    tuned = fk.models.TransformersLM(adapted, lm.tokenizer)
+    assert tuned.forwarder.ragged
+    prompts = ["The weather report says that", "Yes", "A river is a large stream of water, which"]
+    keys = fk.keys.fold(fk.keys.root(0), np.arange(6))
+    step = [tuned.tokens(tuned.prompt(prompts[i % 3]), 2 + i) for i in range(6)]
+    texts = step[0].sample_batch(step, keys).values  # of many lengths, in company
+    step = [tuned.tokens(text, 3) for text in texts]
+    for text in step[0].sample_batch(step, keys).values:
+        tokens, begun = text.prompt_tokens + text.tokens, len(text.prompt_tokens)
+        log_p = full_log_probs(lm, tokens)
+        truth = sum(log_p[i - 1, tokens[i]].item() for i in range(begun, len(tokens)))
+        assert text.log_prob == pytest.approx(truth, abs=1e-3)

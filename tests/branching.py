@@ -16,6 +16,10 @@ class Chance:
     """Answers each question of a run in turn, so that in the end every answer has been given: see `outcomes`."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with the first answers."""
         self._script: list[list[int]] = []  # of each question: the answer, and how many there are
         self._asked = 0
         self.probability = 1.0
@@ -45,12 +49,12 @@ CHANCE = Chance()
 
 
 def outcomes(run: Callable[[], Any]) -> list[tuple[float, Any]]:
-    """Return every outcome of a run that draws by `CHANCE`, with its probability; those that are None are left out."""
+    """Return every outcome of a run that draws by `CHANCE`, with its probability."""
     found = []
+    CHANCE.reset()  # it may have been asked outside
     while True:
         value = run()
-        if value is not None:
-            found.append((CHANCE.probability, value))
+        found.append((CHANCE.probability, value))
         if not CHANCE._again():
             return found
 

@@ -177,7 +177,7 @@ def test_a_bool_is_not_a_log_weight():
     for ok in (True, np.bool_(True)):
         with pytest.raises(errors.AmbiguousScore, match=r"a bool, not a number: .*write 0\.0 if ok else"):
             run(says(ok))
-    with pytest.raises(errors.AmbiguousScore, match="a number or a score, not 'high'"):
+    with pytest.raises(errors.AmbiguousScore, match="a str, not a number: 'high'"):
         run(says("high"))
 
 

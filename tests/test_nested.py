@@ -394,6 +394,15 @@ def test_what_particles_share_of_it_they_cannot_change():
         fk.infer(outer(), fk.SMC(2), seed=0)
 
 
+def test_a_file_keeps_the_facts_of_nested_runs(tmp_path):
+    posterior = fk.infer(once(fk.SMC(2)), fk.SMC(3), seed=0)
+    posterior.save(tmp_path / "outer.fk")
+    loaded = fk.Posterior.load(tmp_path / "outer.fk")
+    kept, was = loaded.trace(1)["inner"].value, posterior.trace(1)["inner"].value
+    assert (kept["values"], kept["seed"], kept["log_evidence"]) == (was.values, was.seed, was.log_evidence)
+    assert fk.infer(inner(), fk.SMC(2), seed=kept["seed"]).values == was.values
+
+
 def test_nothing_of_it_lives_on():
     fk.infer(spender(1, 2), fk.SMC(3), seed=0)
     gc.collect()

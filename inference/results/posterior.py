@@ -253,6 +253,11 @@ class Posterior:
         """Return the same without what only a live run needs of its values: caches of texts."""
         return replace(self, values=tuple(detach(value) for value in self.values))
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what a file keeps of a `nested` run: all but its history. It is read as a dictionary."""
+        names = ("values", "log_weights", "complete", "guarantee", "engine", "model", "seed", "stopped")
+        return {**{name: getattr(self, name) for name in names}, "log_evidence": self._log_evidence}
+
     def expect(self, fn: Callable[[Any], Any]) -> Any:
         """Return the weighted mean of ``fn(value)`` (a number or an array) over the complete particles.
 

@@ -8,6 +8,8 @@ import random
 import types
 from collections import deque
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -153,6 +155,24 @@ def is_data(kind: type) -> bool:
     if top in (HOME, "builtins", "types", "torch", "transformers", "jax", "jaxlib", "numpy"):
         return False
     return bool(kind.__dictoffset__ or hasattr(kind, "__slots__")) and not any(hasattr(kind, part) for part in parts)
+
+
+_FIXED = ("datetime", "decimal", "fractions", "ipaddress", "pathlib", "uuid", HOME)
+
+
+def lasting(value: Any) -> bool:
+    """Whether a hashable value is one that cannot change, so that it may stand for what it was when it was seen."""
+    kind = type(value)
+    if kind in LEAVES:
+        return True
+    if isinstance(value, tuple | frozenset):
+        return all(map(lasting, value))
+    if is_dataclass(kind) and kind.__module__.partition(".")[0] != HOME:
+        frozen = kind.__dataclass_params__.frozen and kind.__eq__ is not object.__eq__  # type: ignore[attr-defined]
+        return frozen and all(lasting(getattr(value, field.name)) for field in fields(kind))
+    return isinstance(value, str | bytes | int | float | complex | np.generic | range | Enum) or (
+        kind.__module__.partition(".")[0] in _FIXED
+    )
 
 
 def variables(coro: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from weakref import ref
 
 from .cost import charge, rows
 from .errors import AmbiguousScore, InvalidWeight
+from .pictures import lasting
 from .reals import ordered, real
 from .sites import short
 
@@ -314,8 +315,7 @@ def evaluate(scores: Sequence[Score]) -> list[float]:
                 )
             for key, number in zip(fresh, found):
                 known[key] = value = _checked(scorer, number, *inputs[key])
-                if not isinstance(key, _Unhashable):
-                    scorer.memory.put(key, value, version)
+                _remember(scorer, key, value, version)
         for key, (_, places) in inputs.items():
             for i, j in places:
                 results[i][j] = known[key]  # type: ignore[assignment]
@@ -324,26 +324,29 @@ def evaluate(scores: Sequence[Score]) -> list[float]:
 
 def remember(scorer: Scorer, args: tuple[Any, ...], number: float) -> None:
     """Let a reward know a result that it did not find by being scored. Raises `ScoreError` as `evaluate` does."""
-    scorer.memory.put(_key(args, 0, 0), _checked(scorer, number, args, [(0, 0)]), _version(scorer))
+    _remember(scorer, _key(args, 0, 0), _checked(scorer, number, args, [(0, 0)]), _version(scorer))
+
+
+def _remember(scorer: Scorer, key: Hashable, number: float, version: Hashable) -> None:
+    if type(key) is not _Fleeting:
+        scorer.memory.put(key, number, version)
 
 
 def _version(scorer: Scorer) -> Hashable:
     return scorer.version() if hasattr(scorer, "version") else None
 
 
-class _Unhashable(tuple[int, int]):
-    """Stands for arguments that cannot be compared: scored afresh each time."""
+class _Fleeting(tuple[Any, ...]):
+    """Stands for arguments that cannot be compared, or may change: known to one call of `evaluate` alone."""
 
 
 def _key(args: tuple[Any, ...], i: int, j: int) -> Hashable:
     try:
         hash(args)
     except TypeError:
-        return _Unhashable((i, j))
-    # A tensor is hashed by its identity, and may change; 1, 1.0 and True are equal, and a reward may tell them apart.
-    if any(type(arg).__module__.partition(".")[0] == "torch" for arg in args):
-        return _Unhashable((i, j))
-    return tuple(type(arg) for arg in args), args
+        return _Fleeting((i, j))
+    key = tuple(type(arg) for arg in args), args  # 1, 1.0 and True are equal, and a reward may tell them apart
+    return key if lasting(args) else _Fleeting(key)
 
 
 def _number(value: Any, score: Score, nan: bool = False) -> float:
@@ -450,7 +453,9 @@ def reward(
         kind: ``"probability"`` (then use ``.log()`` or ``.logit()``), ``"real"`` (``/ beta``), ``"log_weight"``.
         batched: whether ``fn`` takes all inputs of a wave at once.
         name: in messages and tables; the function's own by default.
-        cache: results remembered by input (0: none; do so where the function is random).
+        cache: results remembered by input (0: none; do so where the function is random). Inputs are remembered where
+            they cannot change: numbers, strings, texts, and tuples and frozen dataclasses of these; a list, an array
+            or an object of your own may, and is scored afresh in each wave.
 
     >>> @reward(kind="probability")
     ... def short(text):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,6 +267,54 @@ def test_unhashable_inputs_are_scored_afresh_each_time():
     assert len(counted.calls[0]) == 4
     evaluate(scores)
     assert len(counted.calls[1]) == 3  # only the hashable one was remembered
+
+
+class Draft:
+    """An object that is equal to itself alone."""
+
+    def __init__(self, words):
+        self.words = words
+
+
+class Named(Draft):
+    """One whose hash says nothing of what it holds."""
+
+    def __hash__(self):
+        return 0
+
+    def __eq__(self, other):
+        return isinstance(other, Named) and self.words == other.words
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Data that cannot change, if what it holds cannot."""
+
+    words: object
+
+
+@pytest.mark.parametrize("draft", [Draft([1]), Named([1]), Frozen(Draft([1])), (Draft([1]), "a"), frozenset({Named([1])})])
+def test_an_object_that_has_changed_between_calls_is_scored_afresh(draft):
+    def words(value):
+        (value,) = value if isinstance(value, frozenset) else (value,)
+        value = value[0] if isinstance(value, tuple) else value
+        return words(value.words) if hasattr(value, "words") else value
+
+    length = fk.reward(lambda value: float(len(words(value))))
+    assert evaluate([length(draft), length(draft)]) == [1.0, 1.0]
+    words(draft).append(2)
+    assert evaluate([length(draft)]) == [2.0]
+
+
+def test_values_that_cannot_change_are_remembered_and_one_object_is_scored_once_a_wave():
+    counted = Counted()
+    lasting = ["x", 1, 2.5, None, (1, ("a",)), frozenset({1}), Frozen(("a", 1)), np.float64(2.0), Path("a")]
+    for _ in range(2):
+        evaluate([counted.reward(value) for value in lasting])
+    assert [len(call) for call in counted.calls] == [len(lasting)]
+    draft = Draft([1])
+    evaluate([counted.reward(draft), counted.reward(draft)])
+    assert len(counted.calls[1]) == 1
 
 
 def test_rewards_of_several_arguments_get_tuples_or_arguments():

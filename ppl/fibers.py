@@ -11,17 +11,21 @@ import contextlib
 import inspect
 import math
 from collections.abc import Coroutine, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from .cells import NO_WRITES, Writes, after, beside
 from .effects import Effect, Gather
 from .errors import ContextOverflow, WriteConflict
 from .guard import guard
 from .sites import Running, Site, Tentative, address, check_name, short, shut
-from .watch import Watch
+
+if TYPE_CHECKING:
+    from .watch import Place, Watch
 
 Log = tuple[Any, ...] | None
 """A persistent list of completed effects: (the log before, kind, name, request, value)."""
+Records = tuple[Any, ...] | None
+"""A persistent list of what code between effects recorded: (the list before, name, visit, value)."""
 
 
 OVERFLOW = "context overflow"
@@ -46,6 +50,7 @@ class Snapshot(NamedTuple):
     level: float
     inner: OpenScan | tuple[Snapshot | Finished, ...] | None
     writes: Writes
+    recorded: Records
 
 
 class OpenScan(NamedTuple):
@@ -81,8 +86,8 @@ class Fiber:
     """One coroutine of a run, and what it has done so far."""
 
     __slots__ = (
-        "checkpoint", "children", "coro", "effect", "guide", "handlers", "index", "inside", "level", "log", "parent",
-        "results", "run", "value", "visits", "watch", "writes",
+        "checkpoint", "children", "coro", "effect", "guide", "handlers", "index", "inside", "kept", "level", "log",
+        "parent", "recorded", "results", "run", "value", "visits", "watch", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +106,8 @@ class Fiber:
         self.parent = parent
         self.index = index
         self.log: Log = None
+        self.recorded: Records = None
+        self.kept: tuple[Place, ...] = ()  # what awaits returned that could be changed in place
         self.level = 0.0
         self.guide = self  # the fiber that holds the level: an iteration of a scan sets its scan's
         self.effect: Any = None
@@ -130,6 +137,7 @@ class Fiber:
         value = guard(value)  # as it is now: the program may go on changing its own list
         if name == "output":
             run.output = value
+        self.recorded = (self.recorded, full, visit, value)
         if not run.replaying:
             run.sites.append(Site(full, visit, "deterministic", value, hidden=hidden))
 
@@ -184,24 +192,24 @@ class Fiber:
     def snapshot(self) -> Snapshot:
         """Return what rebuilds this fiber at the step end where it is."""
         if not self.children:
-            return _new(Snapshot, (self.log, self.level, None, self.writes))
+            return _new(Snapshot, (self.log, self.level, None, self.writes, self.recorded))
         if type(self.effect) is Gather:
             inside = tuple(
                 self.results[i] if child is None else child.snapshot() for i, child in enumerate(self.children)
             )
-            return Snapshot(self.log, self.level, inside, self.writes)
+            return Snapshot(self.log, self.level, inside, self.writes, self.recorded)
         (child,) = self.children
         assert child is not None
         inner = _new(OpenScan, (self.checkpoint, child.snapshot()))
-        return _new(Snapshot, (self.log, self.level, inner, self.writes))
+        return _new(Snapshot, (self.log, self.level, inner, self.writes, self.recorded))
 
 
 class Run:
     """One live particle: its fibers, and what the current step has added to its weight."""
 
     __slots__ = (
-        "batch", "cells", "dead", "done", "dropped", "given", "held", "last", "log_potential", "log_prob",
-        "log_proposal", "output", "overflow", "program", "relies", "replaying", "result", "root", "row",
+        "batch", "cells", "dead", "done", "dropped", "given", "held", "keeps", "last", "log_potential",
+        "log_prob", "log_proposal", "output", "overflow", "program", "relies", "replaying", "result", "root", "row",
         "scored", "sites", "tentative", "unawaited", "waiting", "written",
     )  # fmt: skip
 
@@ -222,6 +230,8 @@ class Run:
         self.waiting: list[Fiber] = []
         self.held: list[tuple[Fiber, Any]] = []
         self.root = Fiber(self, program.coroutine(), list(program.handlers), {})
+        self.root.kept = program.kept() if program.tensors else ()
+        self.keeps = bool(program.tensors)  # whether some fiber has a value that could be changed in place
 
     def begin(self, row: int, batch: int, given: Any = None) -> None:
         """Start a step as the given row of a batch of runs, with choices that an engine gives back: see `_forced`."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 import itertools
 import operator
 import random
 import types
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .guard import LEAVES
+from .guard import LEAVES, SharedDict, SharedList
 
 HOME = __name__.partition(".")[0]
 Look = Callable[[Any], tuple[Any, ...]]
@@ -157,6 +159,7 @@ def is_data(kind: type) -> bool:
     return bool(kind.__dictoffset__ or hasattr(kind, "__slots__")) and not any(hasattr(kind, part) for part in parts)
 
 
+_identity: Any = object.__eq__
 _FIXED = ("datetime", "decimal", "fractions", "ipaddress", "pathlib", "uuid", HOME)
 
 
@@ -168,11 +171,57 @@ def lasting(value: Any) -> bool:
     if isinstance(value, tuple | frozenset):
         return all(map(lasting, value))
     if is_dataclass(kind) and kind.__module__.partition(".")[0] != HOME:
-        frozen = kind.__dataclass_params__.frozen and kind.__eq__ is not object.__eq__  # type: ignore[attr-defined]
+        frozen = kind.__dataclass_params__.frozen and kind.__eq__ is not _identity  # type: ignore[attr-defined]
         return frozen and all(lasting(getattr(value, field.name)) for field in fields(kind))
     return isinstance(value, str | bytes | int | float | complex | np.generic | range | Enum) or (
         kind.__module__.partition(".")[0] in _FIXED
     )
+
+
+@lru_cache(maxsize=4096)
+def may_change(kind: type) -> bool:
+    """Whether values of a type that an await returns, or what they hold, could be changed in place."""
+    return is_tensor(kind) or is_data(kind) or kind in (tuple, frozenset, SharedList, SharedDict)
+
+
+def same(a: Any, b: Any, depth: int = 8) -> bool:
+    """Whether two values, found at the same place of two runs, hold the same, as far as that can be told."""
+    kind = type(a)
+    if a is b or depth == 0:
+        return True
+    if type(b) is not kind:
+        return False
+    if isinstance(a, str | bytes | int | float | complex | np.generic):
+        return bool(a == b or (a != a and b != b))
+    if isinstance(a, list | tuple | deque):
+        return len(a) == len(b) and all(same(x, y, depth - 1) for x, y in itertools.islice(zip(a, b), SAMPLE))
+    if isinstance(a, dict):
+        return len(a) == len(b) and all(
+            key in b and same(part, b[key], depth - 1) for key, part in itertools.islice(a.items(), SAMPLE)
+        )
+    if kind is types.CellType or kind is types.FunctionType:
+        x, y = (contents(one) if kind is types.CellType else one.__closure__ or () for one in (a, b))
+        return same(x, y, depth - 1)
+    if kind.__module__.partition(".")[0] == HOME:
+        return kind.__eq__ is _identity or not lasting(a) or bool(a == b)
+    if isinstance(a, set | frozenset):
+        return len(a) == len(b) and (a == b or not all(map(lasting, a)))
+    look = look_at(a.__class__)
+    if look is not None and look is not _tensor:
+        return alike(look(a), look(b))
+    return not is_data(a.__class__) or same(attributes(a, True), attributes(b, True), depth - 1)
+
+
+def awaiting(coro: Any) -> Iterator[Any]:
+    """Yield a coroutine and those that it waits for, one within the other."""
+    while coro is not None:
+        if inspect.iscoroutine(coro):
+            yield coro
+            coro = coro.cr_await
+        elif inspect.isgenerator(coro):
+            coro = coro.gi_yieldfrom
+        else:  # what `await` makes of an object whose __await__ returns a coroutine's: it refers to that alone
+            coro = next((part for part in gc.get_referents(coro) if inspect.iscoroutine(part)), None)
 
 
 def variables(coro: Any) -> dict[str, Any]:

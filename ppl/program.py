@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from .effects import fingerprint
 from .fibers import Run, Snapshot
+from .forks import Forks
 from .guard import guard
 from .keys import Keys
 from .model import Advance, Index
 from .sites import Running, Site
+from .watch import Place, surroundings, tensors
 from .wave import Wave
 
 P = ParamSpec("P")
@@ -30,6 +32,7 @@ class Particle:
 
     __slots__ = (
         "cells", "dead", "depth", "done", "output", "overflow", "program", "relies", "result", "run", "snapshot",
+        "stood",
     )  # fmt: skip
 
     def __init__(self, run: Run, depth: int) -> None:
@@ -42,6 +45,7 @@ class Particle:
         self.cells = run.cells
         self.overflow = run.overflow
         self.relies = run.relies
+        self.stood: list[dict[str, Any]] | None = None  # see `Forks.stands`
         self.run: Run | None = None if run.done else run
         self.snapshot: Snapshot | None = None if run.done else run.root.snapshot()
         if run.done:
@@ -117,6 +121,21 @@ class Program:
         """Start the program's function afresh."""
         self.claim()
         return self._fn(*self._args, **self._kwargs)
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, Any]:
+        """The arguments that hold tensors of torch, which nothing can make read-only."""
+        given = inspect.signature(self._fn).bind(*self._args, **self._kwargs).arguments
+        return {name: value for name, value in given.items() if tensors(value, name)}
+
+    def kept(self) -> tuple[Place, ...]:
+        """Picture the tensors among the arguments, as they are now."""
+        return tuple(place for name, value in self.tensors.items() for place in tensors(value, name))
+
+    @functools.cached_property
+    def surroundings(self) -> tuple[frozenset[str], dict[int, Any]]:
+        """See `surroundings`."""
+        return surroundings(self.reachable)
 
     def inline(self) -> Coroutine[Any, Any, Any]:
         """Return what runs the program within another one, under its own handlers."""
@@ -196,6 +215,7 @@ def resume(
     live = [i for i, item in enumerate(state.items) if not item.done]
     runs: list[Run] = []
     wave = Wave(runs, keys[live], None if owners is None else [owners[i] for i in live])
+    forks = Forks(wave)
     for row, i in enumerate(live):
         item = state.items[i]
         run, item.run = item.run, None
@@ -206,9 +226,11 @@ def resume(
         runs.append(run)
         if fresh:
             assert item.snapshot is not None
-            wave.restore(run, item.snapshot)
+            forks.restore(run, item.snapshot)
             run.output = item.output
             run.cells = item.cells
+        if forks.few:
+            forks.stands(item, run)
     wave.run()
     items = list(state.items)
     for i, run in zip(live, runs):

@@ -10,32 +10,43 @@ from __future__ import annotations
 
 import dis
 import gc
-import inspect
 import itertools
 import types
 from collections import deque
 from collections.abc import Collection, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .guard import LEAVES, SharedDict, SharedList, SharedSet
+from .errors import SharedMutation
+from .fibers import fail
+from .guard import LEAVES, SharedSet
 from .pictures import (
     HOME,
     SAMPLE,
     Look,
     alike,
     attributes,
+    awaiting,
     class_picture,
     class_state,
     contents,
     is_data,
+    is_tensor,
     look_at,
+    may_change,
     private,
     public,
     variables,
 )
+from .sites import address
 
-_NOTHING = (types.ModuleType, types.BuiltinFunctionType, range, SharedList, SharedDict, SharedSet)
+if TYPE_CHECKING:
+    from .fibers import Fiber
+
+_NOTHING = (types.ModuleType, types.BuiltinFunctionType, range, SharedSet)
+STEADY: set[type] = set(LEAVES)
+"""Types whose values cannot be changed in place, as far as they have been met."""
+_LEAF_TYPES = frozenset(LEAVES)
 MOST = 4096
 """How many things are looked for at most."""
 DEPTH = 8
@@ -79,6 +90,27 @@ class Watch:
             if not alike(was, look(thing)):
                 return name
         return None
+
+    def check(self, fiber: Fiber, begun: Sequence[tuple[Any, ...]]) -> None:
+        """Raise `SharedMutation` if a branch or an iteration has changed something around it."""
+        changed = self.changed(begun)
+        if changed is None:
+            return
+        assert fiber.parent is not None
+        effect = fiber.parent.effect
+        scan = effect.kind == "scan"
+        inside = f"an iteration of scan {effect.name!r}" if scan else f"branch {fiber.index} of gather {effect.name!r}"
+        cell = changed.rpartition(".")[2].partition("[")[0] or changed
+        fail(
+            fiber,
+            SharedMutation(
+                f"particle {fiber.run.row}: {inside} has changed `{changed}`, which is not its own: in a forked "
+                f"particle, which does not repeat finished {'iterations' if scan else 'branches'}, the change would be "
+                f"lost. {'Put it into the carry' if scan else 'Return it from the branch'}, or share it: "
+                f'`{cell} = fk.cell("{cell}", start)` before the {effect.kind}, and '
+                f"`await {cell}.add(x)` or `await {cell}.set(x)` where it is changed"
+            ),
+        )
 
 
 @lru_cache(maxsize=4096)
@@ -145,10 +177,9 @@ class Reach:
 
     def enclosing(self, coro: Any) -> None:
         """Add what a coroutine that waits, and those that it waits for, hold in their variables."""
-        while inspect.iscoroutine(coro):
-            for part in gc.get_referents(coro):
+        for waiting in awaiting(coro):
+            for part in gc.get_referents(waiting):
                 self.add(part, "")
-            coro = coro.cr_await
 
     def function(self, fn: Any, depth: int = DEPTH, shared: bool = False) -> None:
         """Add what a function closes over, its default arguments and attributes, and the globals that it names."""
@@ -206,6 +237,10 @@ def _parts(value: Any, name: str) -> list[tuple[Any, str]]:
         return [(value.__func__, name), (value.__self__, "self")]
     if kind is partial:
         return [(part, name) for part in (value.func, value.args, value.keywords)]
+    if isinstance(value, dict | list | tuple | deque) and _LEAF_TYPES.issuperset(
+        map(type, value.values() if isinstance(value, dict) else value)
+    ):
+        return []
     if isinstance(value, dict):
         some = itertools.islice(value.items(), SAMPLE)
         return [(part, f"{name}[{key!r}]" if type(key) in LEAVES else f"{name}[…]") for key, part in some]
@@ -224,7 +259,6 @@ class Watches:
     """Makes the watches of a wave; what several of them need is found once."""
 
     def __init__(self) -> None:
-        self._programs: dict[int, tuple[set[str], dict[int, Any]]] = {}
         self._plain: dict[Any, Watch | None] = {}
 
     def of_step(self, fiber: Any, scan: Any) -> Watch | None:
@@ -233,7 +267,7 @@ class Watches:
         plain = type(step) is types.FunctionType and not step.__closure__
         if plain and step in self._plain:
             return self._plain[step]
-        homes, program = self._program(fiber.run.program)
+        homes, program = fiber.run.program.surroundings
         reach = Reach(homes | {package(getattr(step, "__module__", None) or "")}, program)
         reach.add(step, "step")
         watch = _watching(list(reach.own.values()), reach)
@@ -246,7 +280,7 @@ class Watches:
 
         What one branch alone can reach, and none of the coroutines around the gather, is its own business.
         """
-        homes, program = self._program(fiber.run.program)
+        homes, program = fiber.run.program.surroundings
         homes = homes | {package(branch.cr_frame.f_globals.get("__name__", "")) for branch in gather.branches}
         whole = Reach(homes, program)
         times: dict[int, int] = {}
@@ -270,23 +304,68 @@ class Watches:
     def of_iteration(self, fiber: Any, carry: Any, x: Any) -> Watch | None:
         """Return the watch on a scan's step, and on the iteration's carry and input where these can change."""
         watch: Watch | None = fiber.inside
-        reach = Reach(*self._program(fiber.run.program))
+        reach = Reach(*fiber.run.program.surroundings)
         reach.add(carry, "carry")
         reach.add(x, "x")
         if not reach.own:
             return watch
         return Watch([*reach.own.values(), *(watch.own if watch else ())], watch.shared if watch else [])
 
-    def _program(self, program: Any) -> tuple[set[str], dict[int, Any]]:
-        """Return the package of a program's function, and by id all that the program is given."""
-        found = self._programs.get(id(program))
-        if found is None:
-            fn, *given = program.reachable
-            reach = Reach((package(fn.__module__),))
-            for part in (fn, *given):
-                reach.add(part, "")
-            found = self._programs[id(program)] = reach.homes, reach.seen
-        return found
+
+def surroundings(reachable: Sequence[Any]) -> tuple[frozenset[str], dict[int, Any]]:
+    """Return the package of a program's function, and by id all that the function reaches and is given."""
+    homes = frozenset({package(reachable[0].__module__)})
+    reach = Reach(homes)
+    for part in reachable:
+        reach.add(part, "")
+    return homes, reach.seen
+
+
+def tensors(value: Any, name: str) -> list[Place]:
+    """Picture the torch tensors in a value and its containers."""
+    kind: Any = type(value)
+    if is_tensor(kind):
+        look = look_at(kind)
+        return [] if look is None else [Place(f"is the argument `{name}`", value, look, look(value))]
+    if isinstance(value, list | tuple | dict):
+        return [place for part, called in _parts(value, name) for place in tensors(part, called)]
+    return []
+
+
+def keep(fiber: Fiber, value: Any) -> None:
+    """Picture what an await returned, where it could be changed in place: forks would see the change."""
+    kind: Any = type(value)
+    if not may_change(kind):
+        STEADY.add(kind)
+        return
+    effect = fiber.effect
+    reach = Reach(*fiber.run.program.surroundings)
+    reach.add(value, address(effect.name, effect.visit))
+    # What other libraries' objects do with their attributes is their own business: some load what they hold late.
+    found = [
+        place._replace(name=f"{place.name!r} returned") for place in reach.own.values() if place.look is not public
+    ]
+    if found:
+        fiber.kept = (*fiber.kept, *found)
+        fiber.run.keeps = True
+
+
+def check_kept(fiber: Fiber) -> None:
+    """Raise `SharedMutation` if something that an await of the fiber, or within it, returned has been changed since."""
+    for name, thing, look, before in fiber.kept:
+        if before is not None and not alike(before, look(thing)):
+            kind: Any = type(thing)
+            copy = "it.clone()" if is_tensor(kind) else "copy.deepcopy(it)"
+            fail(
+                fiber,
+                SharedMutation(
+                    f"particle {fiber.run.row}: a {kind.__name__} that {name} has been changed in place; particles "
+                    f"share their arguments and what awaits return, so change a copy of it: {copy}"
+                ),
+            )
+    for child in fiber.children:
+        if child is not None:
+            check_kept(child)
 
 
 def _watching(own: list[Place], reach: Reach) -> Watch | None:

@@ -4,7 +4,7 @@ A wave resumes all fibers of all runs, collects what they await, serves requests
 call, and repeats until every run has reached a step end. Nothing here uses asyncio: coroutines are driven by
 ``send``, so programs work in notebooks, inside a running loop, and in a fixed order.
 
-A fork starts the program again and feeds it the recorded log (`Wave.restore`), checking that each site repeats.
+A fork starts the program again and feeds it the recorded log; see `forks`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,13 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from . import collector
 from .cells import NO_WRITES, Touch, after
-from .effects import Call, Effect, Factor, Gather, Sample, Scan, Twist, fingerprint
-from .errors import (
-    ContextOverflow,
-    ContextWarning,
-    ForeignAwaitable,
-    ImpossibleChoice,
-    NonDeterministicProgram,
-    SharedMutation,
-    UnawaitedEffect,
-)
-from .fibers import Checkpoint, Failed, Fiber, Finished, OpenScan, Run, Snapshot, annotate, fail, unroll
+from .effects import Call, Effect, Factor, Gather, Sample, Scan, Twist
+from .errors import ContextOverflow, ContextWarning, ForeignAwaitable, ImpossibleChoice, UnawaitedEffect
+from .fibers import Checkpoint, Failed, Fiber, Finished, Run, annotate, fail
 from .guard import LEAVES, guard
 from .handling import Scope
 from .keys import Keys
@@ -34,7 +26,7 @@ from .nesting import Nested
 from .score import Score
 from .serving import Server
 from .sites import MISSING, Running, address, shut
-from .watch import Watches
+from .watch import STEADY, Watches, check_kept, keep
 
 
 class Surroundings(NamedTuple):
@@ -109,7 +101,7 @@ class Wave:
                 if fiber.run.dead:
                     shut(fiber.coro)  # it may not have started
                     continue
-                effect = self._next(fiber, value)
+                effect = self.next(fiber, value)
                 if effect is not None:
                     self._act(fiber, effect)
             self.ready.clear()
@@ -136,12 +128,15 @@ class Wave:
                     self._commit(run)
                 self.ready.extend([(fiber, fiber.value) for fiber in waiting])
         for fiber, value in self.ready:
-            effect = None if fiber.run.dead else self._next(fiber, value)
+            effect = None if fiber.run.dead else self.next(fiber, value)
             if type(effect) is Touch:
                 self._touch(fiber, effect)  # it depends on nothing else, either
             elif effect is not None:
                 fiber.run.held.append((fiber, effect))
         self.ready.clear()
+        for run in self.runs:
+            if run.keeps and not run.dead:
+                check_kept(run.root)
 
     def _act(self, fiber: Fiber, effect: Any) -> None:
         """Act on what a fiber awaits: queue it, answer it, or open what is inside it."""
@@ -166,7 +161,7 @@ class Wave:
         elif not len(effect.xs):
             self._complete(fiber, effect, (guard(effect.init), ()))
         else:
-            self._open_scan(fiber, effect, Checkpoint(0, guard(effect.init), None, dict(fiber.visits)))
+            self.open_scan(fiber, effect, Checkpoint(0, guard(effect.init), None, dict(fiber.visits)))
 
     def _touch(self, fiber: Fiber, effect: Touch) -> None:
         """Read or write a cell, and go on."""
@@ -184,9 +179,11 @@ class Wave:
             annotate(run, error)
             raise
 
-    def _next(self, fiber: Fiber, value: Any) -> Any:
+    def next(self, fiber: Fiber, value: Any) -> Any:
         """Run a fiber's code up to its next effect, and return it; None where it has returned."""
         run, watch = fiber.run, fiber.watch
+        if type(value) not in STEADY:
+            keep(fiber, value)
         begun = () if watch is None else watch.begin()
         outer, Running.fiber = Running.fiber, fiber
         try:
@@ -199,7 +196,7 @@ class Wave:
             if run.dropped is not None:
                 self._dropped(fiber)
             if watch is not None:
-                _check(fiber, watch.changed(begun))
+                watch.check(fiber, begun)
             self._returned(fiber, stop.value)
             return None
         except ContextOverflow as error:
@@ -213,7 +210,7 @@ class Wave:
         if run.dropped is not None:
             self._dropped(fiber)
         if watch is not None:
-            _check(fiber, watch.changed(begun))
+            watch.check(fiber, begun)
         if not isinstance(effect, Effect):
             fail(
                 fiber,
@@ -296,7 +293,7 @@ class Wave:
             fiber.writes = after(fiber.writes, fiber.joined([ended.writes for ended in fiber.results]))
 
     def _open_gather(self, fiber: Fiber, effect: Gather) -> None:
-        fiber.children = self._branches(fiber, effect)
+        fiber.children = self.branches(fiber, effect)
         fiber.results = [None] * len(fiber.children)
         for child in fiber.children:
             assert child is not None
@@ -304,7 +301,8 @@ class Wave:
         if not fiber.children:
             self._complete(fiber, effect, ())
 
-    def _branches(self, fiber: Fiber, effect: Gather) -> list[Fiber | None]:
+    def branches(self, fiber: Fiber, effect: Gather) -> list[Fiber | None]:
+        """Return the fibers of a gather's branches, which have not started."""
         name = address(effect.label, effect.visit)
         watch = self._watches.of_branches(fiber, effect)
         children: list[Fiber | None] = []
@@ -314,7 +312,8 @@ class Wave:
             children.append(child)
         return children
 
-    def _open_scan(self, fiber: Fiber, effect: Scan, start: Checkpoint) -> Fiber:
+    def open_scan(self, fiber: Fiber, effect: Scan, start: Checkpoint) -> Fiber:
+        """Return the fiber of an iteration of a scan that is not open yet."""
         fiber.inside = self._watches.of_step(fiber, effect)
         return self._iterate(fiber, effect, start)
 
@@ -330,7 +329,7 @@ class Wave:
             # The last iteration's fiber serves again: it is done with, and snapshots hold none of it.
             (child,) = fiber.children
             assert child is not None
-            child.coro, child.log = coro, None
+            child.coro, child.log, child.recorded, child.kept = coro, None, None, ()
         else:
             child = Fiber(fiber.run, coro, fiber.handlers, fiber.visits, fiber, len(fiber.handlers))
             child.guide = fiber.guide
@@ -349,75 +348,6 @@ class Wave:
         fiber.children = []
         self.ready.append((fiber, value))
 
-    # -- replay -------------------------------------------------------------------------------------------------
-
-    def restore(self, run: Run, snapshot: Snapshot) -> None:
-        """Bring a fresh run to the step end that a snapshot was taken at, by replaying its log.
-
-        Raises `NonDeterministicProgram` where the program does not repeat what it did.
-        """
-        run.replaying = True
-        self._replay(run.root, snapshot)
-        run.replaying = False
-
-    def _replay(self, fiber: Fiber, snapshot: Snapshot) -> None:
-        value: Any = None
-        for kind, name, request, entry in unroll(snapshot.log):
-            effect = self._next(fiber, value)
-            if (
-                effect is None
-                or effect.kind != kind
-                or effect.name != name
-                or (effect.request is not request and fingerprint(effect.request) != fingerprint(request))
-            ):
-                self._strays(fiber, _told(kind, name, request), effect)
-            value = entry
-            if type(effect) is Scan:
-                value, visits = entry
-                fiber.visits.clear()
-                fiber.visits.update(visits)
-            elif type(effect) is Gather:
-                effect.close()
-        fiber.log, fiber.level, inner, fiber.writes = snapshot
-        if fiber.writes:
-            fiber.run.written = True
-        effect = self._next(fiber, value)
-        if inner is None:
-            if effect is None:
-                self._strays(fiber, "another effect", None)
-            fiber.run.held.append((fiber, effect))
-            return
-        if isinstance(inner, OpenScan):
-            if type(effect) is not Scan:
-                self._strays(fiber, "an open scan", effect)
-            fiber.visits.clear()
-            fiber.visits.update(inner.checkpoint.visits)
-            self._replay(self._open_scan(fiber, effect, inner.checkpoint), inner.fiber)
-            return
-        if type(effect) is not Gather or len(effect.branches) != len(inner):
-            self._strays(fiber, f"a gather of {len(inner)} branches", effect)
-        fiber.children = self._branches(fiber, effect)
-        fiber.results = [None] * len(inner)
-        for i, (child, inside) in enumerate(zip(list(fiber.children), inner)):
-            assert child is not None
-            if isinstance(inside, Finished):
-                shut(child.coro)
-                fiber.children[i], fiber.results[i] = None, inside
-                fiber.run.written = fiber.run.written or bool(inside.writes)
-            else:
-                self._replay(child, inside)
-
-    def _strays(self, fiber: Fiber, was: str, effect: Effect | None) -> NoReturn:
-        now = "it returned" if effect is None else f"it has {_told(effect.kind, effect.name, effect.request)}"
-        fail(
-            fiber,
-            NonDeterministicProgram(
-                f"replaying particle {fiber.run.row} for a fork: where it had {was}, {now}. A program must be a "
-                "function of its arguments and of what its awaits return: draw random numbers with fk.sample, and "
-                "put clocks, files and other outside things into fk.call, whose values are recorded"
-            ),
-        )
-
     def _dropped(self, fiber: Fiber) -> None:
         what, fiber.run.dropped = fiber.run.dropped, None
         fail(fiber, UnawaitedEffect(f"{what} was created but never awaited: write `await` before it"))
@@ -430,28 +360,3 @@ def _scanned(fiber: Fiber | None) -> tuple[int, int]:
             return fiber.index, len(fiber.parent.effect.xs)
         fiber = fiber.parent
     return 0, 0
-
-
-def _check(fiber: Fiber, changed: str | None) -> None:
-    """Raise if a branch or an iteration has changed something around it."""
-    if changed is None:
-        return
-    assert fiber.parent is not None
-    effect = fiber.parent.effect
-    scan = type(effect) is Scan
-    inside = f"an iteration of scan {effect.name!r}" if scan else f"branch {fiber.index} of gather {effect.name!r}"
-    cell = changed.rpartition(".")[2].partition("[")[0] or changed
-    fail(
-        fiber,
-        SharedMutation(
-            f"particle {fiber.run.row}: {inside} has changed `{changed}`, which is not its own: in a forked particle, "
-            f"which does not repeat finished {'iterations' if scan else 'branches'}, the change would be lost. "
-            f"{'Put it into the carry' if scan else 'Return it from the branch'}, or share it: "
-            f'`{cell} = fk.cell("{cell}", start)` before the {effect.kind}, and '
-            f"`await {cell}.add(x)` or `await {cell}.set(x)` where it is changed"
-        ),
-    )
-
-
-def _told(kind: str, name: str, request: Any) -> str:
-    return f"{kind} {name!r} ({fingerprint(request)!r})"

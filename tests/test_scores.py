@@ -293,7 +293,10 @@ class Frozen:
     words: object
 
 
-@pytest.mark.parametrize("draft", [Draft([1]), Named([1]), Frozen(Draft([1])), (Draft([1]), "a"), frozenset({Named([1])})])
+DRAFTS = [Draft([1]), Named([1]), Frozen(Draft([1])), (Draft([1]), "a"), frozenset({Named([1])})]
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
 def test_an_object_that_has_changed_between_calls_is_scored_afresh(draft):
     def words(value):
         (value,) = value if isinstance(value, frozenset) else (value,)

@@ -19,7 +19,7 @@ from .sites import MISSING, address, short, shut
 if TYPE_CHECKING:
     from .wave import Wave
 
-_FEW = 16
+_FEW = 8
 """How many runs of a wave are looked at for what only their variables show: chance in a program shows in few."""
 
 
@@ -78,7 +78,8 @@ class Forks:
         if fiber.writes:
             fiber.run.written = True
         effect = self._wave.next(fiber, value)
-        _check_records(fiber, recorded)
+        if fiber.recorded is not recorded:
+            _check_records(fiber, recorded)
         if inner is None:
             if effect is None:
                 _strays(fiber, "another effect", None)

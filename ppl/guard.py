@@ -78,7 +78,7 @@ for _type, _names in _CHANGERS.items():
     for _name in _names.split():
         setattr(_type, _name, _refuse(_plain, _plain))
 
-LEAVES = (str, bytes, int, float, complex, bool, type(None))
+LEAVES = (float, int, str, type(None), bool, bytes, complex)
 
 
 def guard(value: Any) -> Any:

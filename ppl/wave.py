@@ -184,7 +184,8 @@ class Wave:
         run, watch = fiber.run, fiber.watch
         if type(value) not in STEADY:
             keep(fiber, value)
-        begun = () if watch is None else watch.begin()
+        if watch is not None:
+            begun = watch.begin()
         outer, Running.fiber = Running.fiber, fiber
         try:
             effect = fiber.coro.throw(value.error) if type(value) is Failed else fiber.coro.send(value)
@@ -329,7 +330,8 @@ class Wave:
             # The last iteration's fiber serves again: it is done with, and snapshots hold none of it.
             (child,) = fiber.children
             assert child is not None
-            child.coro, child.log, child.recorded, child.kept = coro, None, None, ()
+            child.coro, child.log = coro, None
+            child.recorded, child.kept = None, ()
         else:
             child = Fiber(fiber.run, coro, fiber.handlers, fiber.visits, fiber, len(fiber.handlers))
             child.guide = fiber.guide

@@ -286,9 +286,9 @@ def program(fn: Callable[P, Coroutine[Any, Any, Any]]) -> ProgramFactory[P]:
 
     Every ``await`` in it is a point where the engine may batch, weigh, fork or resample, and nothing else is. The
     code between awaits must be a function of the arguments and of what the awaits returned, since a fork may run
-    it again (prints are then repeated). A fork compares the sites and their arguments, what `deterministic` records, and
-    in a few particles of each wave the variables, and raises `NonDeterministicProgram` where they differ. Chance that
-    is in none of these when a particle is forked is not found: used up in an expression, say, or rare. What particles
+    it again (prints are then repeated). A fork compares the sites and their arguments, what `deterministic` records,
+    and in a few particles of each wave the variables, and raises `NonDeterministicProgram` where they differ. Chance
+    that is in none of these when a particle is forked is not found: used up in an expression, or rare. What particles
     share (arguments, what awaits return) they must not change: containers and arrays are read-only, and a torch tensor,
     or an object of the program's own package, that was changed in place raises `SharedMutation` at the step's end
     (changes through a tensor's ``.data`` or its NumPy view, and within other libraries' objects, are not seen).

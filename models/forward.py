@@ -160,13 +160,15 @@ class Forwarder(ABC):
     def hold(self) -> Iterator[None]:
         """Within the block this thread has the model, and nothing is kept of it as it was in another epoch or state."""
         with self.live.hold() as version:
-            if self._epochs.lapsed() or version != self._version:
+            changed = version != self._version
+            if self._epochs.lapsed() or changed:
+                self.clear()
+            if changed:
                 self._renew()
                 self._version = version
             yield
 
     def _renew(self) -> None:
-        self.clear()
         repack(self.model)
         form = self._type_and_place()
         if form != self._form:

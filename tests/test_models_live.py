@@ -271,3 +271,20 @@ def test_the_mode_is_put_back_after_an_error():
         breaks()
     assert modes == [False]
     assert lm.model.training
+
+
+def test_weights_are_packed_again_for_a_change_and_not_for_a_run(monkeypatch):
+    packed = []
+    monkeypatch.setattr("feynkac.models.forward.repack", packed.append)
+    lm = tiny_lm()
+
+    @fk.program
+    async def program():
+        return await fk.sample("tokens", lm.tokens(lm.prompt("Once"), 2))
+
+    for seed in range(3):
+        fk.infer(program(), fk.SMC(2), seed=seed)
+    assert not packed
+    lm.refresh()
+    fk.infer(program(), fk.SMC(2), seed=0)
+    assert len(packed) == 1

@@ -34,9 +34,13 @@ class Steering:
         current     exp(λ_t·r_t)
 
     and the last step divides by all that was multiplied before, so that the four share one target and one E[Ẑ] and
-    differ in variance alone: FK steering, Singhal et al. (2025), arXiv:2501.06848. With ``gradient``, steps are
-    proposed around the estimate moved by σ²/α·∇λr, and weighed by p/q: the twisted diffusion sampler, Wu et al.
-    (2023), arXiv:2306.17775. With ``temper`` as well, it is DAS, Kim et al. (2025), arXiv:2501.05803.
+    differ in variance alone: FK steering, Singhal et al. (2025), arXiv:2501.06848. That of "sum", and at large scales
+    that of "max", can be very large: what the last step divides by then leaves few particles with weight, Ẑ is mostly
+    far too small, and its standard error does not show it. `Posterior.warnings` does, by k-hat.
+
+    With ``gradient``, steps are proposed around the estimate moved by σ²/α·∇λr, and weighed by p/q: the twisted
+    diffusion sampler, Wu et al. (2023), arXiv:2306.17775. With ``temper`` as well, it is DAS, Kim et al. (2025),
+    arXiv:2501.05803.
 
     Args:
         reward: of finished data, decoded where the generator decodes: a function of a batch (n, …) to (n,),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import html
 import math
+import re
 import sys
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ import pytest
 import feynkac as fk
 from chains import chain
 from feynkac.inference.drawing.views import verdict
+from feynkac.inference.results.copies import distinct
 from feynkac.inference.results.khat import khat
 from feynkac.inference.results.trust import founders
 from laws import Z_LIMIT, z_score
@@ -342,11 +344,16 @@ def test_the_summary_shows_khat_where_it_costs_nothing(monkeypatch):
     assert posterior.khat > 0.7
     assert f"k-hat {posterior.khat:.2f} (bad)" in posterior.summary()
     assert any(warning.startswith("k-hat is") for warning in posterior.warnings)
+    light = fk.infer(steps_of(1, scale=0.5), fk.SMC(400), seed=0)
+    assert f"k-hat {light.khat:.2f} (good)" in light.summary()
     monkeypatch.delitem(sys.modules, "arviz_stats")
     imported, real = [], builtins.__import__
     monkeypatch.setattr(builtins, "__import__", lambda name, *rest: imported.append(name) or real(name, *rest))
-    assert "k-hat" not in posterior.summary()
+    assert "k-hat" not in light.summary()
     assert not any("arviz" in name for name in imported)
+    # Where few particles have the weight, it is worth its cost.
+    assert posterior.ess < 0.1 * len(posterior)
+    assert any(warning.startswith("k-hat is") for warning in posterior.warnings)
 
 
 # -- warnings ---------------------------------------------------------------------------------------------------
@@ -543,3 +550,70 @@ def test_one_chain_has_as_many_degrees_of_freedom_as_founders_but_one():
     alone = fk.infer(coin(), fk.SMC(1), seed=0)
     assert math.isnan(alone.log_evidence_interval().low)
     assert all(math.isnan(end) for end in alone.estimate(float).interval()[1:])
+
+
+# -- copies and tails -------------------------------------------------------------------------------------------------
+
+
+def test_copies_that_never_part_are_counted():
+    @fk.program
+    async def once(again):
+        x = await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+        for _ in range(40):
+            await fk.factor("G", -2.0 * x * x)
+            if again:
+                x = await fk.sample("x", fk.dist.Normal(0.5 * x, 0.1))
+        return x
+
+    for engine in (fk.SMC(100), fk.SMC(100, ess_threshold=1.0), fk.SMC(100, resampling="multinomial")):
+        posterior = fk.infer(once(False), engine, seed=0)
+        few, effective = distinct(posterior)
+        assert few == len(set(posterior.values)) < 50
+        weight = [posterior.probabilities[np.array(posterior.values) == x].sum() for x in set(posterior.values)]
+        assert effective == pytest.approx(1.0 / np.square(weight).sum())
+        assert any(f"only {few} of 100 particles are distinct" in warning for warning in posterior.warnings)
+        posterior = fk.infer(once(True), engine, seed=0)
+        assert distinct(posterior)[0] == len(set(posterior.values)) == 100
+        assert not any("distinct" in warning for warning in posterior.warnings)
+    alone = fk.infer(once(False), fk.ImportanceSampling(100), seed=0)
+    assert distinct(alone) == (100, pytest.approx(alone.ess))
+    assert not any("distinct" in warning for warning in alone.warnings)
+
+
+def test_a_diffusion_without_noise_makes_copies_that_never_part():
+    pytest.importorskip("torch")
+    from feynkac.diffusion import Diffusion, Mixture, Schedule, Steering
+
+    data, schedule = Mixture([1.0], [np.array([0.5, -0.5])], [0.4]), Schedule.vp(20)
+    reward = Steering(lambda x: -(x - 1.0).square().sum(-1), scale=2.0)
+    for eta, apart in ((0.0, False), (1.0, True)):
+        model = Diffusion(data.denoiser(schedule), schedule, (2,), eta=eta, steering=reward)
+        posterior = fk.infer(model, fk.SMC(200, ess_threshold=0.9), seed=0)
+        assert distinct(posterior)[0] == len({value.tobytes() for value in posterior.values})
+        assert any("a diffusion by eta > 0" in warning for warning in posterior.warnings) != apart
+
+
+def test_heavy_tails_are_told_at_the_end_and_where_they_were_resampled():
+    pytest.importorskip("arviz_stats")
+
+    @fk.program
+    async def tail(then):
+        u = await fk.sample("u", fk.dist.Exponential(1.0))
+        await fk.factor("heavy", 1.6 * u)  # weights with a Pareto tail, k = 1.6
+        for _ in range(then):
+            await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+            await fk.factor("G", 0.0)
+
+    at_the_end = fk.infer(tail(0), fk.SMC(400), seed=0).warnings
+    earlier = fk.infer(tail(3), fk.SMC(400), seed=0).warnings
+    assert any(re.search(r"k-hat is [12]\.\d+: the weights", warning) for warning in at_the_end)
+    assert any(re.search(r"k-hat is [12]\.\d+ at step 0: .* standard errors hide it", warning) for warning in earlier)
+
+    @fk.program
+    async def mild():
+        for _ in range(6):
+            x = await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+            await fk.factor("G", 0.8 * x)
+
+    for posterior in fk.infer([mild()] * 20, fk.SMC(200), seed=0):
+        assert posterior.warnings == ()

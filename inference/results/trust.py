@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +13,8 @@ import numpy as np
 from ...ppl.sites import Site
 from ..base.weights import normalize
 from ..drawing.views import moved, number
+from .copies import distinct
+from .khat import khat
 
 _LOW = 0.1
 _DOMINANT = 0.9
@@ -23,6 +27,7 @@ _LIMITS = {"AStar": "expansions", "MCTS": "simulations"}
 _MANY = 100
 """Independent draws that are enough for most means."""
 _APART = 1.1
+_COPIES = 0.25
 
 
 def reservations(posterior: Any) -> tuple[str, ...]:
@@ -30,10 +35,12 @@ def reservations(posterior: Any) -> tuple[str, ...]:
 
     The limits are set so that a good run stays silent: an effective sample size below a tenth of the particles (or
     below 2), a particle with 90% of the weight, k̂ above 0.7, a founder with 95% of the weight in every chain, a
-    relative standard error of the evidence above one half; rewards that never differed between particles, or trial
-    runs of which more than half found next to nothing. k̂ takes part where arviz-stats is loaded already. Of Markov
-    chains: one that never moved, an acceptance below a tenth, an effective sample size below a tenth of the draws (and
-    below 100), and R̂ above 1.1.
+    relative standard error of the evidence above one half; copies that never parted, so that distinct particles are
+    worth a quarter of the effective sample size or less; rewards that never differed between particles; or trial runs
+    of which more than half found next to nothing. k̂ takes part where arviz-stats is installed, and is asked for where
+    it is loaded already, or where few particles had weight, at the end or before a resampling. Of Markov chains: one
+    that never moved, an acceptance below a tenth, an effective sample size below a tenth of the draws (and below 100),
+    and R̂ above 1.1.
     """
     if not len(posterior):
         return (nothing(posterior),)
@@ -191,10 +198,35 @@ def _weights(posterior: Any) -> Iterator[str]:
             f"the effective sample size is {ess:.1f} of {n}: means are as rough as those of {ess:.0f} draws; use more "
             f"{more}, a twist or a better proposal"
         )
-    if "arviz_stats" in sys.modules and posterior.khat > _BAD_KHAT:
+    yield from _tail(posterior)
+    if n > 1 and any(step.resampled for step in posterior.steps):
+        apart, effective = distinct(posterior)
+        if effective < _COPIES * ess:
+            settings = ["a lower ess_threshold"] if _has(posterior, "ess_threshold") else []
+            settings += ["move="] if _has(posterior, "move") else []
+            yield (
+                f"only {apart} of {n} particles are distinct, and worth {effective:.0f} draws, not the effective "
+                f"sample size of {ess:.0f}: nothing was drawn after copies were made, so that they never part; let "
+                "later steps draw (a diffusion by eta > 0)" + (f", or use {' or '.join(settings)}" if settings else "")
+            )
+
+
+def _tail(posterior: Any) -> Iterator[str]:
+    """Speak of heavy tails, at the end and where a step left few particles with weight."""
+    if importlib.util.find_spec("arviz_stats") is None:
+        return
+    found = []
+    if "arviz_stats" in sys.modules or posterior.ess < _LOW * len(posterior):
+        found.append((posterior.khat, ""))
+    for chain in posterior.chains:
+        for step, after in itertools.pairwise(chain.steps):
+            if after.resampled and step.ess < _LOW * len(step.log_weights):
+                found.append((khat(step.log_weights), f" at step {step.depth}"))
+    worst, where = max(((k, at) for k, at in found if k == k), default=(0.0, ""))
+    if worst > _BAD_KHAT:
         yield (
-            f"k-hat is {posterior.khat:.2f}: the weights have so heavy a tail that more particles would still change "
-            "means and evidence much; use a twist or a better proposal"
+            f"k-hat is {worst:.2f}{where}: the weights have so heavy a tail that more particles would still change "
+            "means and evidence much, and standard errors hide it; use a twist or a better proposal"
         )
 
 

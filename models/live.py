@@ -90,13 +90,14 @@ class Live:
 
     def _training(self) -> list[Any]:
         # Most are not, and to say so once is quicker than to look at each in Python.
-        return [module for module in self._modules if module.training] if any(map(_mode, self._plain)) else []
+        return [module for module in self._modules if module.training] if any(map(_mode, self._modal)) else []
 
     def _walk(self) -> None:
         """Note the model as it is."""
         self._stale = False
         self._modules = list(self.model.modules()) if isinstance(self.model, torch.nn.Module) else []
         self._plain = [vars(module) for module in self._modules]
+        self._modal = [own for own in self._plain if "training" in own]  # a compiled one has that of what it holds
         held = [(own["_parameters"], own["_modules"], _persistent(own)) for own in self._plain]
         self._dicts = [part for part in chain.from_iterable(held) if part]
         self._parts = list(chain.from_iterable(map(dict.values, self._dicts)))

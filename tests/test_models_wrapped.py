@@ -15,6 +15,7 @@ from zoo import build
 import feynkac as fk
 from feynkac.models import trial
 from feynkac.models.attention import AttentionForwarder
+from feynkac.models.live import Live
 from feynkac.models.testing import tiny_lm
 from feynkac.models.wrappers import accepted
 from feynkac.ppl.errors import Unsupported
@@ -138,7 +139,10 @@ def test_a_model_that_drops_positions_is_run_without_padding():
 
 
 def test_a_compiled_model_is_looked_through():
-    assert "position_ids" in accepted(torch.compile(gpt2(), backend="eager"))
+    model = torch.compile(gpt2(), backend="eager")
+    assert "position_ids" in accepted(model)
+    with Live(model).hold():  # without a pass, which would take seconds to compile
+        assert not model.training
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning", "ignore:Position ids:UserWarning")

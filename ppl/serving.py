@@ -247,6 +247,14 @@ class Server:
             numbers = evaluate([fiber.effect.log_weight for fiber in fibers])
         except ScoreError as error:
             fail(fibers[error.index], InvalidWeight(f"{_at(fibers[error.index])}: {error}"))
+        except Exception:
+            for i, fiber in enumerate(fibers):  # one by one, to name the particle for which it fails
+                try:
+                    with cost_of([i]):
+                        evaluate([fiber.effect.log_weight])
+                except Exception as error:
+                    fail(fiber, error)
+            raise
         for fiber, number in zip(fibers, numbers):
             self.weigh(fiber, number)
 

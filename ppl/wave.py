@@ -203,6 +203,17 @@ class Wave:
         except ContextOverflow as error:
             run.overrun(error)
             return None
+        except AssertionError as error:
+            if _is_numpyros(error):
+                fail(
+                    fiber,
+                    ForeignAwaitable(
+                        "numpyro.sample draws nothing in a program of feynkac: write "
+                        "`await fk.sample(name, dist)`, which takes NumPyro's distributions"
+                    ),
+                )
+            annotate(run, error)
+            raise
         except Exception as error:
             annotate(run, error)
             raise
@@ -362,3 +373,13 @@ def _scanned(fiber: Fiber | None) -> tuple[int, int]:
             return fiber.index, len(fiber.parent.effect.xs)
         fiber = fiber.parent
     return 0, 0
+
+
+def _is_numpyros(error: BaseException) -> bool:
+    """Whether an error comes from a `numpyro.sample` that found no handler around it."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") == "numpyro.primitives":
+            return True
+        trace = trace.tb_next
+    return False

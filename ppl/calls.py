@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
@@ -115,6 +116,9 @@ def _loop(depth: int) -> asyncio.AbstractEventLoop:
     threading.Thread(target=loop.run_forever, name=f"feynkac-calls-{depth}", daemon=True).start()
     return loop
 
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_loop.cache_clear)  # the threads of the loops stay with the parent
 
 _depth: ContextVar[int] = ContextVar("feynkac_depth", default=0)
 """How many calls the code that now runs is inside of. An asynchronous function may run inference, whose own calls need

@@ -23,6 +23,10 @@ class NonDeterministicProgram(FeynkacError):
     """A replayed program did not repeat its recorded sites, so a fork would be wrong."""
 
 
+class EndlessStep(FeynkacError):
+    """A particle visits site after site and never ends its step, so that no budget can stop it."""
+
+
 class SharedMutation(FeynkacError, TypeError):
     """A particle changed a value that it shares with others, or a branch or iteration one of the code around it."""
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from . import collector
 from .cells import NO_WRITES, Touch, after
 from .effects import Call, Effect, Factor, Gather, Sample, Scan, Twist
-from .errors import ContextOverflow, ContextWarning, ForeignAwaitable, ImpossibleChoice, UnawaitedEffect
+from .errors import ContextOverflow, ContextWarning, EndlessStep, ForeignAwaitable, ImpossibleChoice, UnawaitedEffect
 from .fibers import Checkpoint, Failed, Fiber, Finished, Run, annotate, fail
 from .guard import LEAVES, guard
 from .handling import Scope
@@ -47,6 +47,10 @@ class Surroundings(NamedTuple):
         sys.set_asyncgen_hooks(*self.hooks)
         if not self.resting:
             collector.wake()
+
+
+MOST_ROUNDS = 100_000
+"""How often a wave is served before it is taken for an endless loop."""
 
 
 class Wave:
@@ -95,7 +99,11 @@ class Wave:
                 self._act(fiber, effect)
             if run.root.effect is None:
                 self.ready.append((run.root, None))
+        rounds = 0
         while self.ready or self.server.pending:
+            rounds += 1
+            if rounds > MOST_ROUNDS:
+                self._endless()
             # Fibers made ready while this loop runs (a branch, a forced value) are appended and met by it.
             for fiber, value in self.ready:
                 if fiber.run.dead:
@@ -115,6 +123,17 @@ class Wave:
                     continue
                 unmet = f"the forced choices {sorted(run.given)} were not met in this step"
                 fail(run.root, ImpossibleChoice(unmet))
+
+    def _endless(self) -> NoReturn:
+        waiting = [fiber for fiber, _ in self.ready] or next(iter(self.server.pending.values()))
+        run = waiting[0].run
+        fail(
+            run.root,
+            EndlessStep(
+                f"particle {run.row} has visited {MOST_ROUNDS:,} sites without a step end, where budgets and callbacks "
+                "are looked at: an endless loop? End its steps by fk.factor or fk.observe, or bound it"
+            ),
+        )
 
     def _look_ahead(self) -> None:
         """Run past the step end to the next effect, without serving it: so a program that returns is done now.

@@ -1,5 +1,9 @@
 """Errors name the particle and the word to use."""
 
+import os
+import subprocess
+import sys
+
 import numpyro
 import numpyro.distributions as nd
 import pytest
@@ -37,3 +41,43 @@ def test_a_sample_of_numpyro_in_a_program_is_told_of_fk_sample():
     with pytest.raises(errors.ForeignAwaitable, match=r"await fk\.sample") as caught:
         fk.infer(model(), fk.SMC(4), seed=0)
     assert "particle 0 of 4" in "".join(caught.value.__notes__)
+
+
+# -- what would not end -----------------------------------------------------------------------------------------------
+
+
+def test_a_loop_without_step_ends_is_an_error_under_a_budget_too(monkeypatch):
+    import feynkac.ppl.wave
+
+    monkeypatch.setattr(feynkac.ppl.wave, "MOST_ROUNDS", 500)
+
+    @fk.program
+    async def endless():
+        while True:
+            await fk.sample("x", fk.dist.Bernoulli(0.5))
+
+    with pytest.raises(errors.EndlessStep, match="particle 0 has visited 500 sites without a step end"):
+        fk.infer(endless(), fk.SMC(2), seed=0, budget=fk.Budget(seconds=1e-3))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_asynchronous_calls_run_in_a_forked_process():
+    code = """
+import os, sys, warnings
+import feynkac as fk
+warnings.simplefilter("ignore")
+
+async def ask():
+    return 1
+
+@fk.program
+async def model():
+    return await fk.call("ask", ask)
+
+fk.infer(model(), fk.SMC(2), seed=0)  # starts the loop in the parent
+child = os.fork()
+if child == 0:
+    os._exit(0 if fk.infer(model(), fk.SMC(2), seed=0).values == (1, 1) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

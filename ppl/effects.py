@@ -35,6 +35,8 @@ class Effect:
         fiber = Running.fiber
         self.awaited = True  # until it is well made
         if fiber is None:
+            if Running.insists():
+                return
             raise OutsideProgram(
                 f"fk.{self.kind}({name!r}, …) was used where no program is running; "
                 "effects belong in an `async def` decorated with @fk.program, run by fk.infer or fk.simulate"
@@ -51,6 +53,8 @@ class Effect:
     def claim(self) -> None:
         """Note that the effect is awaited, or handed to a gather, which a replay may skip."""
         if self.awaited:
+            if Running.fiber is None and Running.insists():
+                return
             raise FeynkacError(f"fk.{self.kind}({self.name!r}, …) is awaited twice: make a new effect each time")
         self.awaited = True
         Running.fiber.run.unawaited -= 1

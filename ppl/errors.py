@@ -27,6 +27,10 @@ class EndlessStep(FeynkacError):
     """A particle visits site after site and never ends its step, so that no budget can stop it."""
 
 
+class UncloseableProgram(FeynkacError):
+    """A program catches what closes a particle that is gone (a bare ``except:``), and tries again for ever."""
+
+
 class SharedMutation(FeynkacError, TypeError):
     """A particle changed a value that it shares with others, or a branch or iteration one of the code around it."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, ParamSpec
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .effects import fingerprint
+from .errors import OutsideProgram, UncloseableProgram
 from .fibers import Run, Snapshot
 from .forks import Forks
 from .guard import guard
@@ -146,6 +148,10 @@ class Program:
 
     async def _inline(self) -> Any:
         fiber = Running.fiber
+        if fiber is None:
+            if Running.insists():
+                await _leave()
+            raise OutsideProgram(f"{self!r} was awaited where no program is running")
         fiber.handlers.extend(self.handlers)
         try:
             return await self.coroutine()
@@ -204,8 +210,11 @@ def launch(
     runs = [Run(program) for program in programs]
     for row, run in enumerate(runs):
         run.begin(row, len(runs), None if given is None else given[row])
+    Running.stuck = None
     Wave(runs, keys, owners).run()
-    return _advance(Particles([Particle(run, 0) for run in runs]), runs)
+    particles = Particles([Particle(run, 0) for run in runs])
+    _check_closed()
+    return _advance(particles, runs)
 
 
 def resume(
@@ -235,7 +244,24 @@ def resume(
     items = list(state.items)
     for i, run in zip(live, runs):
         items[i] = Particle(run, items[i].depth + 1)
+    _check_closed()
     return _advance(Particles(items), runs, live)
+
+
+def _check_closed() -> None:
+    """Raise where a program that is gone would not be closed."""
+    stuck, Running.stuck = Running.stuck, None
+    if stuck is not None:
+        raise UncloseableProgram(
+            f"`{stuck}` catches what closes a particle that is gone, and tries again for ever: in its loop, write "
+            "`except Exception:` in place of a bare `except:` or of `except BaseException:`"
+        )
+
+
+@types.coroutine
+def _leave() -> Any:
+    """Await nothing: a coroutine that is being closed, and awaits, is left by Python."""
+    yield
 
 
 def _advance(state: Particles, runs: list[Run], live: list[int] | None = None) -> Advance[Particles]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 from typing import Any, NamedTuple
 
@@ -63,11 +64,26 @@ def address(name: str, visit: int) -> str:
 
 
 class _Running(threading.local):
-    """The fiber whose code this thread is executing; set by the runtime alone."""
+    """The fiber whose code this thread is executing; set by the runtime alone.
+
+    ``tries`` counts what the code of a coroutine that is being closed still tries to await; None where none is.
+    ``stuck`` is the name of one that would not be closed.
+    """
 
     fiber: Any = None
+    tries: int | None = None
+    stuck: str | None = None
+
+    def insists(self) -> bool:
+        """Whether a coroutine that is being closed keeps trying to go on, so that only its await can end the loop."""
+        if self.tries is None:
+            return False
+        self.tries += 1
+        return self.tries > _PATIENCE
 
 
+_PATIENCE = 50
+"""How often the code of a particle that is gone may try to await something, as several ``finally`` blocks may."""
 Running = _Running()
 names: set[str] = set()
 """Names that have been checked."""
@@ -92,10 +108,24 @@ def short(value: Any, width: int) -> str:
 
 
 def shut(coro: Any) -> None:
-    """Close a coroutine whose particle is gone; what its ``finally`` blocks still try cannot matter any more."""
+    """Close a coroutine whose particle is gone; what its ``finally`` blocks still try cannot matter any more.
+
+    One that catches what closes it, and tries again for ever, is left as it is, and noted as ``Running.stuck``.
+    """
     outer, Running.fiber = Running.fiber, None
+    tries, Running.tries = Running.tries, 0
     try:
         with contextlib.suppress(Exception):
             coro.close()
     finally:
-        Running.fiber = outer
+        Running.fiber, Running.tries = outer, tries
+    if inspect.iscoroutine(coro) and inspect.getcoroutinestate(coro) == inspect.CORO_SUSPENDED:
+        Running.stuck = coro.__name__
+        _keep(coro)
+
+
+def _keep(coro: Any) -> None:
+    """Keep a coroutine for ever: Python would close it again where it is collected, and never come back."""
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(coro))

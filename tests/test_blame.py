@@ -1,6 +1,8 @@
 """Errors name the particle and the word to use."""
 
+import math
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -81,3 +83,61 @@ if child == 0:
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+@fk.program
+async def attempt(x):
+    await fk.factor("G", 0.0 if x else -math.inf)
+
+
+@fk.program
+async def stubborn(how, most=None):
+    """Try again until it works, whatever happens."""
+    tried = 0
+    while most is None or tried < most:
+        tried += 1
+        try:
+            x = await fk.sample("x", fk.dist.Bernoulli(0.5))
+            if how == "factor":
+                await fk.factor("G", 0.0 if x else -math.inf)
+            elif how == "observe":
+                await fk.observe("y", fk.dist.Bernoulli(float(x)), 1)
+            elif how == "program":
+                await attempt(x)
+            elif how == "gather":
+                await fk.gather(fk.factor("G", 0.0 if x else -math.inf))
+            else:  # it lives, and is dropped as it was not selected
+                for _ in range(4):
+                    await fk.factor("G", 5.0 * x)
+            return x
+        except:  # noqa: E722
+            continue
+
+
+@pytest.mark.parametrize("how", ["factor", "observe", "program", "gather", "dropped"])
+def test_a_bare_except_in_a_retry_loop_is_an_error_and_no_hang(how):
+    with pytest.raises(errors.UncloseableProgram, match=r"`(stubborn|attempt)` catches .* write `except Exception:`"):
+        fk.infer(stubborn(how), fk.SMC(8, ess_threshold=1.0, resampling="multinomial"), seed=0)
+    # What another program left does not fall on the next.
+    assert fk.infer(stubborn(how, 3), fk.SMC(8), seed=0).probabilities.sum() == pytest.approx(1.0)
+
+
+def test_a_process_ends_after_a_program_that_would_not_be_closed():
+    code = f"""
+import sys
+sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+import feynkac as fk
+import test_blame
+try:
+    fk.infer(test_blame.stubborn("factor"), fk.SMC(8), seed=0)
+except fk.errors.UncloseableProgram:
+    print("told")
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("told\n", "")
+
+
+def test_an_effect_outside_programs_is_always_an_error():
+    for _ in range(200):
+        with pytest.raises(errors.OutsideProgram):
+            fk.factor("G", 0.0)

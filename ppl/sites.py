@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import threading
 from typing import Any, NamedTuple
 
@@ -119,7 +118,7 @@ def shut(coro: Any) -> None:
             coro.close()
     finally:
         Running.fiber, Running.tries = outer, tries
-    if inspect.iscoroutine(coro) and inspect.getcoroutinestate(coro) == inspect.CORO_SUSPENDED:
+    if getattr(coro, "cr_frame", None) is not None:  # it is still on its way
         Running.stuck = coro.__name__
         _keep(coro)
 

@@ -75,7 +75,7 @@ def _check_step(step: Step, before: int | None, where: str) -> None:
     _holds(_number(step.entropy) and 0.0 <= step.entropy < math.inf, f"the entropy of {where} is {step.entropy!r}")
     _holds(_number(step.log_evidence) and step.log_evidence != math.inf, f"the evidence of {where} is none")
     _holds(_number(step.temperature) and step.temperature > 0.0, f"the temperature of {where} is {step.temperature!r}")
-    known = step.scheme is None or (type(step.scheme) is str and re.fullmatch(r"[a-z_]{1,40}", step.scheme))
+    known = step.scheme is None or (type(step.scheme) is str and re.fullmatch(r"[a-z_ ]{1,40}", step.scheme))
     _holds(bool(known), f"the scheme of {where} is none")
 
 

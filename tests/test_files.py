@@ -231,6 +231,27 @@ def test_classes_of_others_are_not_made(tmp_path):
         assert loaded.values == ("touch /tmp/never",) * 12
 
 
+@fk.program
+async def twice():
+    first = await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+    await fk.observe("y", fk.dist.Normal(first, 1.0), 1.0)
+    pair = await fk.gather(walk("a"), walk("b"), name="x")  # counts as a visit, and leaves no site of its name
+    return first, await fk.sample("x", fk.dist.Normal(first, 1.0)), pair[0]["x"]
+
+
+@pytest.mark.parametrize("data", [{}, {"x": 0.5}, {"x[2]": 0.5}, {"x": 0.5, "y": 0.0, "x.0/x[1]": 2.0}], ids=str)
+def test_visits_that_leave_no_site_are_no_damage(data, tmp_path):
+    posterior = fk.infer(fk.handlers.do(twice(), data=data), fk.SMC(4, ess_threshold=1.0), seed=0)
+    posterior.save(tmp_path / "p.fk")
+    loaded = fk.Posterior.load(tmp_path / "p.fk")
+    assert loaded.values == posterior.values
+    for step, was in zip(loaded.steps, posterior.steps, strict=True):
+        assert [[site[:3] for site in sites] for sites in step.choices] == [
+            [s[:3] for s in sites] for sites in was.choices
+        ]
+    assert any(site.kind == "do" for step in loaded.steps for sites in step.choices for site in sites) == bool(data)
+
+
 # -- what does not go together ----------------------------------------------------------------------------------
 
 
@@ -305,6 +326,7 @@ WRONG = {
     "sites of other steps": one_chain(swapped),
     "sites twice": one_step(1, choices=lambda s: [chosen * 2 for chosen in s.choices]),
     "kind of site": one_step(0, choices=lambda s: [(fk.Site("x", 0, "joke", 1),)] * 6),
+    "a visit that nobody can have come to": one_step(0, choices=lambda s: [(fk.Site("x", 10**9, "sample", 1.0),)] * 6),
     "log p of a site": one_step(0, choices=lambda s: [(fk.Site("x", 0, "sample", 1, "much"),)] * 6),
 }
 WRONG_TREES = {

@@ -16,7 +16,9 @@ from ..base.engine import Guarantee, Ranking
 from ..base.search_tree import ARRAYS, SearchTree
 from ..base.step import Step
 
-_KINDS = ("sample", "call", "observe", "factor", "twist", "deterministic")
+_KINDS = ("sample", "call", "observe", "factor", "twist", "deterministic", "do")
+_UNSEEN = 64
+"""Most visits of a path, besides those of its sites, that leave no site."""
 _FLOATS = ("value", "log_weight", "log_mass", "log_potential")
 
 
@@ -96,22 +98,26 @@ def _check_tree(tree: SearchTree, n: int, where: str) -> None:
 
 
 def _check_paths(chain: Chain, where: str) -> None:
-    """Check that the sites of each particle, from its start to its end, are those of one run: each name counts up."""
-    seen: list[dict[str, int]] = []
+    """Check that the sites of each particle, from its start to its end, are those of one run: each name counts up.
+
+    Some visits leave no site of that name: what an intervention fixes is not drawn, and a gather has a name, too.
+    """
+    seen: list[dict[str | None, int]] = []  # the visits of each name, and under None how many sites there are
     for t, step in enumerate(chain.steps):
         if hasattr(step.choices, "dtype"):  # an array, of a model that is no program
             return
         parents = step.ancestors.tolist()
         shared = set() if t == 0 else {a for a, k in zip(*np.unique(step.ancestors, return_counts=True)) if k > 1}
-        now: list[dict[str, int]] = []
+        now: list[dict[str | None, int]] = []
         for i, chosen in enumerate(step.choices):
-            counts = {} if t == 0 else seen[parents[i]]
+            counts = {None: 0} if t == 0 else seen[parents[i]]
             if t and parents[i] in shared:
                 counts = dict(counts)
             for site in _sites(chosen, f"step {t} of {where}"):
-                if site.visit != counts.get(site.name, 0):
+                if not counts.get(site.name, 0) <= site.visit <= counts[None] + _UNSEEN:
                     raise ValueError(f"{site.address!r:.80} in step {t} of {where} belongs to another")
                 counts[site.name] = site.visit + 1
+                counts[None] += 1
             now.append(counts)
         seen = now
 

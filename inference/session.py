@@ -301,8 +301,10 @@ class Tolerant(Session):
 
 def _overflow(answer: Advance[Any] | None) -> str | None:
     """Return why a particle of a wave ended whose text did not fit into a context, if any did."""
-    found = (getattr(item, "overflow", None) for item in getattr(answer and answer.state, "items", ()))
-    return next((why for why in found if why is not None), None)
+    if answer is None or not isinstance(answer.state, Particles):
+        return None
+    found = [item.overflow for item in answer.state.items if item.overflow is not None]
+    return found[0] if found else None
 
 
 _NOTHING = Chain(np.zeros(0), np.zeros(0, bool), math.nan, ())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+import chains
 import feynkac as fk
 from laws import T2_NEXT, T2_ORDER, T2_POSTERIOR, Z_LIMIT, t3, z_score
 
@@ -452,6 +453,13 @@ def test_particles_done_at_different_steps_were_among_them():
 def test_a_fork_that_forgets_a_cached_quantity_is_caught():
     with pytest.raises(AssertionError, match="log_potential"):
         check_contract(Native(forgets=True))
+
+
+def test_the_state_of_a_native_model_is_its_own_business(monkeypatch):
+    model = chains.chain()
+    found = fk.infer(model, fk.SMC(4), seed=0)
+    monkeypatch.setattr(chains.Paths, "items", lambda self: (), raising=False)  # as a dictionary of arrays has it
+    assert fk.infer(model, fk.SMC(4), seed=0).values == found.values
 
 
 def test_a_native_model_can_be_forced_too():

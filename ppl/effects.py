@@ -243,7 +243,10 @@ def sample(name: str, dist: Any, *, obs: Any = None, proposal: Any = None) -> Aw
     True
     """
     kernel = as_kernel(dist)
-    kernel, obs = (kernel, MISSING) if obs is None else observing(kernel, obs)
+    if obs is None:
+        obs = MISSING
+    else:
+        kernel, obs = observing(kernel, obs)
     return Sample(name, kernel, obs, None if proposal is None else as_kernel(proposal))
 
 

@@ -237,13 +237,21 @@ class Run:
         """Start a step as the given row of a batch of runs, with choices that an engine gives back: see `_forced`."""
         self.row = row
         self.batch = batch
-        self.tentative = type(given) is Tentative
-        self.given = _forced(given, self.tentative) if given or self.tentative else None
+        self.tentative = False
+        self.given = None if given is None else self._forced(given)
         self.log_prob = 0.0
         self.log_proposal = 0.0
         self.log_potential = 0.0
         self.scored = True
         self.sites: list[Site] = []
+
+    def _forced(self, choices: Any) -> dict[str, Any]:
+        """Turn what an engine gives back (sites, or values by address) into values by address."""
+        if isinstance(choices, Mapping):
+            return dict(choices)
+        self.tentative = type(choices) is Tentative
+        kinds = ("sample",) if self.tentative else ("sample", "call")
+        return {site.address: site.value for site in choices if site.kind in kinds}
 
     def commit(self) -> None:
         """Commit what the fibers wrote to cells in this step, in the order of the branches."""
@@ -284,14 +292,6 @@ class Run:
             f"feynkac: particle {self.row} of {self.batch} of program {self.program.name!r}, {where}; "
             f"its trace so far: {more}{shown or 'empty'}"
         )
-
-
-def _forced(choices: Any, tentative: bool) -> dict[str, Any]:
-    """Turn what an engine gives back (sites, or values by address) into values by address."""
-    if isinstance(choices, Mapping):
-        return dict(choices)
-    kinds = ("sample",) if tentative else ("sample", "call")
-    return {site.address: site.value for site in choices if site.kind in kinds}
 
 
 def fail(fiber: Fiber, error: Exception) -> NoReturn:

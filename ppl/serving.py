@@ -261,7 +261,7 @@ class Server:
     def weigh(self, fiber: Fiber, log_weight: float) -> None:
         """Take the log-weight of a factor, a twist or an observation, and end the fiber's step."""
         run, effect = fiber.run, fiber.effect
-        kind, value, log_prob = effect.kind, log_weight, 0.0
+        kind = effect.kind
         if not log_weight < math.inf:
             fail(fiber, InvalidWeight(f"{_at(fiber)}: the log-weight is {log_weight}; it must be below +inf"))
         if effect.terms is not None:
@@ -280,15 +280,20 @@ class Server:
         else:
             run.log_potential += log_weight
         if kind == "sample":
-            effect.obs = guard(effect.obs)
-            kind, value, log_prob = "observe", effect.obs, log_weight
-        run.sites.append(_new(Site, (effect.name, effect.visit, kind, value, log_prob, 0.0, effect.hidden)))
-        fiber.value = effect.obs if kind == "observe" else None
-        if kind == "observe" and effect.fixed is not MISSING:  # the evidence stays; what follows sees the intervention
+            self._observed(fiber, effect, log_weight)
+        else:
+            run.sites.append(_new(Site, (effect.name, effect.visit, kind, log_weight, 0.0, 0.0, effect.hidden)))
+            fiber.value = None
+        fiber.log = (fiber.log, kind, effect.name, effect.request, fiber.value)
+        run.waiting.append(fiber)
+
+    def _observed(self, fiber: Fiber, effect: Sample, log_prob: float) -> None:
+        fiber.value = effect.obs = value = guard(effect.obs)
+        site = (effect.name, effect.visit, "observe", value, log_prob, 0.0, effect.hidden)
+        fiber.run.sites.append(_new(Site, site))
+        if effect.fixed is not MISSING:  # the evidence stays; what follows sees the intervention
             self._intervene(fiber, effect)
             fiber.value = effect.fixed
-        fiber.log = (fiber.log, effect.kind, effect.name, effect.request, fiber.value)
-        run.waiting.append(fiber)
 
     def _nested(self, fibers: list[Fiber], rows: Any) -> None:
         effects = [fiber.effect for fiber in fibers]

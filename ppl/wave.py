@@ -28,6 +28,8 @@ from .serving import Server
 from .sites import MISSING, Running, address, shut
 from .watch import STEADY, Watches, check_kept, keep
 
+_new = tuple.__new__  # makes a named tuple at half the price
+
 
 class Surroundings(NamedTuple):
     """What a wave changes for its time: the garbage collector, the hooks of generators, the fiber that runs."""
@@ -117,7 +119,11 @@ class Wave:
                 self.server.serve()
         self._look_ahead()
         for run in self.runs:
-            if run.given and not run.dead:
+            if run.dead:
+                continue
+            if run.keeps:
+                check_kept(run.root)
+            if run.given:
                 if run.tentative:
                     run.refuse()
                     continue
@@ -147,15 +153,16 @@ class Wave:
                     self._commit(run)
                 self.ready.extend([(fiber, fiber.value) for fiber in waiting])
         for fiber, value in self.ready:
-            effect = None if fiber.run.dead else self.next(fiber, value)
+            if fiber.run.dead:
+                continue
+            effect = self.next(fiber, value)
+            if effect is None:
+                continue
             if type(effect) is Touch:
                 self._touch(fiber, effect)  # it depends on nothing else, either
-            elif effect is not None:
+            else:
                 fiber.run.held.append((fiber, effect))
         self.ready.clear()
-        for run in self.runs:
-            if run.keeps and not run.dead:
-                check_kept(run.root)
 
     def _act(self, fiber: Fiber, effect: Any) -> None:
         """Act on what a fiber awaits: queue it, answer it, or open what is inside it."""
@@ -201,7 +208,7 @@ class Wave:
     def next(self, fiber: Fiber, value: Any) -> Any:
         """Run a fiber's code up to its next effect, and return it; None where it has returned."""
         run, watch = fiber.run, fiber.watch
-        if type(value) not in STEADY:
+        if value is not None and type(value) not in STEADY:
             keep(fiber, value)
         if watch is not None:
             begun = watch.begin()
@@ -305,11 +312,11 @@ class Wave:
             fail(parent, TypeError(f"the step of fk.scan must return (carry, y), not {value!r}"))
         if fiber.writes:
             parent.writes, fiber.writes = after(parent.writes, fiber.writes), NO_WRITES
-        start = parent.checkpoint
-        assert start is not None
-        carry, outputs = guard(value[0]), (start.outputs, guard(value[1]))
-        if start.iteration + 1 < len(effect.xs):
-            self._iterate(parent, effect, Checkpoint(start.iteration + 1, carry, outputs, dict(fiber.visits)))
+        assert parent.checkpoint is not None
+        iteration, _, before, _ = parent.checkpoint
+        iteration, carry, outputs = iteration + 1, guard(value[0]), (before, guard(value[1]))
+        if iteration < len(effect.xs):
+            self._iterate(parent, effect, _new(Checkpoint, (iteration, carry, outputs, dict(fiber.visits))))
             return
         ys = []
         cell: Any = outputs
@@ -350,9 +357,9 @@ class Wave:
 
     def _iterate(self, fiber: Fiber, effect: Scan, start: Checkpoint) -> Fiber:
         fiber.checkpoint = start
-        carry = start.carry
+        iteration, carry, _, _ = start
         try:
-            x = effect.xs[start.iteration]
+            x = effect.xs[iteration]
             coro = effect.iterate(carry, x)
         except Exception as error:
             fail(fiber, error)
@@ -360,8 +367,9 @@ class Wave:
             # The last iteration's fiber serves again: it is done with, and snapshots hold none of it.
             (child,) = fiber.children
             assert child is not None
-            child.coro, child.log = coro, None
-            child.recorded, child.kept = None, ()
+            child.coro = coro
+            child.log = child.recorded = None
+            child.kept = ()
         else:
             child = Fiber(fiber.run, coro, fiber.handlers, fiber.visits, fiber, len(fiber.handlers))
             child.guide = fiber.guide

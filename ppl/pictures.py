@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gc
 import inspect
+import io
 import itertools
 import operator
 import random
+import threading
 import types
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
@@ -21,8 +25,12 @@ from .guard import LEAVES, SharedDict, SharedList
 
 HOME = __name__.partition(".")[0]
 Look = Callable[[Any], tuple[Any, ...]]
-SAMPLE = 256
+SAMPLE = 1024
 """Of what holds more items than that, their number and so many of them are looked at."""
+MANY = 1 << 16
+"""Where a fork compares two, so many are."""
+BYTES = 1 << 20
+"""Of an array that is larger than that, `SAMPLE` elements are looked at."""
 
 
 def alike(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
@@ -56,7 +64,20 @@ def items(value: Any) -> tuple[Any, ...]:
 
 
 def _array(value: Any) -> tuple[Any, ...]:
-    return *value.shape, value.flat[:: value.size // SAMPLE + 1].tobytes()
+    if value.dtype == object:
+        return *value.shape, *value.flat[:: value.size // SAMPLE + 1]
+    some = value if value.nbytes <= BYTES else value.flat[:: value.size // SAMPLE + 1]
+    return *value.shape, hash(some.tobytes())
+
+
+def _held(value: Any) -> tuple[Any, ...]:
+    """Picture what another library's object holds as an array: a table, a series."""
+    return _array(np.asarray(value))
+
+
+def _written(value: Any) -> tuple[Any, ...]:
+    """Picture a file in memory."""
+    return (None,) if value.closed else (value.tell(), hash(value.getvalue()))
 
 
 def _tensor(value: Any) -> tuple[Any, ...]:
@@ -71,7 +92,7 @@ def _iterator(value: Any) -> tuple[Any, ...]:
 
 
 def _generator(value: Any) -> tuple[Any, ...]:
-    return (None if value.gi_frame is None else value.gi_frame.f_lasti, value.gi_running)
+    return (None if value.gi_frame is None else value.gi_frame.f_lasti, value.gi_running, *variables(value).values())
 
 
 def attributes(value: Any, private: bool) -> dict[str, Any]:
@@ -122,10 +143,13 @@ _ITERATORS: tuple[type, ...] = (
 _LOOKS: tuple[tuple[tuple[Any, ...], Look], ...] = (
     ((types.CellType,), contents),
     ((dict,), items),
-    ((list, bytearray), _list),
+    ((list, bytearray, array), _list),
     ((set, deque), _items),
     ((np.ndarray,), _array),
     ((types.GeneratorType,), _generator),
+    ((types.SimpleNamespace, threading.local), lambda value: items(vars(value))),
+    ((io.StringIO, io.BytesIO), _written),
+    ((ContextVar,), lambda value: (value.get(None),)),
     ((random.Random,), lambda rng: (hash(rng.getstate()),)),
     ((np.random.Generator,), lambda rng: (repr(rng.bit_generator.state),)),
     ((np.random.RandomState,), lambda rng: (rng.get_state()[1].tobytes(), rng.get_state()[2])),
@@ -140,7 +164,8 @@ def look_at(kind: type) -> Look | None:
         return _tensor
     if kind.__module__.partition(".")[0] == HOME:
         return None
-    return next((look for kinds, look in _LOOKS if issubclass(kind, kinds)), None)
+    found = next((look for kinds, look in _LOOKS if issubclass(kind, kinds)), None)
+    return _held if found is None and is_data(kind) and hasattr(kind, "__array__") else found
 
 
 @lru_cache(maxsize=4096)
@@ -194,11 +219,13 @@ def same(a: Any, b: Any, depth: int = 8) -> bool:
     if isinstance(a, str | bytes | int | float | complex | np.generic):
         return bool(a == b or (a != a and b != b))
     if isinstance(a, list | tuple | deque):
-        return len(a) == len(b) and all(same(x, y, depth - 1) for x, y in itertools.islice(zip(a, b), SAMPLE))
+        return len(a) == len(b) and all(same(x, y, depth - 1) for x, y in itertools.islice(zip(a, b), MANY))
     if isinstance(a, dict):
         return len(a) == len(b) and all(
-            key in b and same(part, b[key], depth - 1) for key, part in itertools.islice(a.items(), SAMPLE)
+            key in b and same(part, b[key], depth - 1) for key, part in itertools.islice(a.items(), MANY)
         )
+    if kind is np.ndarray and a.dtype != object:
+        return bool(a.shape == b.shape and a.tobytes() == b.tobytes())
     if kind is types.CellType or kind is types.FunctionType:
         x, y = (contents(one) if kind is types.CellType else one.__closure__ or () for one in (a, b))
         return same(x, y, depth - 1)
@@ -225,8 +252,11 @@ def awaiting(coro: Any) -> Iterator[Any]:
 
 
 def variables(coro: Any) -> dict[str, Any]:
-    """Return a coroutine's variables by name."""
-    local = coro.cr_frame.f_locals
+    """Return the variables of a coroutine or a generator by name."""
+    frame = coro.gi_frame if type(coro) is types.GeneratorType else coro.cr_frame
+    if frame is None:
+        return {}
+    local = frame.f_locals
     found = dict(local)
     if type(local) is dict:
         local.clear()  # a copy that the frame would keep, and with it what the variables held

@@ -11,11 +11,15 @@ from __future__ import annotations
 import dis
 import gc
 import itertools
+import sys
 import types
 from collections import deque
 from collections.abc import Collection, Sequence
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from .errors import SharedMutation
 from .fibers import fail
@@ -113,21 +117,34 @@ class Watch:
         )
 
 
+class Names(NamedTuple):
+    """The names of globals that code, and the functions in it, reads and writes; of attributes that it takes and sets."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    takes: tuple[str, ...]
+    sets: tuple[str, ...]
+
+
 @lru_cache(maxsize=4096)
-def _globals_of(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of globals that code, and the functions in it, reads and writes."""
-    reads, writes = set(), set()
+def _names_in(code: types.CodeType) -> Names:
+    reads, writes, takes, sets = set(), set(), set(), set()
+    # What a method sets is, as a rule, its own object's: a memory, a count.
+    method = "." in code.co_qualname.rpartition("<locals>.")[2]
     for step in dis.get_instructions(code):
         if step.opname == "LOAD_GLOBAL":
             reads.add(step.argval)
         elif step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
             writes.add(step.argval)
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            takes.add(step.argval)
+        elif step.opname in ("STORE_ATTR", "DELETE_ATTR") and not method:
+            sets.add(step.argval)
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
-            inner = _globals_of(const)
-            reads.update(inner[0])
-            writes.update(inner[1])
-    return tuple(sorted(reads)), tuple(sorted(writes))
+            for names, inner in zip((reads, writes, takes, sets), _names_in(const)):
+                names.update(inner)
+    return Names(*(tuple(sorted(names)) for names in (reads, writes, takes, sets)))
 
 
 class Reach:
@@ -145,10 +162,27 @@ class Reach:
         self.own: dict[int, Place] = {}
         self.shared: dict[Any, Place] = {}
         self.seen: dict[int, Any] = {}
+        self.sets: set[str] = set()
+        self.tools: list[tuple[Any, str]] = []
+
+    def mine(self, module: str) -> bool:
+        """Whether a module is of the packages that are looked at, or lies beside one of them."""
+        top = package(module)
+        return bool(top) and (top in self.homes or any(_beside(top, home) for home in self.homes))
+
+    def outside(self) -> dict[Any, Place]:
+        """Return what particles share; of objects and modules, the attributes that the code itself sets."""
+        names = tuple(sorted(self.sets))
+        if names:
+            for tool, name in self.tools:
+                self.shared[id(tool), ""] = Place(name, tool, partial(_set_attributes, names))
+        return self.shared
 
     def add(self, value: Any, name: str, depth: int = DEPTH, shared: bool = False) -> None:
         """Add what can be reached from a value that the program knows by a name."""
         kind: Any = type(value)
+        if kind is types.ModuleType and self.mine(value.__name__):
+            self.tools.append((value, name))
         if kind in LEAVES or kind in _NOTHING or depth == 0 or id(value) in self.seen or len(self.seen) > MOST:
             return
         self.seen[id(value)] = value  # kept, so that its id is no other's
@@ -192,25 +226,38 @@ class Reach:
         if fn.__dict__:
             self.add(fn.__dict__, fn.__name__, depth - 1, shared=True)
         scope = fn.__globals__
-        if package(scope.get("__name__", "")) in self.homes:
-            reads, writes = _globals_of(fn.__code__)
+        if self.mine(scope.get("__name__", "")):
+            reads, writes, takes, sets = _names_in(fn.__code__)
+            self.sets.update(sets)
             for name in reads:
-                self.add(scope.get(name), name, depth - 1, shared=True)
+                value = scope.get(name)
+                self.add(value, name, depth - 1, shared=True)
+                if type(value) is types.ModuleType and self.mine(value.__name__):
+                    for taken in takes:
+                        self.add(vars(value).get(taken), f"{name}.{taken}", depth - 1, shared=True)
             for name in writes:
                 self.shared[id(scope), name] = Place(name, scope, partial(_binding, name))
 
     def _data(self, value: Any, name: str, depth: int, shared: bool) -> None:
-        if shared:  # a model or a tool
-            return
         kind = type(value)
-        mine = package(kind.__module__) in self.homes
+        mine = self.mine(kind.__module__)
+        if shared:  # a model or a tool
+            if mine:
+                self.tools.append((value, name))
+            return
         self._watch(value, name, private if mine else public, shared)
         self._class(kind, kind.__name__, depth)
         for attribute, part in attributes(value, mine).items():
             self.add(part, f"{name}.{attribute}", depth - 1)
 
     def _class(self, cls: Any, name: str, depth: int) -> None:
-        if package(cls.__module__) in self.homes and (state := class_state(cls)):
+        if not self.mine(cls.__module__):
+            return
+        for member in vars(cls).values():
+            fn = getattr(member, "__func__", member)
+            if type(fn) is types.FunctionType:
+                self.add(fn, name, depth - 1, shared=True)
+        if state := class_state(cls):
             self._watch(cls, name, class_picture, True)
             for attribute, part in state.items():
                 self.add(part, f"{name}.{attribute}", depth - 1, shared=True)
@@ -233,6 +280,12 @@ def _parts(value: Any, name: str) -> list[tuple[Any, str]]:
     kind = type(value)
     if kind is types.CellType:
         return [(part, name) for part in contents(value)]
+    if kind is types.GeneratorType:
+        return [(part, f"{name}.{called}") for called, part in variables(value).items()]
+    if kind is types.SimpleNamespace:
+        return [(part, f"{name}.{called}") for called, part in vars(value).items()]
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return [(part, f"{name}[{i}]") for i, part in enumerate(itertools.islice(value.flat, SAMPLE))]
     if kind is types.MethodType:
         return [(value.__func__, name), (value.__self__, "self")]
     if kind is partial:
@@ -253,6 +306,26 @@ def _parts(value: Any, name: str) -> list[tuple[Any, str]]:
 
 def _binding(name: str, scope: Any) -> tuple[Any, ...]:
     return (scope[name],) if name in scope else ()
+
+
+def _set_attributes(names: Sequence[str], thing: Any) -> tuple[Any, ...]:
+    held = vars(thing) if type(thing) is types.ModuleType else attributes(thing, True)
+    return tuple(part for name in names if name in held for part in (name, held[name]))
+
+
+@lru_cache(maxsize=4096)
+def _beside(top: str, home: str) -> bool:
+    """Whether a package lies in the folder that another lies in: a module of helpers beside a script."""
+    folder = _folder(home)
+    return folder is not None and folder.name not in ("site-packages", "dist-packages") and folder == _folder(top)
+
+
+def _folder(top: str) -> Path | None:
+    module = sys.modules.get(top)
+    file, within = getattr(module, "__file__", None), hasattr(module, "__path__")
+    if file is None:
+        return Path.cwd() if top == "__main__" else None
+    return Path(file).resolve().parents[within]
 
 
 class Watches:
@@ -290,6 +363,8 @@ class Watches:
             whole.own |= reach.own
             whole.shared |= reach.shared
             whole.seen |= reach.seen
+            whole.sets |= reach.sets
+            whole.tools += reach.tools
             for place in reach.own:
                 times[place] = times.get(place, 0) + 1
         if any(count == 1 for count in times.values()):
@@ -369,4 +444,5 @@ def check_kept(fiber: Fiber) -> None:
 
 
 def _watching(own: list[Place], reach: Reach) -> Watch | None:
-    return Watch(own, list(reach.shared.values())) if own or reach.shared else None
+    shared = list(reach.outside().values())
+    return Watch(own, shared) if own or shared else None

@@ -491,6 +491,8 @@ def strangers():
         "bool": True,
         "numpy bool": np.True_,
         "numpy array": np.array(True),
+        "masked": np.ma.masked,
+        "masked array": np.ma.array([1.0], mask=[True]),
         "torch": torch.tensor(True),
         "torch of one": torch.tensor([False]),
         "jax": jnp.array(True),

@@ -1,14 +1,20 @@
 """What a branch of a gather or an iteration of a scan writes around itself is refused: a fork would lose it."""
 
+import array
 import collections
+import contextvars
 import functools
+import importlib
+import io
 import itertools
 import math
 import random
+import types
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -25,6 +31,7 @@ READ = {
 }  # fmt: skip
 BOARD: list[float] = []
 COUNT = 0
+CONTEXT = contextvars.ContextVar("CONTEXT", default=0)
 
 
 class Board:
@@ -35,6 +42,10 @@ class Board:
     def __init__(self):
         self.xs = []
         self._total = 0.0
+
+    @staticmethod
+    def note(x):
+        BOARD.append(x)
 
     async def work(self):
         self._total += await fk.sample("x", COIN)
@@ -47,6 +58,9 @@ class Slotted:
 
     def __init__(self):
         self.total = 0
+
+
+OUTSIDE = Slotted()
 
 
 @dataclass
@@ -214,7 +228,100 @@ def writes_to_a_class():
     return "Board.seen", None, work
 
 
+def writes_to_a_class_by_a_method():
+    async def work(*_):
+        Board.note(await fk.sample("x", COIN))
+
+    return "BOARD", None, work
+
+
+def writes_to_an_object_outside():
+    async def work(*_):
+        OUTSIDE.total += await fk.sample("x", COIN) + 1
+
+    return "OUTSIDE", None, work
+
+
+def sets_a_name_of_a_namespace():
+    board = types.SimpleNamespace(total=0, xs=[])
+
+    async def work(*_):
+        board.total += await fk.sample("x", COIN) + 1
+
+    return "board", board, work
+
+
+def fills_a_packed_array():
+    board = array.array("d")
+
+    async def work(*_):
+        board.append(await fk.sample("x", COIN))
+
+    return "board", board, work
+
+
+def fills_an_array_of_lists():
+    board = np.array([[], [1]], object)
+
+    async def work(*_):
+        board[0].append(await fk.sample("x", COIN))
+
+    return r"board\[0\]", board, work
+
+
+def fills_a_large_array():
+    board = np.zeros((300, 300))
+
+    async def work(*_):
+        board[217, 31] += await fk.sample("x", COIN) + 1
+
+    return "board", board, work
+
+
+def fills_a_table():
+    board = pandas.DataFrame({"a": [0.0, 0.0]})
+
+    async def work(*_):
+        board.loc[0, "a"] = await fk.sample("x", COIN) + 1
+
+    return "board", board, work
+
+
+def writes_a_file_in_memory():
+    board = io.StringIO()
+
+    async def work(*_):
+        board.write(str(await fk.sample("x", COIN)))
+
+    return "board", board, work
+
+
+def sends_to_a_generator():
+    def adds():
+        total = 0
+        while True:
+            total += yield total
+
+    board = adds()
+    next(board)
+
+    async def work(*_):
+        board.send(await fk.sample("x", COIN) + 1)
+
+    return "board", board, work
+
+
+def sets_a_context_variable():
+    async def work(*_):
+        CONTEXT.set(CONTEXT.get() + await fk.sample("x", COIN) + 1)
+
+    return "CONTEXT", None, work
+
+
 WRITES = [
+    writes_to_a_class_by_a_method, writes_to_an_object_outside, sets_a_name_of_a_namespace,
+    fills_a_packed_array, fills_an_array_of_lists, fills_a_large_array, fills_a_table,
+    writes_a_file_in_memory, sends_to_a_generator, sets_a_context_variable,
     appends, sets_an_item, rebinds, sets_an_attribute, sets_a_slot, is_a_method, is_deep, has_a_default,
     calls_a_function, is_partial, fills_an_array, takes_from_an_iterator, draws_from_a_generator, calls_what_writes,
     writes_a_global, rebinds_a_global, writes_to_a_class,
@@ -280,6 +387,37 @@ def test_a_board_that_branches_fill_is_refused_before_a_weight_is_formed(scanned
         assert not hasattr(caught.value, "posterior")
     with pytest.raises(errors.SharedMutation, match="has changed `board`"):
         fk.enumerate_program(posted(scanned))
+
+
+def test_a_write_in_a_module_of_helpers_beside_the_program_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "helpers_beside.py").write_text("NOTES = []\nCOUNT = 0\ndef note(x):\n    NOTES.append(x)\n")
+    (tmp_path / "script_beside.py").write_text(
+        "import feynkac as fk\nimport helpers_beside\n\n"
+        "async def notes():\n    helpers_beside.note(await fk.sample('x', fk.dist.Bernoulli(0.5)))\n\n"
+        "async def counts():\n    helpers_beside.COUNT += 1 + await fk.sample('x', fk.dist.Bernoulli(0.5))\n\n"
+        "@fk.program\nasync def model(work):\n    await fk.gather(work(), work())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    script = importlib.import_module("script_beside")
+    for work, name in ((script.notes, "NOTES"), (script.counts, "helpers_beside")):
+        with pytest.raises(errors.SharedMutation, match=f"has changed `{name}`"):
+            fk.simulate(script.model(work), seed=0)
+
+
+def test_a_write_into_a_large_container_is_found_by_a_fork():
+    @fk.program
+    async def model(n):
+        board = [0] * n
+
+        async def work(i):
+            board[n - 3 + i] += 1 + await fk.sample("x", COIN)
+
+        await fk.gather(work(0), work(1))
+        await fk.factor("G", 0.0)
+        await fk.sample("y", COIN)
+
+    with pytest.raises((errors.SharedMutation, errors.NonDeterministicProgram)):
+        fk.infer(model(20_000), fk.SMC(8, ess_threshold=1.0, resampling="multinomial"), seed=0)
 
 
 def test_a_closure_within_a_closure_and_a_branch_within_a_branch():

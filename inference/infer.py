@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
@@ -138,8 +139,8 @@ def infer(
 
 
 def _is_true(vote: Any) -> bool:
-    """Whether a callback returned True itself: Python's, or that of NumPy, torch or JAX."""
+    """Whether a callback returned True itself: Python's, or that of NumPy, torch or JAX, alone or as one element."""
     if vote is True:
         return True
     kind = str(getattr(vote, "dtype", "")).removeprefix("torch.")
-    return kind == "bool" and getattr(vote, "ndim", None) == 0 and bool(vote)
+    return kind == "bool" and math.prod(vote.shape) == 1 and bool(vote)

@@ -23,7 +23,7 @@ from .guard import guard
 from .keys import Keys
 from .model import Advance, Index
 from .sites import Running, Site
-from .watch import Place, surroundings, tensors
+from .watch import Place, around, surroundings, tensors
 from .wave import Wave
 
 P = ParamSpec("P")
@@ -126,12 +126,14 @@ class Program:
 
     @functools.cached_property
     def tensors(self) -> dict[str, Any]:
-        """The arguments that hold tensors of torch, which nothing can make read-only."""
-        given = inspect.signature(self._fn).bind(*self._args, **self._kwargs).arguments
-        return {name: value for name, value in given.items() if tensors(value, name)}
+        """The arguments and the variables around it that hold tensors of torch, which nothing can make read-only."""
+        given = inspect.signature(self._fn).bind(*self._args, **self._kwargs)
+        given.apply_defaults()
+        found = {**around(self._fn), **{f"the argument {name}": value for name, value in given.arguments.items()}}
+        return {name: value for name, value in found.items() if tensors(value, name)}
 
     def kept(self) -> tuple[Place, ...]:
-        """Picture the tensors among the arguments, as they are now."""
+        """Picture these tensors, as they are now."""
         return tuple(place for name, value in self.tensors.items() for place in tensors(value, name))
 
     @functools.cached_property

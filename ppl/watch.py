@@ -396,12 +396,21 @@ def surroundings(reachable: Sequence[Any]) -> tuple[frozenset[str], dict[int, An
     return homes, reach.seen
 
 
+def around(fn: Any) -> dict[str, Any]:
+    """Return the variables that a function closes over, and the globals that it reads, by name."""
+    code = getattr(fn, "__code__", None)
+    if code is None:
+        return {}
+    cells = {name: value for name, cell in zip(code.co_freevars, fn.__closure__ or ()) for value in contents(cell)}
+    return {**{name: fn.__globals__[name] for name in _names_in(code).reads if name in fn.__globals__}, **cells}
+
+
 def tensors(value: Any, name: str) -> list[Place]:
     """Picture the torch tensors in a value and its containers."""
     kind: Any = type(value)
     if is_tensor(kind):
         look = look_at(kind)
-        return [] if look is None else [Place(f"is the argument `{name}`", value, look, look(value))]
+        return [] if look is None else [Place(f"is {name}", value, look, look(value))]
     if isinstance(value, list | tuple | dict):
         return [place for part, called in _parts(value, name) for place in tensors(part, called)]
     return []

@@ -157,9 +157,9 @@ def test_a_comparison_leaves_the_evidence_of_prefixes_out():
 
 
 def truths():
-    yield from (True, np.True_, np.array(True), np.array(3.0) > 2)
+    yield from (True, np.True_, np.array(True), np.array(3.0) > 2, np.array([True]))
     torch = pytest.importorskip("torch")
-    yield torch.tensor(True)
+    yield from (torch.tensor(True), torch.tensor([True]))
 
 
 def test_a_callback_stops_the_run_by_the_truth_of_any_library():

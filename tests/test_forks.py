@@ -201,8 +201,29 @@ def test_a_tensor_among_a_programs_arguments_is_not_changed_in_place():
         await fk.factor("G", 0.0)
         w["w"][0].mul_(2.0)
 
-    with pytest.raises(errors.SharedMutation, match=r"a Tensor that is the argument `w\['w'\]\[0\]`.*clone"):
+    with pytest.raises(errors.SharedMutation, match=r"a Tensor that is the argument w\['w'\]\[0\].*clone"):
         fk.infer(model({"w": [torch.ones(2)]}), fk.SMC(4), seed=0)
+
+
+SHARED = torch.zeros(2)
+
+
+@pytest.mark.parametrize("where", ["SHARED", "enclosed", "the argument given"])
+def test_a_tensor_around_a_program_is_not_changed_in_place(where):
+    enclosed = torch.zeros(2)
+
+    async def by_global():
+        SHARED.add_(await fk.sample("x", COIN) + 1)
+
+    async def by_closure():
+        enclosed.add_(await fk.sample("x", COIN) + 1)
+
+    async def by_default(given=torch.zeros(2)):  # noqa: B008
+        given.add_(await fk.sample("x", COIN) + 1)
+
+    fn = {"SHARED": by_global, "enclosed": by_closure}.get(where, by_default)
+    with pytest.raises(errors.SharedMutation, match=rf"a Tensor that is {where} has been changed in place.*clone"):
+        fk.infer(fk.program(fn)(), fk.SMC(4), seed=0)
 
 
 def test_an_object_that_a_call_made_is_not_changed_in_place():

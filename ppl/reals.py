@@ -39,7 +39,7 @@ def real(value: Any, *, bools: bool = False) -> float:
     elif hasattr(value, "dtype") and hasattr(value, "shape"):
         if math.prod(value.shape) != 1:
             raise TypeError(f"an array of shape {tuple(value.shape)}, not a number")
-        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        if np.ma.is_masked(value):
             raise TypeError("a masked element, not a number")
         named = _name(value.dtype)
         value = value.item() if named == "bool" or named.startswith(_REAL) else value
@@ -57,7 +57,8 @@ def real(value: Any, *, bools: bool = False) -> float:
 def reals(values: Any, *, bools: bool = False) -> NDArray[np.float64]:
     """Return numbers in order as an array of floats; raises TypeError as `real` does, and for what has no order."""
     dtype = getattr(values, "dtype", None)
-    if isinstance(values, np.ndarray) and not np.ma.is_masked(values) and (dtype == np.float64 or _name(dtype).startswith(_REAL)):
+    plain = isinstance(values, np.ndarray) and not isinstance(values, np.ma.MaskedArray)
+    if plain and (dtype == np.float64 or _name(dtype).startswith(_REAL)):
         return values.astype(np.float64, copy=False)
     return np.array([real(value, bools=bools) for value in ordered(values)], np.float64)
 

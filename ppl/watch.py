@@ -118,7 +118,7 @@ class Watch:
 
 
 class Names(NamedTuple):
-    """The names of globals that code, and the functions in it, reads and writes; of attributes that it takes and sets."""
+    """Names in code, and in the functions in it: globals read and written, attributes taken and set."""
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]

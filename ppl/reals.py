@@ -57,8 +57,8 @@ def real(value: Any, *, bools: bool = False) -> float:
 def reals(values: Any, *, bools: bool = False) -> NDArray[np.float64]:
     """Return numbers in order as an array of floats; raises TypeError as `real` does, and for what has no order."""
     dtype = getattr(values, "dtype", None)
-    plain = isinstance(values, np.ndarray) and not isinstance(values, np.ma.MaskedArray)
-    if plain and (dtype == np.float64 or _name(dtype).startswith(_REAL)):
+    known = dtype == np.float64 or _name(dtype).startswith(_REAL)
+    if known and isinstance(values, np.ndarray) and not isinstance(values, np.ma.MaskedArray):
         return values.astype(np.float64, copy=False)
     return np.array([real(value, bools=bools) for value in ordered(values)], np.float64)
 

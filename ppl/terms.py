@@ -14,6 +14,7 @@ from . import batching as _b
 from .batching import Ragged
 from .errors import CannotScore
 from .model import Floats, Kernel
+from .reals import real
 
 
 class Terms(NamedTuple):
@@ -86,6 +87,10 @@ def as_mask(mask: Any) -> Any:
 
 def as_scale(scale: Any) -> float:
     """Return a scale as a float; raises ValueError unless it is a positive, finite number."""
-    if isinstance(scale, bool) or not (0 < float(scale) < math.inf):
+    try:
+        factor = real(scale)
+    except TypeError:
+        factor = math.nan
+    if not 0 < factor < math.inf:
         raise ValueError(f"a scale is a positive number, not {scale!r}")
-    return float(scale)
+    return factor

@@ -280,7 +280,7 @@ def test_a_scale_keeps_to_a_masks_zero_and_to_proposals():
 
 
 def test_scales_that_make_no_sense_are_refused():
-    for bad in (0.0, -1.0, math.nan, math.inf, True):
+    for bad in (0.0, -1.0, math.nan, math.inf, True, np.True_, np.array(True), "2", None):
         with pytest.raises(ValueError, match="a scale is a positive number"):
             handlers.scale(chain(), scale=bad)
 

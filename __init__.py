@@ -66,10 +66,11 @@ from .ppl.effects import batched, call, deterministic, factor, gather, observe, 
 from .ppl.enumeration import Enumeration, enumerate_program
 from .ppl.errors import FeynkacError
 from .ppl.induced import induced
+from .ppl.memory import afresh
 from .ppl.model import Advance, Draws, FeynmanKac, Kernel
 from .ppl.nesting import nested
 from .ppl.program import Program, program
-from .ppl.score import Reward, Score, afresh, reward
+from .ppl.score import Reward, Score, reward
 from .ppl.simulation import Simulation, simulate
 from .ppl.sites import Site
 

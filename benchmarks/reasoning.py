@@ -31,7 +31,7 @@ from common.records import Records
 import feynkac as fk
 from feynkac.inference.base.selection import best_of
 from feynkac.inference.comparison.intervals import mean_interval
-from feynkac.ppl.score import afresh
+from feynkac.ppl.memory import afresh
 
 POOL = "pool"
 DRAWS = 200

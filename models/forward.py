@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..ppl.score import Recall
+from ..ppl.memory import Recall
 from .kept import Kept, Wave, gather
 from .live import Live
 from .packed import repack

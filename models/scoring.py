@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ..ppl.batching import groups
 from ..ppl.cost import charge
-from ..ppl.score import Kind, Memory
+from ..ppl.memory import Memory
+from ..ppl.score import Kind
 from .forward import Tally
 from .sampling import Sampling, log_mass, log_normalise, log_prob_of, warp
 from .store import Job

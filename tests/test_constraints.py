@@ -25,7 +25,8 @@ from feynkac.models.constraints import AWRS, Constraint, Language, Rewarded, Whe
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl import keys as fkeys
 from feynkac.ppl.cost import Ledger, recording
-from feynkac.ppl.score import afresh, evaluate
+from feynkac.ppl.memory import afresh
+from feynkac.ppl.score import evaluate
 
 C = fk.constraints
 PATTERN = "(ab|b)?c?|cab+c"  # after three tokens "abc" may end, and "cab" may not

@@ -15,7 +15,8 @@ import feynkac as fk
 from feynkac.models.rewards import Classifier, Grader, Judge, StepTokenPRM
 from feynkac.models.testing import tiny_lm, tiny_tokenizer
 from feynkac.ppl import collector
-from feynkac.ppl.score import Memory, afresh, evaluate
+from feynkac.ppl.memory import Memory, afresh
+from feynkac.ppl.score import evaluate
 
 THREADS = 4
 

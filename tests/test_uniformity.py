@@ -25,7 +25,7 @@ from feynkac.inference.base.engine import weaker  # noqa: E402
 from feynkac.models.steps import Step as TokenStep  # noqa: E402
 from feynkac.models.testing import tiny_lm  # noqa: E402
 from feynkac.ppl.errors import Unsupported  # noqa: E402
-from feynkac.ppl.score import afresh  # noqa: E402
+from feynkac.ppl.memory import afresh  # noqa: E402
 
 # -- programs that are watched: what their models and rewards really do ------------------------------------------------
 

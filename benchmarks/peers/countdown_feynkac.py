@@ -5,7 +5,7 @@ from __future__ import annotations
 from worker import cpu_seconds, serve
 
 import feynkac as fk
-from feynkac.ppl.score import afresh
+from feynkac.ppl.memory import afresh
 
 
 def contestants(n, lines):

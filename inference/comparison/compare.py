@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 from ...ppl import keys as _keys
 from ...ppl.cost import Budget, Cost
 from ...ppl.errors import FeynkacError
+from ...ppl.memory import afresh
 from ...ppl.model import FeynmanKac
-from ...ppl.score import afresh
 from ...ppl.sites import short
 from ..base.checks import check_run, one_of
 from ..base.engine import Engine

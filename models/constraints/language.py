@@ -13,7 +13,8 @@ import torch
 
 from ...ppl.cost import charge
 from ...ppl.errors import AmbiguousScore, ContextOverflow
-from ...ppl.score import Recall, Score, evaluate
+from ...ppl.memory import Recall
+from ...ppl.score import Score, evaluate
 from ..forward import Tally
 from ..sampling import Sampling, log_normalise, warp
 from ..scoring import forced

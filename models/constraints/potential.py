@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...ppl.errors import InvalidWeight
+from ...ppl.memory import Memory
 from ...ppl.reals import reals
-from ...ppl.score import Kind, Memory, Score
+from ...ppl.score import Kind, Score
 from .laws import END, Context, Floats, check_laws
 from .vocabulary import Vocabulary
 

@@ -8,7 +8,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from ...ppl.cost import charge, rows
 from ...ppl.effects import batched
-from ...ppl.score import Kind, Memory, Score, remember
+from ...ppl.memory import Memory
+from ...ppl.score import Kind, Score, remember
 from ...ppl.sites import short
 
 Chat: TypeAlias = tuple[tuple[str, str], ...]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ...ppl.score import Memory
+from ...ppl.memory import Memory
 from ...ppl.sites import short
 from ..encoding import Codec, ending_space
 from ..loading import load

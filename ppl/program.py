@@ -213,8 +213,7 @@ def launch(
     for row, run in enumerate(runs):
         run.begin(row, len(runs), None if given is None else given[row])
     Running.stuck = None
-    Wave(runs, keys, owners).run()
-    particles = Particles([Particle(run, 0) for run in runs])
+    particles = Wave(runs, keys, owners).run(lambda: Particles([Particle(run, 0) for run in runs]))
     _check_closed()
     return _advance(particles, runs)
 
@@ -242,10 +241,10 @@ def resume(
             run.cells = item.cells
         if forks.few:
             forks.stands(item, run)
-    wave.run()
     items = list(state.items)
-    for i, run in zip(live, runs):
-        items[i] = Particle(run, items[i].depth + 1)
+    moved = wave.run(lambda: [Particle(run, items[i].depth + 1) for i, run in zip(live, runs)])
+    for i, particle in zip(live, moved):
+        items[i] = particle
     _check_closed()
     return _advance(Particles(items), runs, live)
 

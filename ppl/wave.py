@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from . import collector
 from .cells import NO_WRITES, Touch, after
@@ -28,6 +28,7 @@ from .serving import Server
 from .sites import MISSING, Running, address, shut
 from .watch import STEADY, Watches, check_kept, keep
 
+T = TypeVar("T")
 _new = tuple.__new__  # makes a named tuple at half the price
 
 
@@ -64,9 +65,10 @@ class Wave:
         self.server = Server(keys, owners, self.ready)
         self._watches = Watches()
 
-    def run(self) -> None:
-        """Drive every run from where it is to its next step end.
+    def run(self, finish: Callable[[], T]) -> T:
+        """Drive every run from where it is to its next step end, and return what ``finish`` makes of them.
 
+        It is called while the garbage collector rests still, which would walk through all that the wave has made.
         Raises whatever the programs raise, with a note that names the particle, the site and its trace.
         """
         before = Surroundings.now()
@@ -74,14 +76,17 @@ class Wave:
             collector.rest()
             # An event loop that is running (in a notebook) must not adopt the programs' asynchronous generators.
             sys.set_asyncgen_hooks(None, None)
-            self._drive()
-        except BaseException:
-            for run in self.runs:
-                run.drop()
-            raise
+            try:
+                self._drive()
+            except BaseException:
+                for run in self.runs:
+                    run.drop()
+                raise
+            made = finish()
         finally:
             before.put_back()
         self._tell_of_overflow()
+        return made
 
     def _tell_of_overflow(self) -> None:
         """Warn of the particles that ended as their texts do not fit into a context."""

@@ -27,7 +27,7 @@ import numpy as np
 from peers.race import Worker, race, table
 
 import feynkac as fk
-from feynkac.models.shelf import Shelf
+from feynkac.models.fetch.shelf import Shelf
 from feynkac.models.tasks.shipped import TEMPERATURE, tokenizer
 
 MAX_TOKENS = 40

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..ppl.lazy import find
-from .text import Text
-from .thinking import think
+from .language.text import Text
+from .language.thinking import think
 
 if TYPE_CHECKING:
+    from .language.sampling import Sampling
+    from .local.transformers_lm import TransformersLM
     from .rewards.judge import Judge
-    from .sampling import Sampling
-    from .transformers_lm import TransformersLM
 
 __all__ = ["Judge", "Sampling", "Text", "TransformersLM", "think"]
 
-_HOME = {"Judge": "rewards.judge", "Sampling": "sampling", "TransformersLM": "transformers_lm"}
+_HOME = {"Judge": "rewards.judge", "Sampling": "language.sampling", "TransformersLM": "local.transformers_lm"}
 
 
 def __getattr__(name: str) -> Any:

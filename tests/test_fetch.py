@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from feynkac.models import fetch as module
 from feynkac.models.fetch import (
     MANIFEST,
     SOURCES,
@@ -29,6 +28,7 @@ from feynkac.models.fetch import (
     main,
     resolve,
 )
+from feynkac.models.fetch import fetching as module
 
 GGUF = b"GGUF and some tensors"
 

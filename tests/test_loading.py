@@ -13,10 +13,11 @@ import transformers as hf
 from random_models import random_weights
 
 import feynkac as fk
-from feynkac.models import TransformersLM, loading
+from feynkac.models import TransformersLM
 from feynkac.models.fetch import FetchError, resolve
+from feynkac.models.fetch.sources import SOURCES
+from feynkac.models.local import loading
 from feynkac.models.rewards import Classifier
-from feynkac.models.sources import SOURCES
 from feynkac.models.testing import tiny_lm, tiny_tokenizer
 
 CONFIG = hf.LlamaConfig(

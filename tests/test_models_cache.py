@@ -135,7 +135,7 @@ def test_many_tokens_in_one_step_forward_each_once():
 
 
 def test_steady_state_copies_nothing(monkeypatch):
-    from feynkac.models import store
+    from feynkac.models.local import store
 
     copied, copy_rows = [], store.copy_rows
     monkeypatch.setattr(store, "copy_rows", lambda *args: copied.append(args[1]) or copy_rows(*args))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.models.encoding import Codec
-from feynkac.models.text import Text
+from feynkac.models.language.encoding import Codec
+from feynkac.models.language.text import Text
 from feynkac.ppl.score import evaluate
 
 torch = pytest.importorskip("torch")

@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 from random_models import draw  # noqa: E402
 from tiny_tokenizers import lm_of, tokenizer  # noqa: E402
 
+from feynkac.models.local.transformers_lm import TransformersLM  # noqa: E402
 from feynkac.models.testing import tiny_lm  # noqa: E402
-from feynkac.models.transformers_lm import TransformersLM  # noqa: E402
 
 
 def observed(make, text, string):
@@ -113,7 +113,7 @@ def test_strings_condition_texts_of_programs():
 
 
 def scripted(lm, monkeypatch, *tokens):
-    from feynkac.models import steps
+    from feynkac.models.language import steps
 
     script = iter(tokens)
     monkeypatch.setattr(

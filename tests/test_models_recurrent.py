@@ -9,8 +9,8 @@ import transformers as hf
 from random_models import draw, fresh_log_prob, random_weights, two_tokens
 
 import feynkac as fk
-from feynkac.models.recurrent import RecurrentForwarder
-from feynkac.models.states import States, select
+from feynkac.models.local.recurrent import RecurrentForwarder
+from feynkac.models.local.states import States, select
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl.cost import Ledger, assign, recording
 from feynkac.ppl.errors import Unsupported
@@ -118,7 +118,7 @@ def test_forks_by_index_keep_each_particle_its_own_state(name):
     tree = lm.tree
     nodes = [tree.child(root, 50 + i) for i in range(6)]
     index = [4, 4, 0, 5, 1, 4]
-    from feynkac.models.forward import Tally
+    from feynkac.models.local.forward import Tally
 
     with torch.inference_mode():
         lm.forwarder.next_logits(nodes, np.arange(6), Tally(6))

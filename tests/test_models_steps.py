@@ -23,7 +23,7 @@ def one(step, seed=0):
 
 def force(lm, monkeypatch, *tokens):
     """Make the model say the given tokens, one a step."""
-    from feynkac.models import steps
+    from feynkac.models.language import steps
 
     script = iter(tokens)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from feynkac.models import Text
+from feynkac.models.language.text import Reading
 from feynkac.models.testing import tiny_lm
-from feynkac.models.text import Reading
 from feynkac.ppl import keys
 
 

@@ -13,11 +13,11 @@ from test_models_encdec import fresh_log_prob as fresh_log_prob_of_response
 from zoo import build
 
 import feynkac as fk
-from feynkac.models import trial
-from feynkac.models.attention import AttentionForwarder
-from feynkac.models.live import Live
+from feynkac.models.local import trial
+from feynkac.models.local.attention import AttentionForwarder
+from feynkac.models.local.live import Live
+from feynkac.models.local.wrappers import accepted
 from feynkac.models.testing import tiny_lm
-from feynkac.models.wrappers import accepted
 from feynkac.ppl.errors import Unsupported
 from feynkac.ppl.score import evaluate
 from laws import Z_LIMIT, z_score
@@ -318,7 +318,7 @@ def test_trials_know_rounding_from_wrong_positions(make, dtype, monkeypatch):
 
 
 def trial_of(model):
-    from feynkac.models.tree import Tree
+    from feynkac.models.language.tree import Tree
 
     return AttentionForwarder(model, Tree(), 1 << 30, 128, 300)
 

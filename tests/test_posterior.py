@@ -481,8 +481,8 @@ class Pair(NamedTuple):
 
 def test_texts_in_a_posterior_keep_no_node_of_the_models_cache():
     pytest.importorskip("torch")
+    from feynkac.models.language.tree import Node
     from feynkac.models.testing import tiny_lm
-    from feynkac.models.tree import Node
 
     lm = tiny_lm()
 

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import feynkac as fk  # noqa: E402
-from feynkac.models.shelf import DamagedWeights  # noqa: E402
+from feynkac.models.fetch.shelf import DamagedWeights  # noqa: E402
 from feynkac.models.tasks import countdown, shipped  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent

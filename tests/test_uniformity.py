@@ -22,7 +22,7 @@ pytest.importorskip("transformers")
 import feynkac as fk  # noqa: E402
 from feynkac.diffusion import Diffusion, Frames, Mixture, Schedule, Steering, anneal, begin, denoise  # noqa: E402
 from feynkac.inference.base.engine import weaker  # noqa: E402
-from feynkac.models.steps import Step as TokenStep  # noqa: E402
+from feynkac.models.language.steps import Step as TokenStep  # noqa: E402
 from feynkac.models.testing import tiny_lm  # noqa: E402
 from feynkac.ppl.errors import Unsupported  # noqa: E402
 from feynkac.ppl.memory import afresh  # noqa: E402

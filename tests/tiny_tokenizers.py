@@ -6,7 +6,7 @@ from functools import cache
 from random_models import random_weights
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from feynkac.models.transformers_lm import TransformersLM
+from feynkac.models.local.transformers_lm import TransformersLM
 
 CORPUS = (
     "Once upon a time there was a river, and the river ran to the sea. The sea said: who are you?\n"

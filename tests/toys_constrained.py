@@ -11,7 +11,7 @@ from random_models import random_weights
 
 from feynkac.models.constraints import Vocabulary
 from feynkac.models.constraints.potential import Potential
-from feynkac.models.transformers_lm import TransformersLM
+from feynkac.models.local.transformers_lm import TransformersLM
 
 LETTERS = "abc"
 

@@ -22,7 +22,7 @@ from loop import Settings, ship, train
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForTokenClassification
 
-from feynkac.models.shelf import Shelf
+from feynkac.models.fetch.shelf import Shelf
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "tasks" / "weights"
 LENGTH = {2: 15, 3: 26, 4: 38, 5: 51}

@@ -10,9 +10,9 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from ...models.devices import find
-from ...models.shelf import DamagedWeights as DamagedWeights
-from ...models.shelf import Shelf
+from ...models.fetch.shelf import DamagedWeights as DamagedWeights
+from ...models.fetch.shelf import Shelf
+from ...models.local.devices import find
 
 
 def shipped() -> list[str]:

@@ -17,8 +17,15 @@ from numpy.typing import NDArray
 
 from ...ppl.sites import Site
 
-CLASSES = ("feynkac.models.text:Text", "feynkac.diffusion.kernels:Particle")
-"""Those that are made from a file (by ``from_json``). Of others, what they wrote is returned."""
+CLASSES = {
+    "feynkac.models.text:Text": "feynkac.models.language.text:Text",
+    "feynkac.diffusion.kernels:Particle": "feynkac.diffusion.kernels:Particle",
+}
+"""Those that are made from a file (by ``from_json``), by their names in files, which stay the same wherever they move.
+
+Of others, what they wrote is returned.
+"""
+_NAMES = {place: name for name, place in CLASSES.items()}
 KINDS = "biufcUSmM"
 """Kinds of arrays that a file may hold."""
 _FEW = 4
@@ -128,7 +135,8 @@ def _kind(item: Any) -> Any:
 
 
 def _class_of(value: Any) -> str:
-    return f"{type(value).__module__}:{type(value).__qualname__}"
+    place = f"{type(value).__module__}:{type(value).__qualname__}"
+    return _NAMES.get(place, place)
 
 
 class Decoder:
@@ -267,6 +275,6 @@ def _made(kind: str) -> Callable[[Any], Any]:
     """Return what makes an object of a class from what it wrote."""
     if kind not in CLASSES:
         return lambda data: data
-    module, _, name = kind.partition(":")
+    module, _, name = CLASSES[kind].partition(":")
     made: Callable[[Any], Any] = getattr(importlib.import_module(module), name).from_json
     return made

@@ -17,7 +17,7 @@ from .laws import END, Context, Floats, check_laws
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from ..text import Text
+    from ..language.text import Text
 
 
 class Potential(ABC):

@@ -13,13 +13,13 @@ from ...ppl.batching import groups
 from ...ppl.cost import charge
 from ...ppl.errors import CannotWrite, ContextOverflow
 from ...ppl.sites import short
-from ..forward import Tally
-from ..tree import Node
+from ..language.tree import Node
+from ..local.forward import Tally
 from .base import Input, messages
 
 if TYPE_CHECKING:
-    from ..text import Text
-    from ..transformers_lm import TransformersLM
+    from ..language.text import Text
+    from ..local.transformers_lm import TransformersLM
 
 
 def ask(lm: TransformersLM, prompt: Input, name: str) -> Text:

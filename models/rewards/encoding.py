@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...ppl.errors import ContextOverflow
 from ...ppl.sites import short
-from ..encoding import check_string
+from ..language.encoding import check_string
 from .base import Input, messages
 
 Truncate = Literal["left", "right"] | None

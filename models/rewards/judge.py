@@ -12,7 +12,7 @@ from .answers import Answers
 from .base import Template, TextReward, as_input, fill
 
 if TYPE_CHECKING:
-    from ..transformers_lm import TransformersLM
+    from ..local.transformers_lm import TransformersLM
 
 
 class Judge(TextReward):

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ...ppl.memory import Memory
 from ...ppl.sites import short
-from ..encoding import Codec, ending_space
-from ..loading import load
+from ..language.encoding import Codec, ending_space
+from ..local.loading import load
 from .answers import Answers
 from .base import DetailedReward, as_input
 from .encoding import Encoding
 from .heads import Reader
 
 if TYPE_CHECKING:
-    from ..transformers_lm import TransformersLM
+    from ..local.transformers_lm import TransformersLM
 
 Aggregate = Literal["last", "min", "prod", "mean", "model"]
 Steps: TypeAlias = tuple[float, ...]

@@ -21,8 +21,8 @@ from .base import DetailedReward, Template
 from .judge import as_prompt
 
 if TYPE_CHECKING:
-    from ..text import Text
-    from ..transformers_lm import TransformersLM
+    from ..language.text import Text
+    from ..local.transformers_lm import TransformersLM
 
 _YES_NO = {"yes": 1.0, "no": 0.0}
 

@@ -11,12 +11,12 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from ...ppl.lazy import needing
-from ..shelf import Shelf
+from ..fetch.shelf import Shelf
 from .countdown import LIMIT
 
 if TYPE_CHECKING:
+    from ..local.transformers_lm import TransformersLM
     from ..rewards.process import Aggregate, ValueHeadPRM
-    from ..transformers_lm import TransformersLM
 
 TEMPERATURE = 0.7
 """At which the reasoner is sampled by default, and was when the verifier was trained."""
@@ -71,8 +71,8 @@ def reasoner(**options: Any) -> TransformersLM:
     with needing("fk.tasks.reasoner", "text"):
         from transformers import LlamaForCausalLM
 
-        from ..sampling import Sampling
-        from ..transformers_lm import TransformersLM
+        from ..language.sampling import Sampling
+        from ..local.transformers_lm import TransformersLM
 
     model = _load(LlamaForCausalLM, "countdown_reasoner")
     options = {"name": "countdown-reasoner", "sampling": Sampling(TEMPERATURE), **options}

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..ppl.memory import Recall
+from ...ppl.memory import Recall
+from ..language.tree import Node, Tree
 from .kept import Kept, Wave, gather
 from .live import Live
 from .packed import repack
 from .shared import Plan, plan
 from .store import Job
-from .tree import Node, Tree
 from .wrappers import core
 
 _POSITIONS = 8192

@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ppl.calls import Pending
-from ..ppl.effects import batched
-from ..ppl.score import Score
-from ..ppl.sites import Running
+from ...ppl.calls import Pending
+from ...ppl.effects import batched
+from ...ppl.score import Score
+from ...ppl.sites import Running
+from ..language.sampling import Sampling
+from ..language.scoring import Likelihood, Mass, as_mask, next_laws
+from ..language.steps import Ending, Step
+from ..language.text import Text
+from ..language.tree import Node, Tree
+from ..language.writing import Message, Writer
 from .families import choose, contexts, text_config
 from .forward import CacheInfo
 from .loading import load
 from .packed import pack
-from .sampling import Sampling
-from .scoring import Likelihood, Mass, as_mask, next_laws
-from .steps import Ending, Step
-from .text import Text
-from .tree import Node, Tree
 from .wrappers import core
-from .writing import Message, Writer
 
 _made = count()
 

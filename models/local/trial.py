@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..ppl.errors import Unsupported
+from ...ppl.errors import Unsupported
+from ..language.tree import Node, Tree
 from .store import Job
-from .tree import Node, Tree
 from .wrappers import core
 
 if TYPE_CHECKING:

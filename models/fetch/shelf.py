@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from ..ppl.errors import FeynkacError
+from ...ppl.errors import FeynkacError
 
 
 class DamagedWeights(FeynkacError):

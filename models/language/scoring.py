@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..ppl.batching import groups
-from ..ppl.cost import charge
-from ..ppl.memory import Memory
-from ..ppl.score import Kind
-from .forward import Tally
+from ...ppl.batching import groups
+from ...ppl.cost import charge
+from ...ppl.memory import Memory
+from ...ppl.score import Kind
+from ..local.forward import Tally
+from ..local.store import Job
 from .sampling import Sampling, log_mass, log_normalise, log_prob_of, warp
-from .store import Job
 from .tree import Node
 
 if TYPE_CHECKING:

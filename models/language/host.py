@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from .forward import Forwarder
+from ..local.forward import Forwarder
 from .sampling import Sampling
 from .text import Text
 from .tree import Node, Tree

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..ppl.cost import charge
-from ..ppl.errors import ContextOverflow
-from ..ppl.keys import Keys, uniform
-from ..ppl.model import Draws
-from ..ppl.reals import whole_number
-from ..ppl.sites import short
-from .forward import Tally
+from ...ppl.cost import charge
+from ...ppl.errors import ContextOverflow
+from ...ppl.keys import Keys, uniform
+from ...ppl.model import Draws
+from ...ppl.reals import whole_number
+from ...ppl.sites import short
+from ..local.forward import Tally
 from .sampling import Sampling, draw, log_prob_of, warp
 from .scoring import Mask, forced
 from .text import Text

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet, ref
 
+from ..language.tree import Node
 from .cache import Row, Slab, copy_rows
-from .tree import Node
 
 _HEADROOM = 64
 

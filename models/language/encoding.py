@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ..ppl.errors import CannotWrite
-from ..ppl.sites import short
+from ...ppl.errors import CannotWrite
+from ...ppl.sites import short
 
 Tokens = tuple[int, ...]
 _WINDOW = 32

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from transformers import Cache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..ppl.errors import Unsupported
+from ...ppl.errors import Unsupported
+from ..language.tree import Node, Tree
 from .attention import AttentionForwarder
 from .forward import CacheInfo
 from .kept import Kept, Wave
 from .store import Job
-from .tree import Node, Tree
 from .wrappers import core
 
 Layers = list[tuple[Any, Any]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..ppl.effects import sample
-from ..ppl.program import program
-from ..ppl.reals import whole_number
+from ...ppl.effects import sample
+from ...ppl.program import program
+from ...ppl.reals import whole_number
 from .text import Text
 
 

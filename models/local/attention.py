@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..ppl.errors import Unsupported
+from ...ppl.errors import Unsupported
+from ..language.tree import Node, Tree
 from .cache import SlabCache
 from .forward import CacheInfo, Forwarder
 from .kept import Kept
 from .store import Job, Placement, Store, locate
-from .tree import Node, Tree
 from .trial import Trial, trying
 from .wrappers import accepted, core, first_position
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ppl.errors import Unsupported
+from ...ppl.errors import Unsupported
+from ..language.tree import Tree
 from .attention import AttentionForwarder
 from .encdec import EncoderDecoderForwarder
 from .forward import Forwarder
 from .recurrent import RecurrentForwarder
-from .tree import Tree
 from .wrappers import core, first_position
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, WeakValueDictionary
 
 if TYPE_CHECKING:
-    from .cache import Row
+    from ..local.cache import Row
 
 
 class Node:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..ppl.errors import FeynkacError
+from ...ppl.errors import FeynkacError
+from ..fetch import hint, resolve
 from .devices import find
-from .fetch import hint, resolve
 
 _SHARED = (
     "cache_dir", "force_download", "gguf_file", "local_files_only", "proxies", "revision", "subfolder", "token",

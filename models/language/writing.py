@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..ppl.errors import ContextOverflow, PromptWarning, Unsupported
-from ..ppl.sites import short
+from ...ppl.errors import ContextOverflow, PromptWarning, Unsupported
+from ...ppl.sites import short
 from .encoding import Codec, check_string, ending_space
 from .text import Reading, Text
 from .tree import Node
 
 if TYPE_CHECKING:
-    from .transformers_lm import TransformersLM
+    from ..local.transformers_lm import TransformersLM
 
 Message: TypeAlias = Mapping[str, Any]
 _CONTEXT = 8

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..language.tree import Node, Tree
 from .store import Job
-from .tree import Node, Tree
 
 _WORTH = 16
 """Fewest tokens for which prompts are forwarded in two parts."""

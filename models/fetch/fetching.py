@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..ppl.errors import FeynkacError
+from ...ppl.errors import FeynkacError
 from .convert import convert
 from .sources import SOURCES, Source
 
@@ -357,7 +357,3 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

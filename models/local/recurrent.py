@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..ppl.errors import Unsupported
+from ...ppl.errors import Unsupported
+from ..language.tree import Node, Tree
 from .forward import CacheInfo, Forwarder
 from .kept import Kept, Wave
 from .states import FIELDS, States, rebuild, select, tensors
 from .store import Job
-from .tree import Node, Tree
 from .trial import FAULTS, distance, most_by_rounding, trying
 from .wrappers import accepted, core
 

@@ -1,0 +1,7 @@
+"""The command ``python -m feynkac.models.fetch``."""
+
+import sys
+
+from .fetching import main
+
+sys.exit(main())

@@ -118,7 +118,7 @@ def test_forks_by_index_keep_each_particle_its_own_state(name):
     tree = lm.tree
     nodes = [tree.child(root, 50 + i) for i in range(6)]
     index = [4, 4, 0, 5, 1, 4]
-    from feynkac.models.local.forward import Tally
+    from feynkac.models.language.host import Tally
 
     with torch.inference_mode():
         lm.forwarder.next_logits(nodes, np.arange(6), Tally(6))

@@ -15,11 +15,11 @@ from ...ppl.cost import charge
 from ...ppl.errors import AmbiguousScore, ContextOverflow
 from ...ppl.memory import Recall
 from ...ppl.score import Score, evaluate
+from ..language.host import Tally
 from ..language.sampling import Sampling, log_normalise, warp
 from ..language.scoring import forced
 from ..language.text import Text
 from ..language.tree import Node
-from ..local.forward import Tally
 from .laws import END, Context, Floats
 from .memo import Memo
 from .potential import Batched, Potential

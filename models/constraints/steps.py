@@ -15,10 +15,10 @@ from ...ppl.cost import charge
 from ...ppl.errors import CannotScore
 from ...ppl.keys import Keys, root
 from ...ppl.model import Draws
+from ..language.host import Tally
 from ..language.scoring import forced
 from ..language.steps import MOST_SUPPORT, Step
 from ..language.text import Text
-from ..local.forward import Tally
 from .awrs import AWRS
 from .laws import Context, Floats
 from .potential import Potential, ratio

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from ...ppl import keys as _keys
 from ...ppl.errors import InvalidWeight
 from ...ppl.keys import Keys
+from ..language.host import Tally
 from ..language.sampling import draw, log_normalise, log_prob_of, warp
 from ..language.steps import Run, Step, tokens_after
 from ..language.text import Text
-from ..local.forward import Tally
 from . import awrs
 from .awrs import AWRS
 from .constraint import Constraint

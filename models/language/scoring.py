@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +15,10 @@ from ...ppl.batching import groups
 from ...ppl.cost import charge
 from ...ppl.memory import Memory
 from ...ppl.score import Kind
-from ..local.forward import Tally
-from ..local.store import Job
+from .host import Forwarded, Host, Tally
 from .sampling import Sampling, log_mass, log_normalise, log_prob_of, warp
+from .text import Text
 from .tree import Node
-
-if TYPE_CHECKING:
-    from .host import Host
-    from .text import Text
 
 Floats = NDArray[np.float64]
 _CHUNK = 1024
@@ -97,7 +93,7 @@ def forced(
         if not wanted:
             return total
 
-        def add(jobs: Sequence[Job], logits: Any, wanted: dict[Node, list[int]] = wanted) -> None:
+        def add(jobs: Sequence[Forwarded], logits: Any, wanted: dict[Node, list[int]] = wanted) -> None:
             for row, job in enumerate(jobs):
                 users = wanted[job.node]
                 tally.tokens_in[owners[users[0]]] += job.cost

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,13 +23,10 @@ from ...ppl.keys import Keys, uniform
 from ...ppl.model import Draws
 from ...ppl.reals import whole_number
 from ...ppl.sites import short
-from ..local.forward import Tally
+from .host import Host, Tally
 from .sampling import Sampling, draw, log_prob_of, warp
 from .scoring import Mask, forced
 from .text import Text
-
-if TYPE_CHECKING:
-    from .host import Host
 
 Floats = NDArray[np.float64]
 # A full-width stop ends a sentence whatever follows, once it is clear that no quote or bracket closes after it.

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet, WeakValueDictionary
-
-if TYPE_CHECKING:
-    from ..local.cache import Row
 
 
 class Node:
@@ -50,7 +47,7 @@ class Node:
         self.stem: Node | None = None
         self.length: int = len(prompt) if parent is None else parent.length + 1
         self.digest: int = hash(source or prompt) if parent is None else hash((parent.digest, token))
-        self.row: Row | None = None
+        self.row: Any = None
         self.logits: tuple[Any, int] | None = None
         self.state: tuple[Any, int] | None = None
         self.forwarded = False

@@ -6,16 +6,14 @@ import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from ...ppl.errors import ContextOverflow, PromptWarning, Unsupported
 from ...ppl.sites import short
 from .encoding import Codec, check_string, ending_space
+from .host import Host
 from .text import Reading, Text
 from .tree import Node
-
-if TYPE_CHECKING:
-    from ..local.transformers_lm import TransformersLM
 
 Message: TypeAlias = Mapping[str, Any]
 _CONTEXT = 8
@@ -30,7 +28,7 @@ class Writer:
         start: the tokens that its decoder begins with where an encoder reads the prompt; else None.
     """
 
-    def __init__(self, lm: TransformersLM, start: tuple[int, ...] | None) -> None:
+    def __init__(self, lm: Host, start: tuple[int, ...] | None) -> None:
         self.lm = lm
         self.start = start
         self.codec = Codec(lm.tokenizer, lm.vocab_size, repr(lm))

@@ -73,7 +73,7 @@ class AttentionForwarder(Forwarder):
         known = padding is not None and 0 <= padding < self.vocab_size
         fault: Exception | None = None
         for tried in (padding, None) if known else (None,):
-            trial = Trial(self, tried)
+            trial = Trial(self, self.roots, self.longest, tried)
             for numbered, ragged in self._ways():
                 self.clear()
                 self._takes_positions, self.ragged = numbered, ragged

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...ppl.memory import Recall
+from ..language.host import Tally
 from ..language.tree import Node, Tree
 from .kept import Kept, Wave, gather
 from .live import Live
@@ -28,25 +29,6 @@ _LOGITS = 2**26
 """Most logits in one pass of several rows that keeps them at all positions."""
 
 Sink = Callable[[Sequence[Job], Any], None]
-
-
-class Tally:
-    """What a call used: forward passes, and positions forwarded for each of its ``n`` requests."""
-
-    def __init__(self, n: int) -> None:
-        self.calls = 0
-        self.tokens_in: NDArray[np.int64] = np.zeros(n, np.int64)
-        self.tokens_out: NDArray[np.int64] = np.zeros(n, np.int64)
-
-    @property
-    def amounts(self) -> dict[str, Any]:
-        """The amounts to be charged."""
-        return {"model_calls": self.calls, "tokens_in": self.tokens_in, "tokens_out": self.tokens_out}
-
-    @property
-    def sums(self) -> dict[str, int]:
-        """The amounts to be charged where they belong to the call as a whole, and nothing was drawn."""
-        return {"model_calls": self.calls, "tokens_in": int(self.tokens_in.sum())}
 
 
 @dataclass(frozen=True)

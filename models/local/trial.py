@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...ppl.errors import Unsupported
 from ..language.tree import Node, Tree
+from .forward import Forwarder
 from .store import Job
 from .wrappers import core
-
-if TYPE_CHECKING:
-    from .attention import AttentionForwarder
 
 _TOKENS = 10
 """Most tokens of a history that is tried."""
@@ -61,15 +59,17 @@ class Trial:
     The third has a padding token within it, if one is given.
     """
 
-    def __init__(self, forwarder: AttentionForwarder, padding: int | None) -> None:
+    def __init__(
+        self, forwarder: Forwarder, roots: Callable[[Tree, Any], list[Node]], longest: int | None, padding: int | None
+    ) -> None:
         self._forwarder = forwarder
         tree = Tree()
         random = np.random.default_rng(0)
         ordinary = np.setdiff1d(np.arange(forwarder.vocab_size), list(_special(core(forwarder.model).config.to_dict())))
         if len(ordinary) < 2:
             ordinary = np.arange(forwarder.vocab_size)
-        most = min(_TOKENS, forwarder.longest or _TOKENS)
-        one, other = forwarder.roots(tree, random.permutation(ordinary))
+        most = min(_TOKENS, longest or _TOKENS)
+        one, other = roots(tree, random.permutation(ordinary))
         drawn = random.choice(ordinary, (3, most)).tolist()
         a = tree.extend(one, drawn[0][one.length :])
         fork = a.ancestor(min(_FORK, most - 1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,16 +12,13 @@ from ...ppl.batching import groups
 from ...ppl.cost import charge
 from ...ppl.errors import CannotWrite, ContextOverflow
 from ...ppl.sites import short
+from ..language.host import Host, Tally
+from ..language.text import Text
 from ..language.tree import Node
-from ..local.forward import Tally
 from .base import Input, messages
 
-if TYPE_CHECKING:
-    from ..language.text import Text
-    from ..local.transformers_lm import TransformersLM
 
-
-def ask(lm: TransformersLM, prompt: Input, name: str) -> Text:
+def ask(lm: Host, prompt: Input, name: str) -> Text:
     """Return a prompt as a text. Raises ContextOverflow, naming the reward."""
     try:
         return lm.prompt(prompt if isinstance(prompt, str) else messages(prompt))  # type: ignore[arg-type]
@@ -46,7 +42,7 @@ class Answers:
     Raises ValueError where two answers begin with the same token, or one has none.
     """
 
-    def __init__(self, lm: TransformersLM, answers: Sequence[Sequence[str]], name: str, *, alone: bool = False) -> None:
+    def __init__(self, lm: Host, answers: Sequence[Sequence[str]], name: str, *, alone: bool = False) -> None:
         self.lm = lm
         self.name = name
         self._answers = [tuple(ways) for ways in answers]
@@ -99,12 +95,12 @@ class Answers:
         return self.lm.tree.extend(self.lm.tree.root(text.prompt_tokens[:1]), text.prompt_tokens[1:])
 
 
-def _first_tokens(lm: TransformersLM, ways: Sequence[str], after: Text | None) -> set[int]:
+def _first_tokens(lm: Host, ways: Sequence[str], after: Text | None) -> set[int]:
     encoded = [tokens for way in ways if (tokens := _written(lm, way, after))]
     return {tokens[0] for tokens in encoded if len(tokens) == 1} or {tokens[0] for tokens in encoded}
 
 
-def _written(lm: TransformersLM, way: str, after: Text | None) -> tuple[int, ...]:
+def _written(lm: Host, way: str, after: Text | None) -> tuple[int, ...]:
     """Return the tokens of an answer; none where the tokenizer cannot write it."""
     try:
         return lm.encode(way, after)

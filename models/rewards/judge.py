@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...ppl.score import Kind
+from ..language.host import Host
 from .answers import Answers
 from .base import Template, TextReward, as_input, fill
-
-if TYPE_CHECKING:
-    from ..local.transformers_lm import TransformersLM
 
 
 class Judge(TextReward):
@@ -41,7 +39,7 @@ class Judge(TextReward):
 
     def __init__(
         self,
-        lm: TransformersLM,
+        lm: Host,
         question: Template,
         *,
         yes: Sequence[str] = ("Yes", " Yes", "yes", " yes", "YES"),
@@ -91,7 +89,7 @@ class Grader(TextReward):
 
     def __init__(
         self,
-        lm: TransformersLM,
+        lm: Host,
         question: Template,
         *,
         grades: Mapping[str, float] | None = None,

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from ...ppl.memory import Memory
 from ...ppl.sites import short
 from ..language.encoding import Codec, ending_space
+from ..language.host import Host
 from ..local.loading import load
 from .answers import Answers
 from .base import DetailedReward, as_input
 from .encoding import Encoding
 from .heads import Reader
-
-if TYPE_CHECKING:
-    from ..local.transformers_lm import TransformersLM
 
 Aggregate = Literal["last", "min", "prod", "mean", "model"]
 Steps: TypeAlias = tuple[float, ...]
@@ -102,7 +100,7 @@ class StepTokenPRM(ProcessReward):
 
     def __init__(
         self,
-        lm: TransformersLM,
+        lm: Host,
         *,
         good: str = "+",
         bad: str = "-",

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +16,11 @@ from ...ppl.errors import FeynkacError
 from ...ppl.reals import whole_number
 from ...ppl.score import Kind
 from ...ppl.sites import short
+from ..language.host import Host
+from ..language.text import Text
 from .answers import ask
 from .base import DetailedReward, Template
 from .judge import as_prompt
-
-if TYPE_CHECKING:
-    from ..language.text import Text
-    from ..local.transformers_lm import TransformersLM
 
 _YES_NO = {"yes": 1.0, "no": 0.0}
 
@@ -80,7 +78,7 @@ class Votes(DetailedReward[Verdicts]):
 
     def __init__(
         self,
-        lm: TransformersLM,
+        lm: Host,
         question: Template,
         *,
         parse: str | Callable[[str], float | None] = r"\b(yes|no)\b",

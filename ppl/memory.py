@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import count
-from threading import Lock
 from typing import Any, Generic, TypeVar
 from weakref import ref
+
+from .memo import Memo
 
 V = TypeVar("V")
 
@@ -72,29 +72,19 @@ class Memory(Generic[V]):
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._known: OrderedDict[Hashable, V] = OrderedDict()
-        self._lock = Lock()
+        self._known = Memo[Hashable, V](size)
 
     def __reduce__(self) -> Any:
         return type(self), (self.size,)
 
     def get(self, key: Hashable, version: Hashable = None) -> V | None:
         """Return the known result, or None."""
-        key = (_epoch_number(), version, key)
-        with self._lock:
-            value = self._known.get(key)
-            if value is not None:
-                self._known.move_to_end(key)
-        return value
+        return self._known.get((_epoch_number(), version, key))
 
     def put(self, key: Hashable, value: V, version: Hashable = None) -> None:
         """Remember a result, and nothing of what the arguments hold in a model's memory."""
         if self.size > 0:
-            key = (_epoch_number(), version, _detached(key))
-            with self._lock:
-                self._known[key] = value
-                if len(self._known) > self.size:
-                    self._known.popitem(last=False)
+            self._known[_epoch_number(), version, _detached(key)] = value
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from ...ppl.memo import Memo
 from .constraint import Bools, Constraint
 from .laws import END, Context, Floats
-from .memo import Memo
 from .vocabulary import Vocabulary
 
 Kind = Literal["regex", "JSON schema", "Lark grammar"]

@@ -13,6 +13,7 @@ import torch
 
 from ...ppl.cost import charge
 from ...ppl.errors import AmbiguousScore, ContextOverflow
+from ...ppl.memo import Memo
 from ...ppl.memory import Recall
 from ...ppl.score import Score, evaluate
 from ..language.host import Tally
@@ -21,7 +22,6 @@ from ..language.scoring import forced
 from ..language.text import Text
 from ..language.tree import Node
 from .laws import END, Context, Floats
-from .memo import Memo
 from .potential import Batched, Potential
 from .vocabulary import Vocabulary
 

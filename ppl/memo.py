@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from threading import Lock
 from typing import Generic, TypeVar
 
@@ -29,6 +30,11 @@ class Memo(Generic[K, V]):
 
     def __len__(self) -> int:
         return len(self._known)
+
+    def __iter__(self) -> Iterator[K]:
+        """Iterate over the keys there are now, the least recently used first."""
+        with self._lock:
+            return iter(list(self._known))
 
     def get(self, key: K) -> V | None:
         """Return the entry, or None."""

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from feynkac.inference.results.encoding import Decoder, Encoder
 from feynkac.models import Text
 from feynkac.models.language.text import Reading
 from feynkac.models.testing import tiny_lm
@@ -113,6 +114,13 @@ def test_json_round_trip_without_a_model():
     assert str(copy) == str(text)
     with pytest.raises(ValueError, match="attach"):
         copy.append("x")
+
+
+def test_texts_have_one_name_in_files_wherever_their_class_moves():
+    text, encoder = Text("lm", "Once", (1, 2)), Encoder()
+    written = encoder.encode(text, "a text")
+    assert written["~object"][0] == "feynkac.models.text:Text"
+    assert Decoder(encoder.arrays, 10**6).decode(written) == text
 
 
 def test_a_loaded_text_goes_on_where_it_was():

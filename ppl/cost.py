@@ -7,6 +7,7 @@ row and go to its owner, while the call itself counts once in the total and once
 
 from __future__ import annotations
 
+import numbers
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,8 @@ class Budget:
 
     A limit is checked after each wave of particles, so a run overshoots it by at most one wave.
 
+    Raises ValueError for a limit that is no number from 0 up.
+
     >>> Budget(tokens=10).exceeded(Cost(tokens_in=500, tokens_out=10))
     'tokens'
     """
@@ -61,6 +64,13 @@ class Budget:
     nfe: int | None = None
     reward_calls: int | None = None
     seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            limit = getattr(self, field.name)
+            number = isinstance(limit, numbers.Real) and not isinstance(limit, bool)
+            if limit is not None and not (number and limit >= 0):
+                raise ValueError(f"the budget's {field.name} must be a number from 0 up, or None, not {limit!r}")
 
     @property
     def limited(self) -> bool:

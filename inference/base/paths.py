@@ -99,7 +99,8 @@ class MarkovKernel(Protocol):
 
 def check_kernel(name: str, kernel: Any) -> None:
     """Raise ValueError unless a setting is a Markov kernel of the model's own target, not of a power of it."""
-    if not callable(getattr(kernel, "move", None)) or getattr(kernel, "power", 1.0) != 1.0:
+    wrong = isinstance(kernel, type) or not callable(getattr(kernel, "move", None))
+    if wrong or getattr(kernel, "power", 1.0) != 1.0:
         raise ValueError(
             f"{name} must be a Markov kernel of the model's own target, such as SuffixMH(1), not {kernel!r}"
         )

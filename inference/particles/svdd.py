@@ -11,7 +11,7 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
-from ..base.checks import one_of, positive
+from ..base.checks import one_of, positive, temperature_or_none
 from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive, pick
 from ..base.weights import logmeanexp, normalize
 from .smc import describe, without_evidence
@@ -61,8 +61,7 @@ class SVDD:
     def __post_init__(self) -> None:
         for name in ("particles", "children", "chains"):
             positive(name, getattr(self, name))
-        if self.temperature is not None and not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, or None for the best, not {self.temperature!r}")
+        temperature_or_none(self.temperature)
         one_of("all_dead", self.all_dead, ("error", "zero"))
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:

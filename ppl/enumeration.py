@@ -18,7 +18,7 @@ from .errors import Unsupported
 from .handling import Handler
 from .model import Floats
 from .nesting import Nested
-from .program import Program
+from .program import Program, check_bound
 from .sites import MISSING
 
 
@@ -116,6 +116,7 @@ def enumerate_program(model: Program, *, max_runs: int = 100_000) -> Enumeration
     >>> round(result.probability(1), 3), round(result.log_evidence, 4)
     (0.9, -0.6931)
     """
+    check_bound("enumerate_program", model)
     values, log_weights, log_probs = [], [], []
     for value, log_prob, log_potential in _runs(model, {}):
         values.append(value)

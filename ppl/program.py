@@ -333,3 +333,9 @@ def program(fn: Callable[P, Coroutine[Any, Any, Any]]) -> ProgramFactory[P]:
     True
     """
     return ProgramFactory(fn)
+
+
+def check_bound(who: str, model: Any) -> None:
+    """Raise TypeError unless a model is a program with its arguments."""
+    if not isinstance(model, Program):
+        raise TypeError(f"{who} takes a bound program, such as f(args), not {type(model).__name__}")

@@ -10,7 +10,7 @@ from . import keys as _keys
 from .errors import ImpossibleChoice
 from .guard import guard
 from .handling import Given
-from .program import Program
+from .program import Program, check_bound
 from .sites import Site
 
 
@@ -54,6 +54,7 @@ def simulate(model: Program, *, seed: int | None = None, given: Mapping[str, Any
     >>> run.value, run.log_weight, list(run.trace)
     (1, 1.5, ['heads', 'score'])
     """
+    check_bound("simulate", model)
     if seed is None:
         # Of several, the innermost: it is the last.
         seed = next((handler.rng_seed for handler in reversed(model.handlers) if hasattr(handler, "rng_seed")), None)

@@ -64,7 +64,7 @@ class Constrained(Request):
     def log_prob_batch(self, requests: Sequence[Constrained], values: Sequence[Any]) -> Floats:
         """Return log γ of each text under its request, (n,); −inf for what the step cannot give."""
         result = np.full(len(requests), -math.inf)
-        walks = [None if isinstance(v, str) else retrace(request, v) for request, v in zip(requests, values)]
+        walks = [retrace(request, v) for request, v in zip(requests, values)]
         going = {i: walk for i, walk in enumerate(walks) if walk is not None and not walk.dead}
         result[list(going)] = 0.0
         own = [i for i, walk in going.items() if walk.run.count and not walk.request.alone]

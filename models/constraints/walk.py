@@ -17,7 +17,7 @@ from ...ppl.errors import InvalidWeight
 from ...ppl.keys import Keys
 from ..language.host import Tally
 from ..language.sampling import draw, log_normalise, log_prob_of, warp
-from ..language.steps import Run, Step, tokens_after
+from ..language.steps import Run, Step, is_text, tokens_after
 from ..language.text import Text
 from . import awrs
 from .awrs import AWRS
@@ -85,8 +85,10 @@ class Walk:
         return self.run.text()
 
 
-def retrace(request: Request, value: Text) -> Walk | None:
-    """Walk a request along a given text; None unless the step ends exactly where the text does."""
+def retrace(request: Request, value: Any) -> Walk | None:
+    """Walk a request along a given text, see `replay`; None unless the step ends exactly where the text does."""
+    if not is_text(request.step, value):
+        return None
     walk = Walk(request)
     lm, added = request.step.lm, tokens_after(walk.run.start, value)
     if added is None:

@@ -99,6 +99,10 @@ class Step:
     mask: Mask | None = None
     expensive: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, Text):
+            raise TypeError(f"a step goes on from a text, such as lm.prompt('Once'), not from {short(self.text, 80)}")
+
     @property
     def batch_key(self) -> Hashable:
         """All steps of one model share a call."""
@@ -145,7 +149,7 @@ class Step:
         result = np.zeros(len(requests))
         jobs: list[tuple[int, Step, Run]] = []
         for i, (request, value) in enumerate(zip(requests, values)):
-            run = None if isinstance(value, str) else replay(request, value)  # a string: observed of a finished text
+            run = replay(request, value)
             if run is None:
                 result[i] = -math.inf
             elif run.count:
@@ -167,10 +171,13 @@ class Step:
         what they end with: the stop, or the end token as it is spelled. A finished text has no string after it: the
         observation has probability zero.
 
-        Raises ValueError for a string that goes on after the step's end or stops before it, and ContextOverflow.
+        Raises TypeError for what is neither, ValueError for a string that goes on after the step's end or stops before
+        it, and ContextOverflow.
         """
-        if not isinstance(value, str):
+        if isinstance(value, Text):
             return self, value
+        if not isinstance(value, str):
+            raise TypeError(f"{self!r} is observed to be a string or a Text, not {short(value, 80)}")
         run = Run(self)
         if run.start.finished:
             return self, value or run.start
@@ -314,8 +321,20 @@ def tokens_after(start: Text, value: Text) -> tuple[int, ...] | None:
     return after[len(before) :] if after[: len(before)] == before else None
 
 
-def replay(request: Step, value: Text) -> Run | None:
-    """Walk a request along a given text; None unless the step ends exactly where the text does."""
+def is_text(request: Step, value: Any) -> bool:
+    """Return whether a value is a text; a string is none: what a finished text has not. Raises TypeError for others."""
+    if not isinstance(value, Text | str):
+        raise TypeError(f"a value of {request!r} is a Text, not {short(value, 80)}")
+    return isinstance(value, Text)
+
+
+def replay(request: Step, value: Any) -> Run | None:
+    """Walk a request along a given text; None unless the step ends exactly where the text does.
+
+    Raises TypeError for what is no text.
+    """
+    if not is_text(request, value):
+        return None
     run = Run(request)
     added = tokens_after(run.start, value)
     if added is None:

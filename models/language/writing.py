@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -53,6 +53,8 @@ class Writer:
     def attach(self, text: Text) -> Text:
         """Return an equal text that belongs to the model; see `TransformersLM.attach`."""
         lm = self.lm
+        if not isinstance(text, Text):
+            raise TypeError(f"{lm!r} goes on from a text, such as lm.prompt('Once'), not from {short(text, 80)}")
         if text.node is not None and text.lm is lm:
             return text
         if text.identity != lm.identity:
@@ -161,7 +163,11 @@ class Writer:
 
     def stops(self, stop: str | Sequence[str]) -> tuple[tuple[str, ...], frozenset[int]]:
         """Return the stops of a step: strings, and special tokens, which are never displayed, by their ids."""
-        given, known = (stop,) if isinstance(stop, str) else tuple(stop), self.codec.special
+        several = not isinstance(stop, str | bytes) and isinstance(stop, Iterable)
+        given: tuple[Any, ...] = tuple(stop) if several else (stop,)
+        known = self.codec.special
+        if not given:
+            raise ValueError("a step needs a stop to go on to; lm.complete goes on to the text's end")
         for one in given:
             if one not in known and len(self.codec.parts(one)) > 1:
                 raise ValueError(

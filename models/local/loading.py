@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from typing import Any
 
 import torch
@@ -33,9 +34,11 @@ def load(
         unused: what weights are called that may be missing.
         kwargs: go to ``from_pretrained``.
 
-    Raises ValueError for a device that is not there, FeynkacError where nothing can be loaded, or weights are damaged,
+    Raises TypeError for what is no name, ValueError for a device that is not there, FeynkacError where nothing can be loaded, or weights are damaged,
     or missing, which transformers would fill with random numbers, and ImportError for an adapter without peft.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(f"a model is loaded by its name or from a folder, not from {name_or_path!r}")
     path = resolve(name_or_path)
     device = find(device)
     if "torch_dtype" in kwargs:

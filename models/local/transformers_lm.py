@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ...ppl.calls import Pending
@@ -81,6 +82,11 @@ class TransformersLM:
         packed: bool | None = None,
         name: str | None = None,
     ) -> None:
+        if not isinstance(model, torch.nn.Module) or not hasattr(tokenizer, "decode"):
+            raise TypeError(
+                f"a language model is made of a model and its tokenizer, not {type(model).__name__} and "
+                f"{type(tokenizer).__name__}; from_pretrained loads both"
+            )
         config = text_config(model)
         self.model = model.eval()
         pack(model, packed)

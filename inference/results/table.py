@@ -199,7 +199,7 @@ def _row(entry: _Entry, weights: Floats, rows: Index | None) -> Row:
     used = np.flatnonzero(w)
     x, w = x[used], w[used]
     with np.errstate(over="ignore", invalid="ignore"):  # of infinite numbers
-        mean = float(w @ x)
+        mean = float(w @ x) if x.min() < x.max() else float(x[0])  # the same everywhere: no rounding
         sd = math.sqrt(float(w @ (x - mean) ** 2))
     low, median, high = _quantiles(x, w, (0.05, 0.5, 0.95))
     return Row(entry.name, mean, sd, low, median, high, size, gap, present)

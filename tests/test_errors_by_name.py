@@ -21,7 +21,8 @@ def test_a_budget_is_made_of_numbers(limit):
     # NaN is reached by no cost: such a budget would stop nothing.
     with pytest.raises(ValueError, match=r"the budget's seconds must be a number from 0 up, or None, not"):
         fk.Budget(seconds=limit)
-    assert fk.Budget(tokens=0).limited and fk.Budget(tokens=np.int64(3), seconds=0.5).limited
+    assert fk.Budget(tokens=0).limited
+    assert fk.Budget(tokens=np.int64(3), seconds=0.5).limited
 
 
 def test_a_move_is_a_kernel_with_its_settings():
@@ -64,7 +65,7 @@ def test_a_step_is_observed_to_be_a_string_or_a_text(value, step):
 
     with pytest.raises(TypeError, match="is observed to be a string or a Text, not"):
         fk.infer(observed(), fk.SMC(2), seed=0)
-    with pytest.raises(TypeError, match="a value of .* is a Text, not"):
+    with pytest.raises(TypeError, match=r"a value of .* is a Text, not"):
         fk.infer(fk.handlers.substitute(drawn(), data={"x": value}), fk.SMC(2), seed=0)
 
 
@@ -82,7 +83,7 @@ def test_stops_are_strings_and_there_are_some():
     for wrong in (None, 5, b"x", [None]):
         with pytest.raises(TypeError, match="a string is needed, not"):
             lm.until(text, wrong)
-    with pytest.raises(ValueError, match="a step needs a stop to go on to; lm.complete goes on to the text's end"):
+    with pytest.raises(ValueError, match=r"a step needs a stop to go on to; lm\.complete goes on to the text's end"):
         lm.until(text, [])
 
 

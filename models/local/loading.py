@@ -34,8 +34,9 @@ def load(
         unused: what weights are called that may be missing.
         kwargs: go to ``from_pretrained``.
 
-    Raises TypeError for what is no name, ValueError for a device that is not there, FeynkacError where nothing can be loaded, or weights are damaged,
-    or missing, which transformers would fill with random numbers, and ImportError for an adapter without peft.
+    Raises TypeError for what is no name, ValueError for a device that is not there, FeynkacError where nothing can be
+    loaded, or weights are damaged, or missing, which transformers would fill with random numbers, and ImportError for
+    an adapter without peft.
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise TypeError(f"a model is loaded by its name or from a folder, not from {name_or_path!r}")

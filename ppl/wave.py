@@ -109,10 +109,11 @@ class Wave:
         rounds = 0
         while self.ready or self.server.pending:
             rounds += 1
-            if rounds > MOST_ROUNDS:
-                self._endless()
+            most = MOST_ROUNDS * (1 + len(self.ready))
             # Fibers made ready while this loop runs (a branch, a forced value) are appended and met by it.
-            for fiber, value in self.ready:
+            for met, (fiber, value) in enumerate(self.ready):
+                if met > most or rounds > MOST_ROUNDS:
+                    self._endless(fiber.run)
                 if fiber.run.dead:
                     shut(fiber.coro)  # it may not have started
                     continue
@@ -135,9 +136,7 @@ class Wave:
                 unmet = f"the forced choices {sorted(run.given)} were not met in this step"
                 fail(run.root, ImpossibleChoice(unmet))
 
-    def _endless(self) -> NoReturn:
-        waiting = [fiber for fiber, _ in self.ready] or next(iter(self.server.pending.values()))
-        run = waiting[0].run
+    def _endless(self, run: Run) -> NoReturn:
         fail(
             run.root,
             EndlessStep(

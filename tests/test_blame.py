@@ -62,6 +62,27 @@ def test_a_loop_without_step_ends_is_an_error_under_a_budget_too(monkeypatch):
         fk.infer(endless(), fk.SMC(2), seed=0, budget=fk.Budget(seconds=1e-3))
 
 
+def test_a_loop_of_what_needs_no_service_is_an_error_too(monkeypatch):
+    import feynkac.ppl.wave
+
+    monkeypatch.setattr(feynkac.ppl.wave, "MOST_ROUNDS", 500)
+
+    @fk.program
+    async def empty():
+        while True:
+            await fk.gather()
+
+    @fk.program
+    async def reading():
+        cell = fk.cell("n", 0)
+        while True:
+            await cell.get()
+
+    for model in (empty(), reading()):
+        with pytest.raises(errors.EndlessStep, match="without a step end"):
+            fk.infer(model, fk.SMC(2), seed=0, budget=fk.Budget(seconds=1e-3))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_asynchronous_calls_run_in_a_forked_process():
     code = """

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import pickle
 import tracemalloc
 import zipfile
@@ -410,3 +411,10 @@ def test_altered_contents_are_refused_or_harmless(posterior, tmp_path):
             array[rng.integers(len(array))] = rng.choice(absurd[array.dtype.kind])
             one = one if rng.random() < 0.5 else head
         loads_or_refuses(write(tmp_path / "p.fk", one, changed))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such device on this system")
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    for path in ("/dev/zero", tmp_path):
+        with pytest.raises(fk.errors.UnreadablePosterior, match="is no regular file"):
+            fk.Posterior.load(path)

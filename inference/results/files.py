@@ -117,6 +117,8 @@ def load(path: str | os.PathLike[str], limit: int = LIMIT) -> dict[str, Any]:
             what no run can have made.
     """
     name = os.fspath(path)
+    if os.path.exists(name) and not os.path.isfile(name):  # a device or a pipe may never end
+        raise UnreadablePosterior(f"{name} is no regular file")
     with open(path, "rb") as file:
         try:
             head, arrays = _unpack(file, limit)

@@ -147,8 +147,8 @@ def next_laws(lm: Host, items: Sequence[tuple[Text, Sampling]]) -> list[Floats]:
     return found
 
 
-class Likelihood:
-    """Scores log p of the tokens of a text from a position on, under the model's own law."""
+class OfModel:
+    """What the scorers of a language model share."""
 
     kind: Kind = "log_weight"
 
@@ -156,14 +156,18 @@ class Likelihood:
         self.lm = lm
         self.memory = Memory[float](10_000)
 
+    def version(self) -> Hashable:
+        """Return what tells the model as it is now from what it was."""
+        return self.lm.version()
+
+
+class Likelihood(OfModel):
+    """Scores log p of the tokens of a text from a position on, under the model's own law."""
+
     @property
     def name(self) -> str:
         """Name in messages."""
         return f"log p of {self.lm.identity}"
-
-    def version(self) -> Hashable:
-        """Return what tells the model as it is now from what it was."""
-        return self.lm.version()
 
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> list[float]:
         """Return log p for each (text, start)."""
@@ -177,23 +181,13 @@ class Likelihood:
         return result
 
 
-class Mass:
+class Mass(OfModel):
     """Scores the log of the mass that a law gives to a mask at the next token."""
-
-    kind: Kind = "log_weight"
-
-    def __init__(self, lm: Host) -> None:
-        self.lm = lm
-        self.memory = Memory[float](10_000)
 
     @property
     def name(self) -> str:
         """Name in messages."""
         return f"mask mass of {self.lm.identity}"
-
-    def version(self) -> Hashable:
-        """Return what tells the model as it is now from what it was."""
-        return self.lm.version()
 
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> list[float]:
         """Return the log-mass for each (text, mask, law)."""

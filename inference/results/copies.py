@@ -44,9 +44,14 @@ def _originals(chain: Chain, alive: Index) -> list[Any]:
     if isinstance(last, np.ndarray) and last.dtype.kind == "f":
         return [last[i].tobytes() for i in lines[-1][alive].tolist()]
     origin = np.zeros(len(alive), np.intp)  # the step that drew last for each
-    for t, step in enumerate(chain.steps):
-        drew = np.array([_drew(step.choices[i]) for i in lines[t][alive].tolist()], bool)
-        origin[drew] = t
+    left = np.arange(len(alive))
+    for t in range(len(chain.steps) - 1, -1, -1):
+        choices = chain.steps[t].choices
+        drew = np.array([_drew(choices[i]) for i in lines[t][alive[left]].tolist()], bool)
+        origin[left[drew]] = t
+        left = left[~drew]
+        if not len(left):
+            break
     return list(zip(origin.tolist(), lines[origin, alive].tolist()))
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers as hf
 
-from feynkac.models.language.sampling import Sampling, draw, log_mass, log_normalise, log_prob_of, warp
+from feynkac.models.language.laws import draw, log_mass, log_normalise, log_prob_of, warp
+from feynkac.models.language.sampling import Sampling
 from feynkac.ppl import keys
 
 LAWS = [

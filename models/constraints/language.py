@@ -17,7 +17,8 @@ from ...ppl.memo import Memo
 from ...ppl.memory import Recall
 from ...ppl.score import Score, evaluate
 from ..language.host import Tally
-from ..language.sampling import Sampling, log_normalise, warp
+from ..language.laws import log_normalise, warp
+from ..language.sampling import Sampling
 from ..language.scoring import forced
 from ..language.text import Text
 from ..language.tree import Node

@@ -16,7 +16,7 @@ from ...ppl import keys as _keys
 from ...ppl.errors import InvalidWeight
 from ...ppl.keys import Keys
 from ..language.host import Tally
-from ..language.sampling import draw, log_normalise, log_prob_of, warp
+from ..language.laws import draw, log_normalise, log_prob_of, warp
 from ..language.steps import Run, Step, is_text, tokens_after
 from ..language.text import Text
 from . import awrs

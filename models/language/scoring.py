@@ -16,7 +16,8 @@ from ...ppl.cost import charge
 from ...ppl.memory import Memory
 from ...ppl.score import Kind
 from .host import Forwarded, Host, Tally
-from .sampling import Sampling, log_mass, log_normalise, log_prob_of, warp
+from .laws import log_mass, log_normalise, log_prob_of, warp
+from .sampling import Sampling
 from .text import Text
 from .tree import Node
 

@@ -24,7 +24,8 @@ from ...ppl.model import Draws
 from ...ppl.reals import whole_number
 from ...ppl.sites import short
 from .host import Host, Tally
-from .sampling import Sampling, draw, log_prob_of, warp
+from .laws import draw, log_prob_of, warp
+from .sampling import Sampling
 from .scoring import Mask, forced
 from .text import Text
 

@@ -16,46 +16,10 @@ reward models, and one set of inference engines runs over them all.
     posterior = fk.infer(haiku(lm, judge, "rivers"), fk.SMC(32), seed=0)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from . import diffusion, models
-from .inference import plots
-from .inference.base.engine import Engine
-from .inference.base.paths import MarkovKernel
-from .inference.base.step import Step
-from .inference.comparison.bounds import bounds
-from .inference.comparison.compare import compare
-from .inference.comparison.table import Comparison
-from .inference.infer import infer, steps
-from .inference.mcmc.parallel_tempering import ParallelTempering
-from .inference.mcmc.particle_gibbs import ParticleGibbs
-from .inference.mcmc.power_sampling import PowerSampling
-from .inference.mcmc.suffix_mh import SuffixMH
-from .inference.particles.entropic import EntropicParticleFilter
-from .inference.particles.importance import ImportanceSampling
-from .inference.particles.look_ahead import LookAheadSMC
-from .inference.particles.particle_filter import ParticleFilter
-from .inference.particles.path_search import PathSearch
-from .inference.particles.rollover import RolloverBudget
-from .inference.particles.smc import SMC
-from .inference.particles.smc_steer import SMCSteer
-from .inference.particles.svdd import SVDD
-from .inference.plots.report import report
-from .inference.pools.adaptive_best_of_n import AdaptiveBestOfN
-from .inference.pools.adaptive_consistency import AdaptiveConsistency
-from .inference.pools.best_of_n import BestOfN
-from .inference.pools.first_finish import FirstFinish
-from .inference.pools.self_consistency import SelfConsistency
-from .inference.results.linear_twist import LinearTwist
-from .inference.results.posterior import Posterior
-from .inference.search.a_star import AStar
-from .inference.search.beam_search import BeamSearch
-from .inference.search.dvts import DVTS
-from .inference.search.mcts import MCTS
-from .inference.search.noise_search import NoiseSearch
-from .inference.search.rebase import Rebase
-from .inference.search.tree_of_frames import TreeOfFrames
-from .inference.search.tree_sampling import TreeSampling
-from .inference.search.tree_search import TreeSearch
-from .inference.session import Session
 from .models import constraints, rewards, tasks
 from .ppl import dist, errors, handlers, keys, oracles
 from .ppl.blocks import Blocks
@@ -66,6 +30,7 @@ from .ppl.effects import batched, call, deterministic, factor, gather, observe, 
 from .ppl.enumeration import Enumeration, enumerate_program
 from .ppl.errors import FeynkacError
 from .ppl.induced import induced
+from .ppl.lazy import find
 from .ppl.memory import afresh
 from .ppl.model import Advance, Draws, FeynmanKac, Kernel
 from .ppl.nesting import nested
@@ -73,6 +38,47 @@ from .ppl.program import Program, program
 from .ppl.score import Reward, Score, reward
 from .ppl.simulation import Simulation, simulate
 from .ppl.sites import Site
+
+if TYPE_CHECKING:
+    from .inference import plots
+    from .inference.base.engine import Engine
+    from .inference.base.paths import MarkovKernel
+    from .inference.base.step import Step
+    from .inference.comparison.bounds import bounds
+    from .inference.comparison.compare import compare
+    from .inference.comparison.table import Comparison
+    from .inference.infer import infer, steps
+    from .inference.mcmc.parallel_tempering import ParallelTempering
+    from .inference.mcmc.particle_gibbs import ParticleGibbs
+    from .inference.mcmc.power_sampling import PowerSampling
+    from .inference.mcmc.suffix_mh import SuffixMH
+    from .inference.particles.entropic import EntropicParticleFilter
+    from .inference.particles.importance import ImportanceSampling
+    from .inference.particles.look_ahead import LookAheadSMC
+    from .inference.particles.particle_filter import ParticleFilter
+    from .inference.particles.path_search import PathSearch
+    from .inference.particles.rollover import RolloverBudget
+    from .inference.particles.smc import SMC
+    from .inference.particles.smc_steer import SMCSteer
+    from .inference.particles.svdd import SVDD
+    from .inference.plots.report import report
+    from .inference.pools.adaptive_best_of_n import AdaptiveBestOfN
+    from .inference.pools.adaptive_consistency import AdaptiveConsistency
+    from .inference.pools.best_of_n import BestOfN
+    from .inference.pools.first_finish import FirstFinish
+    from .inference.pools.self_consistency import SelfConsistency
+    from .inference.results.linear_twist import LinearTwist
+    from .inference.results.posterior import Posterior
+    from .inference.search.a_star import AStar
+    from .inference.search.beam_search import BeamSearch
+    from .inference.search.dvts import DVTS
+    from .inference.search.mcts import MCTS
+    from .inference.search.noise_search import NoiseSearch
+    from .inference.search.rebase import Rebase
+    from .inference.search.tree_of_frames import TreeOfFrames
+    from .inference.search.tree_sampling import TreeSampling
+    from .inference.search.tree_search import TreeSearch
+    from .inference.session import Session
 
 __version__ = "0.1.0"
 
@@ -161,3 +167,55 @@ __all__ = [
     "tasks",
     "twist",
 ]
+
+_HOME = {
+    "AStar": "inference.search.a_star",
+    "AdaptiveBestOfN": "inference.pools.adaptive_best_of_n",
+    "AdaptiveConsistency": "inference.pools.adaptive_consistency",
+    "BeamSearch": "inference.search.beam_search",
+    "BestOfN": "inference.pools.best_of_n",
+    "Comparison": "inference.comparison.table",
+    "DVTS": "inference.search.dvts",
+    "Engine": "inference.base.engine",
+    "EntropicParticleFilter": "inference.particles.entropic",
+    "FirstFinish": "inference.pools.first_finish",
+    "ImportanceSampling": "inference.particles.importance",
+    "LinearTwist": "inference.results.linear_twist",
+    "LookAheadSMC": "inference.particles.look_ahead",
+    "MCTS": "inference.search.mcts",
+    "MarkovKernel": "inference.base.paths",
+    "NoiseSearch": "inference.search.noise_search",
+    "ParallelTempering": "inference.mcmc.parallel_tempering",
+    "ParticleFilter": "inference.particles.particle_filter",
+    "ParticleGibbs": "inference.mcmc.particle_gibbs",
+    "PathSearch": "inference.particles.path_search",
+    "Posterior": "inference.results.posterior",
+    "PowerSampling": "inference.mcmc.power_sampling",
+    "Rebase": "inference.search.rebase",
+    "RolloverBudget": "inference.particles.rollover",
+    "SMC": "inference.particles.smc",
+    "SMCSteer": "inference.particles.smc_steer",
+    "SVDD": "inference.particles.svdd",
+    "SelfConsistency": "inference.pools.self_consistency",
+    "Session": "inference.session",
+    "Step": "inference.base.step",
+    "SuffixMH": "inference.mcmc.suffix_mh",
+    "TreeOfFrames": "inference.search.tree_of_frames",
+    "TreeSampling": "inference.search.tree_sampling",
+    "TreeSearch": "inference.search.tree_search",
+    "bounds": "inference.comparison.bounds",
+    "compare": "inference.comparison.compare",
+    "infer": "inference.infer",
+    "report": "inference.plots.report",
+    "steps": "inference.infer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plots":
+        return import_module(".inference.plots", __name__)
+    return find(__name__, _HOME, name, "all")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -58,6 +58,15 @@ def test_import_is_light(tmp_path: Path) -> None:
     assert not HEAVY & modules
 
 
+def test_engines_wait_until_they_are_named(tmp_path: Path) -> None:
+    """One is imported without the others."""
+    code = "import sys, feynkac as fk; fk.SMC; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    assert "feynkac.inference.particles.smc" in modules
+    assert not [m for m in modules if m.startswith(("feynkac.inference.mcmc.", "feynkac.inference.search."))]
+
+
 def test_import_is_quick(tmp_path: Path) -> None:
     """The best of several, since other work on the machine can only slow it down."""
     best = float("inf")

@@ -104,3 +104,11 @@ def paths_of(tree):
 def noise(path, seed=0):
     """A number in (0, 1) that belongs to a path."""
     return float(fk.keys.uniform(fk.keys.fold(fk.keys.root(seed), len(path), *path))[0])
+
+
+def prm(path):
+    return noise(path, 3)
+
+
+def tree_of(posterior):
+    return posterior.chains[0].tree

@@ -16,14 +16,11 @@ from laws import check_unbiased
 pytest.importorskip("torch")
 pytest.importorskip("llguidance")
 
-from toys_constrained import letters_lm, strings, target, whole_prob
+from toys_constrained import LONGEST, PATTERN, PROMPT, letters_lm, strings, target, whole_prob
 
 from feynkac.models.constraints import AWRS, Language, constrained, mixture, targeting
 
 C = fk.constraints
-PATTERN = "(ab|b)?c?|cab+c"
-PROMPT = "ab"
-LONGEST = 3
 LM = letters_lm()
 TEXT = LM.prompt(PROMPT)
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from functools import cache
 
 import numpy as np
 from random_models import random_weights
 
-from feynkac.models.constraints import Vocabulary
+import feynkac as fk
+from feynkac.models.constraints import Language, Vocabulary, constrained
 from feynkac.models.constraints.potential import Potential
 from feynkac.models.local.transformers_lm import TransformersLM
 
 LETTERS = "abc"
+PATTERN = "(ab|b)?c?|cab+c"  # after three tokens "abc" may end, and "cab" may not
+LONGEST = 3
+PROMPT = "ab"
 
 
 @cache
@@ -127,3 +132,46 @@ def value(context):
     row = T2_NEXT[context]
     terms = [row[x] * math.exp(value((*context, x))) for x in (0, 1)]
     return math.log(sum(terms) + row[2] * math.exp(context.count(0) / BETA))
+
+
+# -- texts of at most three letters under a pattern, a step at a time -------------------------------------------------
+
+
+def regular(lm, also=lambda s: 1.0):
+    """The exact target: whole texts of at most so many tokens, under the pattern."""
+    return target({s: whole_prob(lm, PROMPT, s) * also(s) for s in strings(LONGEST) if re.fullmatch(PATTERN, s)})
+
+
+@fk.program
+async def in_one(lm, potential, sampler="mask"):
+    step = lm.complete(lm.prompt(PROMPT), max_tokens=LONGEST)
+    return str(await fk.sample("all", constrained(step, potential, sampler=sampler)))
+
+
+@fk.program
+async def by_token(lm, potential, sampler="mask"):
+    text = lm.prompt(PROMPT)
+    for _ in range(LONGEST - 1):
+        text = await fk.sample("token", constrained(lm.next_token(text), potential, sampler=sampler))
+        await fk.factor("step", 0.0)
+    step = lm.complete(text, max_tokens=1)
+    return str(await fk.sample("rest", constrained(step, potential, sampler=sampler)))
+
+
+@fk.program
+async def by_line(lm, potential, sampler="mask"):
+    text = lm.prompt(PROMPT)
+    line = lm.until(text, "b", max_tokens=LONGEST - 1, include_stop=True)
+    text = await fk.sample("line", constrained(line, potential, sampler=sampler))
+    await fk.factor("step", 0.0)
+    step = lm.complete(text, max_tokens=LONGEST - len(text.tokens))
+    return str(await fk.sample("rest", constrained(step, potential, sampler=sampler)))
+
+
+def models():
+    one, other = letters_lm(0), letters_lm(1)
+    return one, other, Language(one, one.prompt(PROMPT)), Language(other, other.prompt("ca"))
+
+
+def contexts(lm, words):
+    return [tuple(lm.encode(word)) if word else () for word in words]

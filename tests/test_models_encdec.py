@@ -41,7 +41,7 @@ def lm_of(name, **options):
 
 def fresh_log_prob(lm, text, start=0):
     """Log p of the response's tokens from ``start`` on, given the prompt, by one pass with no cache."""
-    begin = lm._start
+    begin = lm._writer.start
     decoded = begin + text.tokens
     with torch.no_grad():
         out = lm.model(
@@ -121,7 +121,7 @@ def test_prompts_are_encoded_once_and_twins_decoded_once(name):
         assign([0] * 4 + [1] * 4)
         # Two programs with one prompt, as in infer([model, model]).
         texts = draw([lm.tokens(lm.prompt("Once upon a time"), 4)] * 8, 0)
-        begun = len(lm._start)
+        begun = len(lm._writer.start)
         histories = {text.tokens[:k] for text in texts for k in range(1, 4)}
         assert seen["encoded"] == len(texts[0].prompt_tokens)
         assert seen["decoded"] == 2 * begun + len(histories)  # the start also goes with the encoder's pass
@@ -196,11 +196,11 @@ def test_smc_is_unbiased_on_an_enumerable_program(name):
     text, truth = lm.prompt("Once"), 0.0
     for a in allowed[0]:
         for b in allowed[1]:
-            decoded = (*lm._start, a, b)
+            decoded = (*lm._writer.start, a, b)
             with torch.no_grad():
                 out = lm.model(input_ids=torch.tensor([text.prompt_tokens]), decoder_input_ids=torch.tensor([decoded]))
             log_p = out.logits[0].double().log_softmax(-1)
-            at = len(lm._start) - 1
+            at = len(lm._writer.start) - 1
             truth += np.exp(log_p[at, a].item() + log_p[at + 1, b].item() + 0.8 * (a % 3 + b % 3))
     posteriors = fk.infer([two_tokens(lm, "Once", masks)] * 400, fk.SMC(3), seed=0)
     ratios = np.array([np.exp(posterior.log_evidence) / truth for posterior in posteriors])

@@ -23,14 +23,14 @@ def one(step, seed=0):
 
 def force(lm, monkeypatch, *tokens):
     """Make the model say the given tokens, one a step."""
-    from feynkac.models.language import steps
+    from feynkac.models.local import drawing
 
     script = iter(tokens)
 
     def scripted(logits, requests, uniforms):
         return np.full(len(requests), next(script)), np.full(len(requests), -1.0)
 
-    monkeypatch.setattr(steps, "_draw", scripted)
+    monkeypatch.setattr(drawing, "_draw", scripted)
 
 
 def ids(lm, *strings):

@@ -318,9 +318,9 @@ def test_trials_know_rounding_from_wrong_positions(make, dtype, monkeypatch):
 
 
 def trial_of(model):
-    from feynkac.models.language.tree import Tree
+    from feynkac.models.local.histories import Histories
 
-    return AttentionForwarder(model, Tree(), 1 << 30, 128, 300)
+    return AttentionForwarder(model, Histories(), 1 << 30, 128, 300)
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning", "ignore:torch.quantize:UserWarning")

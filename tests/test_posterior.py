@@ -481,7 +481,7 @@ class Pair(NamedTuple):
 
 def test_texts_in_a_posterior_keep_no_node_of_the_models_cache():
     pytest.importorskip("torch")
-    from feynkac.models.language.tree import Node
+    from feynkac.models.local.histories import History
     from feynkac.models.testing import tiny_lm
 
     lm = tiny_lm()
@@ -494,8 +494,8 @@ def test_texts_in_a_posterior_keep_no_node_of_the_models_cache():
             await fk.factor("G", 0.0)
         return [text, {"again": (text, {text}, Pair(text, 1))}]
 
-    before = alive(Node)
+    before = alive(History)
     posterior = fk.infer(says(), fk.SMC(6, ess_threshold=1.0), seed=0)
-    leaves = alive(Node) - before
+    leaves = alive(History) - before
     assert leaves <= 2, f"{leaves} nodes are held"  # the prompt and the root may stay
     assert posterior.values[0][0] == posterior.values[0][1]["again"][0]

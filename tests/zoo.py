@@ -178,7 +178,7 @@ def build(family: str, role: str = "causal") -> Any:
 def worst_error(lm: Any) -> float:
     """Return the largest error of log-probabilities of texts that grow and part in company, to the context's end."""
     lm.eos = frozenset()
-    truth = fresh_log_prob if lm._start is None else fresh_log_prob_of_response
+    truth = fresh_log_prob if lm._writer.start is None else fresh_log_prob_of_response
     texts = [lm.prompt(prompt) for prompt in ("Once", "The sea said", "Who said")] * 2
     rng, errors = np.random.default_rng(0), [0.0]
     for t in range(5):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..language.host import Host
 from .laws import Context, Floats
 from .potential import Potential, Power
 from .vocabulary import Vocabulary
@@ -148,7 +148,7 @@ class Where(Constraint):
     (True, False)
     """
 
-    def __init__(self, lm: Any, holds: Callable[[str], bool], ends: Callable[[str], bool] | None = None) -> None:
+    def __init__(self, lm: Host, holds: Callable[[str], bool], ends: Callable[[str], bool] | None = None) -> None:
         self.lm, self.holds, self.ends = lm, holds, ends or holds
         self.vocabulary = Vocabulary.of(lm)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ppl.memo import Memo
+from ..language.host import Host
 from .constraint import Bools, Constraint
 from .laws import END, Context, Floats
 from .vocabulary import Vocabulary
@@ -34,7 +35,7 @@ class Grammar(Constraint):
     Raises ValueError for a grammar that cannot be read or matches nothing, and ImportError without llguidance.
     """
 
-    def __init__(self, lm: Any, kind: Kind, source: str, compiled: str) -> None:
+    def __init__(self, lm: Host, kind: Kind, source: str, compiled: str) -> None:
         library = _library()
         self.lm, self.kind, self.source, self._compiled = lm, kind, source, compiled
         self.vocabulary = Vocabulary.of(lm)
@@ -127,7 +128,7 @@ class Grammar(Constraint):
             raise RuntimeError(f"{self!r}: llguidance gave up: {_first_line(matcher)}")
 
 
-def regex(lm: Any, pattern: str) -> Grammar:
+def regex(lm: Host, pattern: str) -> Grammar:
     """Return the constraint that the whole response matches a regular expression.
 
     The syntax is that of Rust's regex, without look-around; the match is anchored at both ends.
@@ -141,7 +142,7 @@ def regex(lm: Any, pattern: str) -> Grammar:
     return Grammar(lm, "regex", pattern, _library().LLMatcher.grammar_from_regex(pattern))
 
 
-def json_schema(lm: Any, schema: Mapping[str, Any] | str, *, whitespace: bool = True) -> Grammar:
+def json_schema(lm: Host, schema: Mapping[str, Any] | str, *, whitespace: bool = True) -> Grammar:
     """Return the constraint that the response is JSON under a schema.
 
     Args:
@@ -167,7 +168,7 @@ def json_schema(lm: Any, schema: Mapping[str, Any] | str, *, whitespace: bool = 
     ))  # fmt: skip
 
 
-def lark(lm: Any, grammar: str) -> Grammar:
+def lark(lm: Host, grammar: str) -> Grammar:
     """Return the constraint that the response is in a context-free language, given in Lark's notation.
 
     Its terminals are matched as by a lexer, longest first; the rule ``start`` is what the response must be.
@@ -193,7 +194,7 @@ def _library() -> Any:
     return llguidance
 
 
-def _tokenizer(lm: Any) -> Any:
+def _tokenizer(lm: Host) -> Any:
     """Return llguidance's tokenizer for a model's; making one takes a second."""
     known = _tokenizers.setdefault(lm.tokenizer, {})
     key = lm.vocab_size, lm.eos

@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from ...ppl.cost import charge
 from ...ppl.errors import AmbiguousScore, ContextOverflow
 from ...ppl.memo import Memo
 from ...ppl.memory import Recall
 from ...ppl.score import Score, evaluate
-from ..language.host import Tally
+from ..language.host import Host, Tally, require
 from ..language.laws import log_normalise, warp
 from ..language.sampling import Sampling
-from ..language.scoring import forced
 from ..language.text import Text
 from ..language.tree import Node
 from .laws import END, Context, Floats
@@ -39,6 +38,8 @@ class Language(Batched):
         start: the text that the response comes after; its own prompt, usually.
         sampling: keywords of `Sampling`; by default the model's own.
 
+    Raises Unsupported for a model that gives no law of the next token.
+
     >>> from feynkac.models.testing import tiny_lm
     >>> large, small = tiny_lm(0), tiny_lm(1)
     >>> contrast = Language(large, large.prompt("Once")) ** 2 / Language(small, small.prompt("Once"))
@@ -46,7 +47,8 @@ class Language(Batched):
     (301,)
     """
 
-    def __init__(self, lm: Any, start: Text, **sampling: Any) -> None:
+    def __init__(self, lm: Host, start: Text, **sampling: Any) -> None:
+        require(lm, "law", "a Language")
         self.lm = lm
         self.start = lm.attach(start)
         self.sampling: Sampling = replace(lm.sampling, **sampling)
@@ -99,7 +101,8 @@ class Language(Batched):
             known = [self._known(node, prefix) for node in missing]
             tally = Tally(len(missing))
             starts = [before.length for before in known]
-            more = forced(self.lm, missing, starts, [(self.sampling, None)] * len(missing), range(len(missing)), tally)
+            laws = [(self.sampling, None)] * len(missing)
+            more = self.lm.forced(missing, starts, laws, range(len(missing)), tally)
             charge(**tally.sums)
             for node, before, log_prob in zip(missing, known, more.tolist()):
                 prefix[node] = prefix.get(before, 0.0) + log_prob
@@ -113,11 +116,13 @@ class Language(Batched):
     def logw_next_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return the log-probabilities of what may follow, (n, V+1)."""
         ends, size = sorted(self.lm.eos), self.vocabulary.size
+        laws = np.empty((len(contexts), self.lm.vocab_size))
+
+        def note(found: NDArray[np.intp], logits: Any) -> None:
+            laws[found] = log_normalise(warp(logits, self.sampling)).double().cpu().numpy()
+
         tally = Tally(len(contexts))
-        with torch.inference_mode():
-            nodes = [self._node(context) for context in contexts]
-            logits = self.lm.forwarder.next_logits(nodes, np.arange(len(nodes)), tally)
-            laws = log_normalise(warp(logits, self.sampling)).double().cpu().numpy()
+        self.lm.laws([self._node(context) for context in contexts], np.arange(len(contexts)), tally, note)
         charge(**tally.sums)
         rows = np.empty((len(contexts), size + 1))
         rows[:, :-1] = laws[:, :size]
@@ -138,7 +143,7 @@ class Language(Batched):
         return node
 
 
-def _alive(lm: Any, contexts: Sequence[Context]) -> Floats:
+def _alive(lm: Host, contexts: Sequence[Context]) -> Floats:
     """Return 0 for each context, or −inf past an end token, (n,)."""
     return np.array([0.0 if lm.eos.isdisjoint(context) else -math.inf for context in contexts])
 
@@ -168,9 +173,8 @@ class Rewarded(Batched):
     def __init__(self, start: Text, score: Callable[[Text], Score]) -> None:
         if start.lm is None:
             raise ValueError("this text has no language model: use lm.attach(text)")
-        lm: Any = start.lm
-        self.lm = lm
-        self.start: Text = lm.attach(start)
+        self.lm = cast("Host", start.lm)
+        self.start = self.lm.attach(start)
         self.make = score
         self.vocabulary = Vocabulary.of(self.lm)
 

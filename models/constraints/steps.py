@@ -15,8 +15,7 @@ from ...ppl.cost import charge
 from ...ppl.errors import CannotScore
 from ...ppl.keys import Keys, root
 from ...ppl.model import Draws
-from ..language.host import Tally
-from ..language.scoring import forced
+from ..language.host import Tally, require
 from ..language.steps import MOST_SUPPORT, Step
 from ..language.text import Text
 from .awrs import AWRS
@@ -73,7 +72,7 @@ class Constrained(Request):
             nodes = [going[i].run.node for i in own]
             starts = [going[i].run.node.length - going[i].run.count for i in own]
             laws = [(requests[i].step.sampling, None) for i in own]
-            result[own] = forced(self.step.lm, nodes, starts, laws, own, tally)
+            result[own] = self.step.lm.forced(nodes, starts, laws, own, tally)
             charge(**tally.amounts)
         groups: dict[tuple[Hashable, bool], list[int]] = defaultdict(list)
         for i, walk in going.items():
@@ -200,7 +199,8 @@ def constrained(step: Step, potential: Potential, *, sampler: Literal["mask", "a
     the end is forced, with its own probability and weight, so that the target is that of texts of at most so many
     tokens (particles that cannot end there die). Each wave makes one batched call to the model.
 
-    Raises ValueError for other tokens than the model's, temperature 0 and masks, and TypeError for what is no step.
+    Raises ValueError for other tokens than the model's, temperature 0 and masks, TypeError for what is no step, and
+    Unsupported for a model that gives no law of the next token.
 
     >>> import feynkac as fk
     >>> from feynkac.models.testing import tiny_lm
@@ -259,6 +259,8 @@ def _made(step: Step, potential: Potential, sampler: Any, alone: bool) -> Constr
     if step.mask is not None:
         raise ValueError("the step has a mask already: leave it out, and put what it says into the potential")
     Vocabulary.of(step.lm).require(potential.vocabulary)
+    if not alone:
+        require(step.lm, "law", f"a step times {potential!r}")
     if not isinstance(sampler, AWRS) and sampler not in _SAMPLERS:
         raise ValueError(f'sampler must be "mask", "awrs" or AWRS(…), not {sampler!r}')
     return Constrained(step, potential, sampler if isinstance(sampler, AWRS) else _SAMPLERS[sampler], alone)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from ..language.host import Host
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -28,7 +30,7 @@ class Vocabulary:
     name: str = field(default="tokens", compare=False)
 
     @classmethod
-    def of(cls, lm: Any) -> Vocabulary:
+    def of(cls, lm: Host) -> Vocabulary:
         """Return the tokens of a language model's tokenizer.
 
         Ids that the model has and the tokenizer does not (padding of the matrix) are left out.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from ...ppl import keys as _keys
+from ...ppl.batching import groups
 from ...ppl.errors import InvalidWeight
 from ...ppl.keys import Keys
 from ..language.host import Tally
 from ..language.laws import draw, log_normalise, log_prob_of, warp
-from ..language.steps import Run, Step, is_text, tokens_after
+from ..language.runs import Run, is_text, tokens_after
+from ..language.steps import Step
 from ..language.text import Text
 from . import awrs
 from .awrs import AWRS
@@ -102,10 +103,8 @@ def retrace(request: Request, value: Any) -> Walk | None:
 
 def begin(walks: Sequence[Walk]) -> None:
     """Weigh walks by what their potentials multiply in before the first token."""
-    groups: dict[Hashable, list[Walk]] = defaultdict(list)
-    for walk in walks:
-        groups[walk.request.potential.fingerprint].append(walk)
-    for part in groups.values():
+    for rows in groups(walk.request.potential.fingerprint for walk in walks):
+        part = [walks[i] for i in rows]
         potential, contexts = part[0].request.potential, [walk.context for walk in part]
         opening = _valid(potential, contexts, potential.opening_batch(contexts))
         for walk, log_weight in zip(part, opening.tolist()):
@@ -123,14 +122,11 @@ def move(
     alone.
     """
     law = _own_laws(walks, owners, tally)
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for i, walk in enumerate(walks):
-        request = walk.request
-        groups[request.potential.fingerprint, request.sampler, request.alone, walk.ending].append(i)
-    for rows in groups.values():
+    alike = groups((w.request.potential.fingerprint, w.request.sampler, w.request.alone, w.ending) for w in walks)
+    for rows in alike:
         part = [walks[i] for i in rows]
         request, contexts = part[0].request, [walk.context for walk in part]
-        own = law[torch.tensor(rows, device=law.device)] if len(groups) > 1 else law
+        own = law[torch.from_numpy(rows).to(law.device)] if len(alike) > 1 else law
         if request.sampler is not None and given is None and not part[0].ending:
             rngs = _keys.generators(_keys.fold(keys[rows], _keys.tag("awrs"), offset))
             drawn = _rejected(request, contexts, own, rngs)
@@ -155,15 +151,21 @@ def _own_laws(walks: Sequence[Walk], owners: NDArray[np.intp], tally: Tally) -> 
     rows = [i for i, walk in enumerate(walks) if not walk.request.alone]
     if not rows:
         return torch.zeros((1, 1)).expand(len(walks), lm.vocab_size)
-    logits = lm.forwarder.next_logits([walks[i].run.node for i in rows], owners[rows], tally)
-    law = torch.zeros((len(walks), lm.vocab_size), dtype=logits.dtype, device=logits.device)
-    groups: dict[Any, list[int]] = defaultdict(list)
-    for row, i in enumerate(rows):
-        groups[walks[i].request.step.sampling].append(row)
-    for sampling, part in groups.items():
-        if len(part) == len(walks):
-            return log_normalise(warp(logits, sampling))
-        law[[rows[row] for row in part]] = log_normalise(warp(logits[part], sampling))
+    law: Any = None
+    own = np.array(rows, np.intp)
+
+    def weigh(found: NDArray[np.intp], logits: Any) -> None:
+        nonlocal law
+        for part in groups(walks[i].request.step.sampling for i in own[found]):
+            sampling = walks[own[found[part[0]]]].request.step.sampling
+            if len(part) == len(walks):
+                law = log_normalise(warp(logits, sampling))
+                return
+            if law is None:
+                law = logits.new_zeros((len(walks), lm.vocab_size))
+            law[own[found[part]]] = log_normalise(warp(logits[part], sampling))
+
+    lm.laws([walks[i].run.node for i in rows], owners[rows], tally, weigh)
     return law
 
 

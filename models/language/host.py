@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...ppl.errors import Unsupported
+from ...ppl.keys import Keys
 from ...ppl.model import Kernel
-from .sampling import Sampling
-from .text import Model, Text
-from .tree import Node, Tree
+from .runs import Run, Writing
+from .sampling import Law, Sampling
+from .text import Text
+from .tree import Node
+
+Floats: TypeAlias = NDArray[np.float64]
+Sink: TypeAlias = Callable[[NDArray[np.intp], Any], None]
+"""Is given the places of some histories among those that were asked about, (k,), and a tensor of k rows."""
+Offer: TypeAlias = Literal["law", "hidden"]
+_OFFERS: dict[Offer, str] = {"law": "the law of the next token", "hidden": "hidden states"}
 
 
 class Tally:
@@ -33,51 +42,19 @@ class Tally:
         return {"model_calls": self.calls, "tokens_in": int(self.tokens_in.sum())}
 
 
-class Forwarded(Protocol):
-    """A history that went through the model."""
+class Host(Writing, Protocol):
+    """A language model as its own texts, steps and scores see it; `LanguageModel` is what models inherit from.
 
-    @property
-    def node(self) -> Node:
-        """The history."""
+    Every model draws steps and scores given tokens. What else it can say, it names in ``offers``: "law", the law of the
+    next token after any history, which masks and constraints need, and "hidden", its hidden states.
+    """
 
-    @property
-    def cost(self) -> int:
-        """All positions forwarded for it."""
-
-
-Sink = Callable[[Sequence[Forwarded], Any], None]
-
-
-class Passes(Protocol):
-    """The forward passes of a model over its token tree."""
-
-    def next_logits(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally) -> Any:
-        """Return the next-token logits after each history, a float32 tensor (n, V).
-
-        What is forwarded is charged to ``owners[i]`` of the first that needs it.
-        """
-
-    def all_logits(self, nodes: Sequence[Node], first: Sequence[int], sink: Sink) -> int:
-        """Forward histories; ``sink`` gets the logits at positions ``first[i]`` on. Returns the passes made."""
-
-    def stretch(self, first: int, end: int) -> int:
-        """Return how far, at most to ``end``, one pass over a whole serves its positions from ``first`` on."""
-
-
-class Host(Model, Protocol):
-    """A language model as its own texts, steps and scores see it; `TransformersLM` is one."""
-
-    vocab_size: int
     sampling: Sampling
     tokenizer: Any
     eos: frozenset[int]
     context: int | None
     prompt_context: int | None
-    tree: Tree
-
-    @property
-    def forwarder(self) -> Passes:
-        """What runs the model."""
+    offers: frozenset[Offer]
 
     @property
     def chats(self) -> bool:
@@ -86,20 +63,48 @@ class Host(Model, Protocol):
     def version(self) -> int:
         """Return a number that is another one whenever the model has been seen to change."""
 
+    def draw(self, runs: Sequence[Run], keys: Keys, tally: Tally) -> None:
+        """Advance each run to the end of its step, with draws from its own key alone; ``tally[i]`` is of run i."""
+
+    def forced(
+        self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally
+    ) -> Floats:
+        """Return the log-probability (n,) of the tokens of each history from position ``starts[i]`` to its end.
+
+        What it takes is charged to ``owners[i]``, or to one of those that share it.
+        """
+
+    def laws(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally, sink: Sink) -> None:
+        """Say the model's own law of the next token after each history, some at a time.
+
+        ``sink(rows, logits)`` gets float32 logits (k, V) of the histories ``rows``, on the model's device; every
+        history comes once. It neither writes to them nor keeps them, and asks no model. What is forwarded is charged
+        to ``owners[i]`` of the first that needs it. Only where "law" is offered.
+        """
+
     def prompt(self, prompt: Any) -> Text:
         """Return a text with an empty response."""
-
-    def attach(self, text: Text) -> Text:
-        """Return an equal text that belongs to this model."""
 
     def encode(self, string: str, after: Text | None = None) -> tuple[int, ...]:
         """Return the tokens of a string, after a text or alone."""
 
+    def decode_response(self, tokens: Sequence[int]) -> str:
+        """Return the string of a response's tokens."""
+
     def spelled(self, tokens: Iterable[int]) -> list[str]:
         """Return how tokens are spelled."""
 
-    def finish_reason(self, node: Node, last: int) -> Any:
-        """Return why a history is finished, or None."""
+    def until(self, text: Text, stop: str | Sequence[str], *, max_tokens: int = 128, **sampling: Any) -> Kernel:
+        """Return the kernel of the tokens up to the first stop."""
 
     def complete(self, text: Text, *, max_tokens: int = 256, **sampling: Any) -> Kernel:
         """Return the kernel of the rest of the response."""
+
+
+def require(lm: Host, offer: Offer, who: str) -> None:
+    """Raise `Unsupported`, naming the model and what it lacks, unless it offers something that ``who`` needs."""
+    if offer not in lm.offers:
+        raise Unsupported(
+            f"{who} needs {_OFFERS[offer]}, which {lm!r} does not give: use a model that runs here, such as "
+            "TransformersLM, or steps and scores alone"
+        )

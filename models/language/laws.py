@@ -8,13 +8,14 @@ function at one uniform number per row, so that a draw depends on its own row an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .sampling import Sampling
+from .sampling import Mask, Sampling
 
 _BLOCK = 256
 _TOP = 1024
@@ -131,3 +132,16 @@ def log_mass(law: Any, mask: Any) -> NDArray[np.float64]:
     inside = (weights * mask).sum(-1).double()
     result: NDArray[np.float64] = (inside.log() - weights.sum(-1).double().log()).cpu().numpy()
     return result
+
+
+def on(mask: Mask, device: Any) -> Any:
+    """Return a mask as a tensor (V,) on a device."""
+    if mask.tensor is None or mask.tensor.device != device:
+        mask.tensor = torch.from_numpy(mask.allowed).to(device)
+    return mask.tensor
+
+
+def stack(masks: Sequence[Mask | None], device: Any) -> Any:
+    """Return masks as a tensor (n, V) on a device; None where there are none. All are masks, or none is."""
+    given = [on(mask, device) for mask in masks if mask is not None]
+    return torch.stack(given) if given else None

@@ -1,10 +1,13 @@
-"""How tokens are drawn: temperature, top-k, top-p and min-p."""
+"""How tokens are drawn: temperature, top-k, top-p and min-p, and the tokens that a mask allows."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def _check_number(name: str, value: Any) -> None:
@@ -56,3 +59,45 @@ class Sampling:
             or (self.top_p is not None and self.top_p < 1)
             or bool(self.min_p)
         )
+
+
+class Mask:
+    """A set of tokens: a boolean per token of the vocabulary. Equal masks allow the same tokens.
+
+    Attributes:
+        allowed: the booleans, (V,).
+        tensor: a copy on some device, kept by `feynkac.models.language.laws.on`.
+    """
+
+    __slots__ = ("_digest", "allowed", "tensor")
+
+    def __init__(self, allowed: NDArray[np.bool_]) -> None:
+        self.allowed = allowed
+        self.tensor: Any = None
+        self._digest = hash(np.packbits(allowed).tobytes())
+
+    def __hash__(self) -> int:
+        return self._digest
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mask) and self._digest == other._digest and np.array_equal(self.allowed, other.allowed)
+
+    def __repr__(self) -> str:
+        return f"<mask of {int(self.allowed.sum())} tokens>"
+
+
+Law: TypeAlias = tuple[Sampling, Mask | None]
+"""How a token is drawn, and the tokens that it is drawn from, if not from all."""
+
+
+def as_mask(mask: Any, size: int) -> Mask:
+    """Return a mask of a boolean array or tensor (V,). A shorter one is false beyond its end.
+
+    Raises ValueError for another shape or type.
+    """
+    if isinstance(mask, Mask):
+        return mask
+    given = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)
+    if given.dtype != np.bool_ or given.ndim != 1 or len(given) > size:
+        raise ValueError(f"a mask must be booleans of shape ({size},), not {given.dtype} of shape {given.shape}")
+    return Mask(np.pad(given, (0, size - len(given))))

@@ -8,12 +8,13 @@ from typing import Any
 from ...ppl.effects import sample
 from ...ppl.program import program
 from ...ppl.reals import whole_number
+from .host import Host
 from .text import Text
 
 
 @program
 async def think(
-    lm: Any,
+    lm: Host,
     text: Text,
     *,
     end: str = "</think>",
@@ -35,7 +36,7 @@ async def think(
     or a part of one.
 
     Args:
-        lm: a `TransformersLM`, or a model with its ``until`` and texts.
+        lm: the language model, such as a `TransformersLM`.
         text: what to go on from, such as ``lm.prompt(question).append("<think>")``.
         end: the delimiter: a string, or a special token as it is spelled, which is not displayed.
         wait: what is put in its place.

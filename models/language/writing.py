@@ -13,7 +13,7 @@ from ...ppl.sites import short
 from .encoding import Codec, check_string, ending_space
 from .host import Host
 from .text import Reading, Text
-from .tree import Node
+from .tree import Node, Tree
 
 Message: TypeAlias = Mapping[str, Any]
 _CONTEXT = 8
@@ -36,7 +36,7 @@ class Writer:
     # A text begins
 
     def prompt(self, prompt: Any) -> Text:
-        """Return a text with an empty response; see `TransformersLM.prompt`."""
+        """Return a text with an empty response; see `LanguageModel.prompt`."""
         lm = self.lm
         string, tokens = self._read(prompt)
         if lm.prompt_context is not None and len(tokens) > lm.prompt_context:
@@ -51,7 +51,7 @@ class Writer:
         )  # fmt: skip
 
     def attach(self, text: Text) -> Text:
-        """Return an equal text that belongs to the model; see `TransformersLM.attach`."""
+        """Return an equal text that belongs to the model; see `LanguageModel.attach`."""
         lm = self.lm
         if not isinstance(text, Text):
             raise TypeError(f"{lm!r} goes on from a text, such as lm.prompt('Once'), not from {short(text, 80)}")
@@ -118,7 +118,7 @@ class Writer:
         return string
 
     def _root(self, prompt: tuple[int, ...]) -> Node:
-        tree = self.lm.tree
+        tree: Tree[Node] = self.lm.tree
         return tree.root(prompt) if self.start is None else tree.root(self.start, source=prompt)
 
     def _reading(self, prompt: tuple[int, ...], response: tuple[int, ...]) -> Reading:
@@ -148,7 +148,7 @@ class Writer:
         return longer, before.length
 
     def encode(self, string: str, after: Text | None) -> tuple[int, ...]:
-        """Return the tokens of a string; see `TransformersLM.encode`."""
+        """Return the tokens of a string; see `LanguageModel.encode`."""
         if after is None:
             return self.codec.encode(string)
         after = self.attach(after)
@@ -176,7 +176,7 @@ class Writer:
         return tuple(one for one in given if one not in known), frozenset(known[one] for one in given if one in known)
 
     def decode_response(self, tokens: Sequence[int]) -> str:
-        """Return the string of a response; see `TransformersLM.decode_response`."""
+        """Return the string of a response; see `LanguageModel.decode_response`."""
         return self.codec.decode_inside(tokens) if self.start is None else self.codec.decode(tokens)
 
 
@@ -214,4 +214,4 @@ def _ids(items: Sequence[Any]) -> list[int]:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, PromptWarning, stacklevel=6)  # at the line that calls `TransformersLM.prompt`
+    warnings.warn(message, PromptWarning, stacklevel=6)  # at the line that calls `LanguageModel.prompt`

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from ...ppl.errors import Unsupported
-from ..language.tree import Node, Tree
 from .cache import SlabCache
 from .forward import CacheInfo, Forwarder
+from .histories import Histories, History
 from .kept import Kept
 from .store import Job, Placement, Store, locate
 from .trial import Trial, trying
@@ -37,7 +37,7 @@ class AttentionForwarder(Forwarder):
     positions_name = "position_ids"
 
     def __init__(
-        self, model: Any, tree: Tree, limit: int, max_batch: int, vocab_size: int, longest: int | None = None
+        self, model: Any, tree: Histories, limit: int, max_batch: int, vocab_size: int, longest: int | None = None
     ) -> None:
         self._takes_positions = False
         self._keeps_logits = "logits_to_keep" in accepted(model)
@@ -89,7 +89,7 @@ class AttentionForwarder(Forwarder):
         takes = self.positions_name in accepted(self.model)
         return [*([(True, True)] if takes else []), (False, True), (False, False)]
 
-    def roots(self, tree: Tree, tokens: NDArray[np.int64]) -> list[Node]:
+    def roots(self, tree: Histories, tokens: NDArray[np.int64]) -> list[History]:
         """Return two beginnings for a trial."""
         return [tree.root((int(token),)) for token in tokens[:2]]
 
@@ -111,7 +111,7 @@ class AttentionForwarder(Forwarder):
         super().clear()
         self.store.clear()
 
-    def locate(self, node: Node, first: int) -> Job:
+    def locate(self, node: History, first: int) -> Job:
         """Find the longest kept beginning of a history, of at most ``first`` positions."""
         turn = self._turn
         if turn is None:

@@ -14,9 +14,9 @@ from transformers import Cache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from ...ppl.errors import Unsupported
-from ..language.tree import Node, Tree
 from .attention import AttentionForwarder
 from .forward import CacheInfo
+from .histories import Histories, History
 from .kept import Kept, Wave
 from .store import Job
 from .wrappers import core
@@ -38,7 +38,7 @@ class EncoderDecoderForwarder(AttentionForwarder):
     positions_name = "decoder_position_ids"
 
     def __init__(
-        self, model: Any, tree: Tree, limit: int, max_batch: int, vocab_size: int, longest: int | None,
+        self, model: Any, tree: Histories, limit: int, max_batch: int, vocab_size: int, longest: int | None,
         start: tuple[int, ...], longest_prompt: int | None,
     ) -> None:  # fmt: skip
         self._start = start
@@ -84,7 +84,7 @@ class EncoderDecoderForwarder(AttentionForwarder):
         logits = self.invoke(input_ids=given, decoder_input_ids=ids, use_cache=False).logits
         return (logits if every else logits[:, -1:]).float()
 
-    def _encode(self, roots: list[Node], users: dict[Node, Node]) -> bool:
+    def _encode(self, roots: list[History], users: dict[History, History]) -> bool:
         """Encode prompts of one length and keep what the decoder needs of them. Returns whether it fits."""
         needed = {id(root.state[0]) for root in users if root.state is not None}
         size = len(roots) * len(roots[0].source) * self._source_bytes
@@ -136,7 +136,7 @@ class EncoderDecoderForwarder(AttentionForwarder):
         finally:
             self._encoded.limit = limit
 
-    def roots(self, tree: Tree, tokens: NDArray[np.int64]) -> list[Node]:
+    def roots(self, tree: Histories, tokens: NDArray[np.int64]) -> list[History]:
         """Return two beginnings for a trial, whose prompts differ in length."""
         known = tokens[tokens < core(self.model).get_input_embeddings().num_embeddings]
         lengths = (min(n, self._longest_prompt or n) for n in (5, 7))
@@ -193,7 +193,7 @@ class _CrossedLayer:
         return batch
 
 
-def _place(root: Node) -> Place | None:
+def _place(root: History) -> Place | None:
     if root.state is None:
         return None
     wave, row = root.state

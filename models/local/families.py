@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from ...ppl.errors import Unsupported
-from ..language.tree import Tree
 from .attention import AttentionForwarder
 from .encdec import EncoderDecoderForwarder
 from .forward import Forwarder
+from .histories import Histories
 from .recurrent import RecurrentForwarder
 from .wrappers import core, first_position
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-def choose(model: Any, tree: Tree, limit: int, max_batch: int) -> tuple[Forwarder, tuple[int, ...] | None]:
+def choose(model: Any, tree: Histories, limit: int, max_batch: int) -> tuple[Forwarder, tuple[int, ...] | None]:
     """Return a model's forwarder, and the tokens that its decoder begins with if it has an encoder.
 
     A model that cannot be run over keys and values exactly is tried as a recurrent one, whose states are copied whole.

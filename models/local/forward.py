@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...ppl.memory import Recall
 from ..language.host import Tally
-from ..language.tree import Node, Tree
+from .histories import Histories, History
 from .kept import Kept, Wave, gather
 from .live import Live
 from .packed import repack
@@ -66,7 +66,7 @@ class Forwarder(ABC):
         recomputed: those of them that had been forwarded before and were dropped as memory was short.
     """
 
-    def __init__(self, model: Any, tree: Tree, kept: Kept, max_batch: int, vocab_size: int) -> None:
+    def __init__(self, model: Any, tree: Histories, kept: Kept, max_batch: int, vocab_size: int) -> None:
         self.model = model
         self.tree = tree
         self.kept = kept
@@ -75,7 +75,7 @@ class Forwarder(ABC):
         self.forwarded = 0
         self.recomputed = 0
         self._calls = 0
-        self._owed: dict[Node, int] = {}
+        self._owed: dict[History, int] = {}
         self.live = Live(model)
         self._epochs, self._version = Recall(), self.live.version()
         self._form = self._type_and_place()
@@ -89,7 +89,7 @@ class Forwarder(ABC):
         """Try the model on a few tokens, to learn what things take."""
 
     @abstractmethod
-    def locate(self, node: Node, first: int) -> Job:
+    def locate(self, node: History, first: int) -> Job:
         """Find the longest kept beginning of a history, of at most ``first`` positions."""
 
     @abstractmethod
@@ -124,7 +124,7 @@ class Forwarder(ABC):
         self._calls += 1
         return self.model(**inputs)
 
-    def owe(self, node: Node, positions: int) -> None:
+    def owe(self, node: History, positions: int) -> None:
         """Charge a history of the wave for positions that were forwarded for its sake."""
         self._owed[node] = self._owed.get(node, 0) + positions
         self.forwarded += positions
@@ -164,7 +164,7 @@ class Forwarder(ABC):
         weight = next(core(self.model).parameters())
         return weight.dtype, weight.device
 
-    def next_logits(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally) -> Any:
+    def next_logits(self, nodes: Sequence[History], owners: NDArray[np.intp], tally: Tally) -> Any:
         """Return the next-token logits after each history, a float32 tensor (n, V).
 
         Repeats are forwarded once; what is forwarded is charged to ``owners[i]`` of the first that needs it.
@@ -172,9 +172,9 @@ class Forwarder(ABC):
         with self.hold():
             return self._next_logits(nodes, owners, tally)
 
-    def _next_logits(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally) -> Any:
-        found: dict[Node, tuple[Any, int]] = {}
-        missing: dict[Node, int] = {}
+    def _next_logits(self, nodes: Sequence[History], owners: NDArray[np.intp], tally: Tally) -> Any:
+        found: dict[History, tuple[Any, int]] = {}
+        missing: dict[History, int] = {}
         for i, node in enumerate(nodes):
             if node not in found and node not in missing:
                 kept = self._recall(node)
@@ -195,7 +195,7 @@ class Forwarder(ABC):
             tally.calls += self.run(fresh, [node.length - 1 for node in fresh], keep, len(nodes))
         return gather([found[node] for node in nodes])
 
-    def all_logits(self, nodes: Sequence[Node], first: Sequence[int], sink: Sink) -> int:
+    def all_logits(self, nodes: Sequence[History], first: Sequence[int], sink: Sink) -> int:
         """Forward histories; ``sink`` gets the logits at positions ``first[i]`` on. Returns the passes made.
 
         ``sink(jobs, logits)`` gets a tensor (n, k, V) whose last ``job.pending`` positions belong to job i;
@@ -211,7 +211,7 @@ class Forwarder(ABC):
             job.node.logits = wave, row
         self.kept.keep(wave)
 
-    def run(self, nodes: Sequence[Node], first: Sequence[int], sink: Sink, width: int, every: bool = False) -> int:
+    def run(self, nodes: Sequence[History], first: Sequence[int], sink: Sink, width: int, every: bool = False) -> int:
         """Forward distinct histories from position ``first[i]``, or before, on. Returns the passes made."""
         before = self._calls
         self._owed.clear()
@@ -224,12 +224,12 @@ class Forwarder(ABC):
         self._passes(jobs, starts, sink, width, every)
         return self._calls - before
 
-    def _share(self, shared: Plan, starts: dict[Node, int], sink: Sink, every: bool) -> None:
+    def _share(self, shared: Plan, starts: dict[History, int], sink: Sink, every: bool) -> None:
         """Forward what several jobs begin with, once, and charge it to one of them."""
         for level in (shared.stems, shared.trunks):
             users = {node: user for node, user in level if self.locate(node, node.length).pending}
 
-            def charge(jobs: Sequence[Job], logits: Any, users: dict[Node, Node] = users) -> None:
+            def charge(jobs: Sequence[Job], logits: Any, users: dict[History, History] = users) -> None:
                 for job in jobs:
                     self._owed[users[job.node]] = self._owed.get(users[job.node], 0) + job.cost
 
@@ -237,7 +237,7 @@ class Forwarder(ABC):
             self._passes([self.locate(node, end) for node, end in ends.items()], ends, charge, 1, False)
         self._passes([self.locate(node, starts[node]) for node in shared.first], starts, sink, 1, every)
 
-    def _passes(self, jobs: Sequence[Job], starts: dict[Node, int], sink: Sink, width: int, every: bool) -> None:
+    def _passes(self, jobs: Sequence[Job], starts: dict[History, int], sink: Sink, width: int, every: bool) -> None:
         queue = deque(self._groups(jobs, every))
         moved = False
         while queue:
@@ -283,7 +283,7 @@ class Forwarder(ABC):
     def _count(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             self.forwarded += job.pending
-            node: Node | None = job.node
+            node: History | None = job.node
             while node is not None and node.length > job.base:
                 above = node.above
                 if node.forwarded:
@@ -291,7 +291,7 @@ class Forwarder(ABC):
                 node.forwarded = True
                 node = above
 
-    def _recall(self, node: Node) -> tuple[Any, int] | None:
+    def _recall(self, node: History) -> tuple[Any, int] | None:
         if node.logits is None:
             return None
         wave, row = node.logits

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ...ppl.errors import Unsupported
-from ..language.tree import Node, Tree
 from .forward import CacheInfo, Forwarder
+from .histories import Histories, History
 from .kept import Kept, Wave
 from .states import FIELDS, States, rebuild, select, tensors
 from .store import Job
@@ -34,7 +34,7 @@ class RecurrentForwarder(Forwarder):
     Raises `Unsupported` for a model whose steps give other logits than a pass over the whole.
     """
 
-    def __init__(self, model: Any, tree: Tree, limit: int, max_batch: int, vocab_size: int) -> None:
+    def __init__(self, model: Any, tree: Histories, limit: int, max_batch: int, vocab_size: int) -> None:
         super().__init__(model, tree, Kept(limit), max_batch, vocab_size)
         self._keeps_logits = "logits_to_keep" in accepted(model)
         self._numbers = False
@@ -56,9 +56,9 @@ class RecurrentForwarder(Forwarder):
             kept.bytes, kept.peak, kept.limit, len(kept), kept.evictions, self.forwarded, self.recomputed
         )  # fmt: skip
 
-    def locate(self, node: Node, first: int) -> Job:
+    def locate(self, node: History, first: int) -> Job:
         """Find the longest history with a kept state that this one begins with, of at most ``first`` positions."""
-        holder: Node | None = node
+        holder: History | None = node
         while holder is not None:
             if holder.state is not None and holder.length <= first:
                 if holder.state[0].state is not None:

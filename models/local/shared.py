@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..language.tree import Node, Tree
+from .histories import Histories, History
 from .store import Job
 
 _WORTH = 16
@@ -23,14 +23,14 @@ class Plan:
         first: jobs that others go on from.
     """
 
-    stems: Sequence[tuple[Node, Node]] = ()
-    trunks: Sequence[tuple[Node, Node]] = ()
-    first: frozenset[Node] = frozenset()
+    stems: Sequence[tuple[History, History]] = ()
+    trunks: Sequence[tuple[History, History]] = ()
+    first: frozenset[History] = frozenset()
 
 
-def plan(tree: Tree, jobs: Sequence[Job], starts: Mapping[Node, int], keeps: Callable[[int], bool]) -> Plan:
+def plan(tree: Histories, jobs: Sequence[Job], starts: Mapping[History, int], keeps: Callable[[int], bool]) -> Plan:
     """Find what jobs share whose prompts are not kept. A job needs logits from position ``starts[node]`` on."""
-    fresh: dict[Node, list[Job]] = defaultdict(list)
+    fresh: dict[History, list[Job]] = defaultdict(list)
     for job in jobs:
         if job.base < job.node.top.length and keeps(job.node.length):
             fresh[job.node.top].append(job)
@@ -50,7 +50,7 @@ def plan(tree: Tree, jobs: Sequence[Job], starts: Mapping[Node, int], keeps: Cal
     return Plan(_stems(tree, prompts, fresh), trunks, frozenset(first))
 
 
-def _common(nodes: Sequence[Node]) -> Node:
+def _common(nodes: Sequence[History]) -> History:
     """Return the longest history that all of some histories of one prompt begin with."""
     shared = nodes[0]
     for node in nodes:
@@ -62,7 +62,9 @@ def _common(nodes: Sequence[Node]) -> Node:
     return shared
 
 
-def _stems(tree: Tree, roots: Sequence[Node], fresh: Mapping[Node, Sequence[Job]]) -> list[tuple[Node, Node]]:
+def _stems(
+    tree: Histories, roots: Sequence[History], fresh: Mapping[History, Sequence[Job]]
+) -> list[tuple[History, History]]:
     """Give prompts that share their beginning a stem: one that is there already, or a new one."""
     free = []
     for root in roots:
@@ -87,7 +89,7 @@ def _stems(tree: Tree, roots: Sequence[Node], fresh: Mapping[Node, Sequence[Job]
             tree.stems.add(stem)
             for root in group:
                 root.stem = stem
-    wanted: dict[Node, Node] = {}
+    wanted: dict[History, History] = {}
     for root in roots:
         if root.stem is not None:
             wanted.setdefault(root.stem, fresh[root][0].node)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet, ref
 
-from ..language.tree import Node
 from .cache import Row, Slab, copy_rows
+from .histories import History
 
 _HEADROOM = 64
 
@@ -22,9 +22,9 @@ class Job:
     Both are None where ``base`` is 0.
     """
 
-    node: Node
+    node: History
     base: int
-    holder: Node | None
+    holder: History | None
     row: Row | None
     extra: int = 0
     """Positions forwarded for the sake of this history: those it shares with others, those of an encoder."""
@@ -49,9 +49,9 @@ class Placement:
     end: int
 
 
-def locate(node: Node, first: int, fits: Callable[[Row], bool] = lambda row: True) -> Job:
+def locate(node: History, first: int, fits: Callable[[Row], bool] = lambda row: True) -> Job:
     """Find the longest kept prefix of a history, of at most ``first`` positions, in a row that ``fits``."""
-    holder: Node | None = node
+    holder: History | None = node
     while holder is not None and first > 0:
         if holder.row is not None:
             if not holder.row.slab.alive:
@@ -62,7 +62,7 @@ def locate(node: Node, first: int, fits: Callable[[Row], bool] = lambda row: Tru
     return Job(node, 0, None, None)
 
 
-def rehome(nodes: Sequence[Node]) -> None:
+def rehome(nodes: Sequence[History]) -> None:
     """Let the ancestors of nodes use their descendants' rows, so that rows kept only for them go free."""
     seen: set[int] = set()
     for node in nodes:
@@ -129,7 +129,7 @@ class Store:
             )
         for job, row in zip(jobs, placement.rows):
             row.length = job.node.length
-            node: Node | None = job.node
+            node: History | None = job.node
             while node is not None and (node is job.node or node.length > job.base):
                 node.row = row
                 node = node.parent

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from ...ppl.errors import Unsupported
-from ..language.tree import Node, Tree
 from .forward import Forwarder
+from .histories import Histories, History
 from .store import Job
 from .wrappers import core
 
@@ -60,10 +60,14 @@ class Trial:
     """
 
     def __init__(
-        self, forwarder: Forwarder, roots: Callable[[Tree, Any], list[Node]], longest: int | None, padding: int | None
+        self,
+        forwarder: Forwarder,
+        roots: Callable[[Histories, Any], list[History]],
+        longest: int | None,
+        padding: int | None,
     ) -> None:
         self._forwarder = forwarder
-        tree = Tree()
+        tree = Histories()
         random = np.random.default_rng(0)
         ordinary = np.setdiff1d(np.arange(forwarder.vocab_size), list(_special(core(forwarder.model).config.to_dict())))
         if len(ordinary) < 2:
@@ -78,10 +82,10 @@ class Trial:
             drawn[2][min(other.length, most - 1)] = padding
         c = tree.extend(other, drawn[2][other.length :])
         self._ends = a, b, c
-        self._truth: dict[Node, Any] = {}
+        self._truth: dict[History, Any] = {}
         for end in self._ends:
             logits = forwarder.bare(Job(end, 0, None, None), True)[0]
-            node: Node | None = end
+            node: History | None = end
             while node is not None:
                 self._truth.setdefault(node, logits)
                 node = node.parent
@@ -128,7 +132,7 @@ class Trial:
         self._forwarder.run(nodes, starts, check, 1, every=first is not None)
         return max(gaps)
 
-    def _check(self, what: str, node: Node, logits: Any, allowed: float) -> float:
+    def _check(self, what: str, node: History, logits: Any, allowed: float) -> float:
         gap = distance(logits, self._truth[node][node.length - len(logits) : node.length])
         if not gap <= allowed:
             raise Disagreement(f"{what}: log-probabilities off by {gap:.2g} of their spread, rounding by {allowed:.1g}")

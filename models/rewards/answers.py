@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,9 @@ from ...ppl.batching import groups
 from ...ppl.cost import charge
 from ...ppl.errors import CannotWrite, ContextOverflow
 from ...ppl.sites import short
-from ..language.host import Host, Tally
+from ..language.host import Host, Tally, require
 from ..language.text import Text
-from ..language.tree import Node
+from ..language.tree import Node, Tree
 from .base import Input, messages
 
 
@@ -39,10 +40,12 @@ class Answers:
         name: of the reward, for messages.
         alone: whether the tokens are those of the answers by themselves, whatever the prompt ends with.
 
-    Raises ValueError where two answers begin with the same token, or one has none.
+    Raises ValueError where two answers begin with the same token, or one has none, and Unsupported for a model that
+    gives no law of the next token.
     """
 
     def __init__(self, lm: Host, answers: Sequence[Sequence[str]], name: str, *, alone: bool = False) -> None:
+        require(lm, "law", f"reward {name!r}")
         self.lm = lm
         self.name = name
         self._answers = [tuple(ways) for ways in answers]
@@ -61,14 +64,16 @@ class Answers:
         nodes = [self._hang(text) for text in texts]
         self._held = self._held + nodes if add else nodes
         tally = Tally(len(nodes))
-        with torch.inference_mode():
-            logits = self.lm.forwarder.next_logits(nodes, np.arange(len(nodes)), tally).double()
-        charge(model_calls=tally.calls, tokens_in=tally.tokens_in)
         law = np.empty((len(nodes), len(self._answers)))
-        for rows in groups(tokens):  # one, where all prompts end alike
-            part = logits[torch.from_numpy(rows).to(logits.device)]
-            mass = torch.stack([part[:, list(first)].logsumexp(-1) for first in tokens[rows[0]]], dim=-1)
-            law[rows] = mass.softmax(-1).cpu().numpy()
+
+        def weigh(found: NDArray[np.intp], logits: Any) -> None:
+            for rows in groups(tokens[i] for i in found):  # one, where all prompts end alike
+                part, firsts = logits[rows].double(), tokens[found[rows[0]]]
+                mass = torch.stack([part[:, list(first)].logsumexp(-1) for first in firsts], dim=-1)
+                law[found[rows]] = mass.softmax(-1).cpu().numpy()
+
+        self.lm.laws(nodes, np.arange(len(nodes)), tally, weigh)
+        charge(model_calls=tally.calls, tokens_in=tally.tokens_in)
         return law
 
     def _tokens(self, text: Text) -> tuple[tuple[int, ...], ...]:
@@ -92,7 +97,8 @@ class Answers:
         assert node is not None
         if node.source:  # an encoder has read it, in both directions
             return node
-        return self.lm.tree.extend(self.lm.tree.root(text.prompt_tokens[:1]), text.prompt_tokens[1:])
+        tree: Tree[Node] = self.lm.tree
+        return tree.extend(tree.root(text.prompt_tokens[:1]), text.prompt_tokens[1:])
 
 
 def _first_tokens(lm: Host, ways: Sequence[str], after: Text | None) -> set[int]:

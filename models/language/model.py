@@ -1,0 +1,250 @@
+"""A language model as programs use it: its texts, its steps and its scores, whatever draws the tokens."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...ppl.calls import Pending
+from ...ppl.effects import batched
+from ...ppl.keys import Keys
+from ...ppl.score import Score
+from ...ppl.sites import Running
+from .endings import Ending
+from .host import Floats, Offer, Sink, Tally, require
+from .runs import Run
+from .sampling import Law, Sampling, as_mask
+from .scoring import Likelihood, Mass, next_laws
+from .steps import Step
+from .text import Text
+from .tree import Node, Tree
+from .writing import Message, Writer
+
+
+class LanguageModel(ABC):
+    """What all language models have in common. Their steps are kernels for ``fk.sample``.
+
+    Those who inherit from it draw steps (`draw`) and score given tokens (`forced`), and say by ``offers`` what else
+    they can do; what needs more refuses with `Unsupported` before anything is drawn.
+
+    Args:
+        tokenizer: as transformers has them.
+        tree: where histories are kept.
+        name: tells texts of this model from those of others.
+        vocab_size: how many tokens the model knows.
+        eos: the tokens that end a text.
+        context: most tokens of a history; None is any.
+        prompt_context: most tokens of a prompt.
+        start: the tokens that a decoder begins with where an encoder reads the prompt; else None.
+        sampling: the default law of the next token; every step may override it.
+    """
+
+    offers: frozenset[Offer] = frozenset()
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        tree: Tree[Any],
+        *,
+        name: str,
+        vocab_size: int,
+        eos: frozenset[int],
+        context: int | None = None,
+        prompt_context: int | None = None,
+        start: tuple[int, ...] | None = None,
+        sampling: Sampling | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.tree = tree
+        self.identity = name
+        self.vocab_size = vocab_size
+        self.eos = eos
+        self.context, self.prompt_context = context, prompt_context
+        self.sampling = sampling or Sampling()
+        self._writer = Writer(self, start)
+        self._likelihood = Likelihood(self)
+        self._mass = Mass(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.identity}>"
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model has a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    # What a model does itself
+
+    def version(self) -> int:
+        """Return a number that is another one whenever the model has been seen to change."""
+        return 0
+
+    @abstractmethod
+    def draw(self, runs: Sequence[Run], keys: Keys, tally: Tally) -> None:
+        """Advance each run to the end of its step, see `Host`."""
+
+    @abstractmethod
+    def forced(
+        self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally
+    ) -> Floats:
+        """Return the log-probability (n,) of the tokens of histories from certain positions on, see `Host`."""
+
+    def laws(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally, sink: Sink) -> None:
+        """Say the law of the next token after each history, see `Host`. Raises Unsupported where it is not offered."""
+        require(self, "law", "this")
+
+    # Texts
+
+    def prompt(self, prompt: str | Sequence[Message] | Sequence[int]) -> Text:
+        """Return a text with an empty response.
+
+        A string is encoded as the tokenizer does by default; messages go through the model's chat template (a
+        last message from the assistant is continued); token ids are taken as they are. An empty string gives the begin
+        token alone.
+
+        Raises ContextOverflow, Unsupported (no chat template), TypeError for what is none of these, ValueError for an
+        empty prompt without a begin token, for an empty list, a lone surrogate and tokens that the model does not have.
+        Warns (`PromptWarning`) of two begin tokens, and where the tokenizer ends the prompt with an end token.
+        """
+        return self._writer.prompt(prompt)
+
+    def attach(self, text: Text) -> Text:
+        """Return an equal text that belongs to this model, for one that was detached or loaded.
+
+        Raises ValueError for the text of another model.
+        """
+        return self._writer.attach(text)
+
+    def append(self, text: Text, string: str) -> Text:
+        """Return ``text.append(string)``."""
+        return self._writer.append(text, string)[0]
+
+    def encode(self, string: str, after: Text | None = None) -> tuple[int, ...]:
+        """Return the tokens of a string that stands alone, or those that ``after.append(string)`` adds.
+
+        They may differ: the tokenizer of Llama-2, for one, puts a space before a string that stands alone. No special
+        tokens are added; those that the string spells are read as such.
+        """
+        return self._writer.encode(string, after)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the string of tokens that stand alone, special ones left out."""
+        return self._writer.codec.decode(tokens)
+
+    def decode_response(self, tokens: Sequence[int]) -> str:
+        """Return the string of a response's tokens: as they read after the prompt, special ones left out."""
+        return self._writer.decode_response(tokens)
+
+    def spelled(self, tokens: Iterable[int]) -> list[str]:
+        """Return how tokens are spelled, special ones included."""
+        found: list[str] = self.tokenizer.convert_ids_to_tokens(sorted(tokens))
+        return found
+
+    def finish_reason(self, node: Node, last: int) -> Any:
+        """Return why a history whose last sampled token is ``last`` (−1: none) is finished, or None."""
+        if last in self.eos:
+            return "eos"
+        return "context" if node.length == self.context else None
+
+    # Steps
+
+    def next_token(self, text: Text, *, mask: Any = None, **sampling: Any) -> Step:
+        """Return the kernel of one token.
+
+        ``mask`` (V,), boolean, conditions the law on a set of tokens; where the law gives them nothing, the
+        draw is the text itself with log-probability −inf. Other keywords are those of `Sampling`.
+
+        Raises Unsupported for a mask where the model gives no law.
+        """
+        allowed = None if mask is None else as_mask(mask, self.vocab_size)
+        return Step(self, text, Ending(1), self._law(sampling), allowed)
+
+    def tokens(self, text: Text, k: int, **sampling: Any) -> Step:
+        """Return the kernel of k tokens, or fewer where the text finishes."""
+        return Step(self, text, Ending(k), self._law(sampling))
+
+    def until(
+        self,
+        text: Text,
+        stop: str | Sequence[str],
+        *,
+        max_tokens: int = 128,
+        include_stop: bool = False,
+        **sampling: Any,
+    ) -> Step:
+        """Return the kernel of the tokens up to the first stop, ``max_tokens``, or the text's end.
+
+        A stop is a string, or a special token as it is spelled, such as ``"<|im_end|>"``. The token in which a stop
+        string is completed is kept whole, in the text and its log-probability; the display ends before the stop string,
+        or after it with ``include_stop``. Special tokens are never displayed.
+
+        Raises TypeError for a stop that is no string, ValueError for one in which a special token is only a part.
+        """
+        stops, special = self._writer.stops(stop)
+        return Step(self, text, Ending(max_tokens, stops, include_stop, stop_tokens=special), self._law(sampling))
+
+    def line(self, text: Text, *, max_tokens: int = 64, **sampling: Any) -> Step:
+        """Return the kernel of the rest of the line."""
+        return self.until(text, "\n", max_tokens=max_tokens, **sampling)
+
+    def sentence(self, text: Text, *, max_tokens: int = 128, **sampling: Any) -> Step:
+        """Return the kernel of the rest of the sentence: to a ``.``, ``!``, ``?``, ``؟`` or ``…`` that ends it.
+
+        It does so before white space, a closing quote or bracket (kept), or the text's end. A ``。``, ``！`` or ``？``
+        does before any other character. What the last token holds beyond is displayed with the next step.
+        """
+        return Step(self, text, Ending(max_tokens, sentence=True), self._law(sampling))
+
+    def complete(self, text: Text, *, max_tokens: int = 256, **sampling: Any) -> Step:
+        """Return the kernel of the rest of the response: to an end token or ``max_tokens``."""
+        return Step(self, text, Ending(max_tokens, whole=True), self._law(sampling))
+
+    # Scores
+
+    def score(self, text: Text, continuation: str | None = None) -> Score:
+        """Return log p of the text's response, or of a continuation after the text, as a log-weight.
+
+        p is the model's own law, with no temperature and nothing cut off. A continuation has the tokens that
+        ``text.append(continuation)`` gives it. The scores of a wave are computed in one batch when awaited.
+        """
+        if continuation is None:
+            text = self.attach(text)
+            return Score(((self._likelihood, (text, text.offset)),), "log_weight")
+        return Score(((self._likelihood, self._writer.append(text, continuation)),), "log_weight")
+
+    def log_mass(self, text: Text, mask: Any, **sampling: Any) -> Score:
+        """Return the log of the mass that the law of the next token gives to those of ``mask`` (V,), a
+        log-weight.
+
+        This is the weight that makes a masked draw exact: ``lm.next_token(text, mask=mask)`` draws from the
+        law conditioned on the mask. Give both the same keywords of `Sampling`, or neither. For a finished text it
+        is 0, as no token is drawn. Raises Unsupported where the model gives no law.
+        """
+        require(self, "law", "lm.log_mass")
+        return Score(
+            ((self._mass, (self.attach(text), as_mask(mask, self.vocab_size), self._law(sampling))),), "log_weight"
+        )
+
+    def next_log_probs(self, text: Text, **sampling: Any) -> Any:
+        """Return the log-probabilities of the next token, an array (V,).
+
+        Inside a program they are still to be computed: ``await fk.call("law", lm.next_log_probs(text))`` gives the
+        array, with one pass of the model for all particles. Raises Unsupported where the model gives no law.
+        """
+        require(self, "law", "lm.next_log_probs")
+        text, law = self.attach(text), self._law(sampling)
+        if Running.fiber is None:
+            return self._next_laws([(text, law)])[0]
+        return Pending(f"the next token's law of {self!r}", self._next_laws, (text, law), (text.digest, law))
+
+    @batched
+    def _next_laws(self, items: list[tuple[Text, Sampling]]) -> list[NDArray[np.float64]]:
+        return next_laws(self, items)
+
+    def _law(self, overrides: dict[str, Any]) -> Sampling:
+        return replace(self.sampling, **overrides) if overrides else self.sampling

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-UNITS = ("model_calls", "tokens_in", "tokens_out", "nfe", "reward_calls")
+UNITS = ("model_calls", "tokens_in", "tokens_recomputed", "tokens_out", "nfe", "reward_calls")
 _UNITS = frozenset(UNITS)
 
 
@@ -30,6 +30,7 @@ class Cost:
     Attributes:
         model_calls: batched forward calls to language or diffusion models.
         tokens_in: token positions forwarded through a model (prompt, forced and generated alike).
+        tokens_recomputed: those of them that had been forwarded before, as memory was too short to keep what came out.
         tokens_out: tokens sampled.
         nfe: denoiser evaluations, one per particle and step.
         reward_calls: inputs scored by rewards (cached repeats are not counted).
@@ -38,6 +39,7 @@ class Cost:
 
     model_calls: int = 0
     tokens_in: int = 0
+    tokens_recomputed: int = 0
     tokens_out: int = 0
     nfe: int = 0
     reward_calls: int = 0

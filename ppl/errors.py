@@ -76,6 +76,10 @@ class ContextOverflow(FeynkacError, ValueError):
     """
 
 
+class OutOfMemory(FeynkacError, MemoryError):
+    """One text alone does not fit into the memory of the device that its model is on."""
+
+
 class CannotWrite(FeynkacError, ValueError):
     """A tokenizer has no tokens that read as a string."""
 

@@ -68,7 +68,8 @@ class Row:
         difference: mean of its difference to the reference on the same problems and seeds; None for the reference.
         log_evidence: mean log Ẑ of the trials that were not cut short.
         ess: mean ESS.
-        tokens_in: see `Cost`, as the next four.
+        tokens_in: see `Cost`, as the next five.
+        tokens_recomputed: …
         tokens_out: …
         model_calls: …
         reward_calls: …
@@ -86,6 +87,7 @@ class Row:
     log_evidence: float
     ess: float
     tokens_in: float
+    tokens_recomputed: float
     tokens_out: float
     model_calls: float
     reward_calls: float

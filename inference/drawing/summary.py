@@ -64,7 +64,8 @@ def ranked(posterior: Any) -> str:
 def spent(posterior: Any) -> list[tuple[str, str]]:
     """Return the units of the cost that are not 0, and how much of each."""
     cost = posterior.cost
-    counts = [("model calls", cost.model_calls), ("tokens in", cost.tokens_in), ("tokens out", cost.tokens_out)]
+    counts = [("model calls", cost.model_calls), ("tokens in", cost.tokens_in)]
+    counts += [("tokens recomputed", cost.tokens_recomputed), ("tokens out", cost.tokens_out)]
     counts += [("denoiser evaluations", cost.nfe), ("reward calls", cost.reward_calls)]
     return [(unit, f"{n:,}") for unit, n in counts if n] + [("s", f"{cost.seconds:.2f}")]
 

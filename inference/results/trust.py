@@ -28,6 +28,7 @@ _MANY = 100
 """Independent draws that are enough for most means."""
 _APART = 1.1
 _COPIES = 0.25
+_RECOMPUTED = 0.1
 
 
 def reservations(posterior: Any) -> tuple[str, ...]:
@@ -37,11 +38,16 @@ def reservations(posterior: Any) -> tuple[str, ...]:
     below 2), a particle with 90% of the weight, k̂ above 0.7, a founder with 95% of the weight in every chain, a
     relative standard error of the evidence above one half; copies that never parted, so that distinct particles are
     worth a quarter of the effective sample size or less; rewards that never differed between particles; or trial runs
-    of which more than half found next to nothing. k̂ takes part where arviz-stats is installed, and is asked for where
+    of which more than half found next to nothing. Of time rather than trust: more than a tenth of the token positions
+    forwarded again, as memory was short. k̂ takes part where arviz-stats is installed, and is asked for where
     it is loaded already, or where few particles had weight, at the end or before a resampling. Of Markov chains: one
     that never moved, an acceptance below a tenth, an effective sample size below a tenth of the draws (and below 100),
     and R̂ above 1.1.
     """
+    return (*_speak(posterior), *_short_memory(posterior))
+
+
+def _speak(posterior: Any) -> tuple[str, ...]:
     if not len(posterior):
         return (nothing(posterior),)
     if np.isneginf(posterior.log_weights).all():
@@ -113,6 +119,17 @@ def _cut_short(posterior: Any) -> tuple[str, str]:
         return f"{engine} has used up its {_LIMITS[engine]}", f"give it more {_LIMITS[engine]}"
     cure = "let it run on" if posterior.stopped in ("interrupted", "callback") else "raise the budget"
     return f"stopped: {posterior.stopped}", cure
+
+
+def _short_memory(posterior: Any) -> Iterator[str]:
+    """Speak where a language model forgot much for want of memory, and computed it again."""
+    again, whole = posterior.cost.tokens_recomputed, posterior.cost.tokens_in
+    if again > _RECOMPUTED * whole:
+        yield (
+            f"{again / whole:.0%} of the token positions were forwarded again, as memory was too short to keep what "
+            "they gave: nothing but time is lost; raise cache_bytes of the language model (cache_info() has its "
+            "limit), or use fewer particles or shorter texts"
+        )
 
 
 def _equal(posterior: Any) -> Iterator[str]:

@@ -29,17 +29,32 @@ class Tally:
     def __init__(self, n: int) -> None:
         self.calls = 0
         self.tokens_in: NDArray[np.int64] = np.zeros(n, np.int64)
+        self.tokens_recomputed: NDArray[np.int64] = np.zeros(n, np.int64)
         self.tokens_out: NDArray[np.int64] = np.zeros(n, np.int64)
 
     @property
     def amounts(self) -> dict[str, Any]:
         """The amounts to be charged."""
-        return {"model_calls": self.calls, "tokens_in": self.tokens_in, "tokens_out": self.tokens_out}
+        return {
+            "model_calls": self.calls,
+            "tokens_in": self.tokens_in,
+            "tokens_recomputed": self.tokens_recomputed,
+            "tokens_out": self.tokens_out,
+        }
 
     @property
     def sums(self) -> dict[str, int]:
         """The amounts to be charged where they belong to the call as a whole, and nothing was drawn."""
-        return {"model_calls": self.calls, "tokens_in": int(self.tokens_in.sum())}
+        return {
+            "model_calls": self.calls,
+            "tokens_in": int(self.tokens_in.sum()),
+            "tokens_recomputed": int(self.tokens_recomputed.sum()),
+        }
+
+    def forwarded(self, owner: int, positions: int, again: int) -> None:
+        """Note positions that went through the model for a request, ``again`` of them after having been forgotten."""
+        self.tokens_in[owner] += positions
+        self.tokens_recomputed[owner] += again
 
 
 class Host(Writing, Protocol):

@@ -40,7 +40,7 @@ def next_laws(lm: Host, items: Sequence[tuple[Text, Sampling]]) -> list[Floats]:
 
     tally = Tally(len(items))
     lm.laws([node_of(lm, text) for text, _ in items], np.arange(len(items)), tally, note)
-    charge(model_calls=tally.calls, tokens_in=tally.tokens_in)
+    charge(**tally.amounts)
     return found
 
 
@@ -73,7 +73,7 @@ class Likelihood(OfModel):
         laws = [(Sampling(), None)] * len(nodes)
         starts = [start for _, start in inputs]
         result: list[float] = self.lm.forced(nodes, starts, laws, range(len(nodes)), tally).tolist()
-        charge(model_calls=tally.calls, tokens_in=tally.tokens_in)
+        charge(**tally.amounts)
         return result
 
 
@@ -101,7 +101,7 @@ class Mass(OfModel):
         if len(going):
             tally = Tally(len(inputs))
             self.lm.laws([node_of(self.lm, inputs[i][0]) for i in going], going, tally, weigh)
-            charge(model_calls=tally.calls, tokens_in=tally.tokens_in)
+            charge(**tally.amounts)
         numbers: list[float] = result.tolist()
         return numbers
 

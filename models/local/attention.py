@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ from ...ppl.errors import Unsupported
 from .cache import SlabCache
 from .forward import CacheInfo, Forwarder
 from .histories import Histories, History
-from .kept import Kept
 from .store import Job, Placement, Store, locate
 from .trial import Trial, trying
 from .wrappers import accepted, core, first_position
@@ -37,8 +35,9 @@ class AttentionForwarder(Forwarder):
     positions_name = "position_ids"
 
     def __init__(
-        self, model: Any, tree: Histories, limit: int, max_batch: int, vocab_size: int, longest: int | None = None
-    ) -> None:
+        self, model: Any, tree: Histories, limit: int | None, max_batch: int, vocab_size: int,
+        longest: int | None = None,
+    ) -> None:  # fmt: skip
         self._takes_positions = False
         self._keeps_logits = "logits_to_keep" in accepted(model)
         self._first = first_position(core(model))
@@ -46,24 +45,28 @@ class AttentionForwarder(Forwarder):
         """Whether histories of unequal lengths can share a pass."""
         self._padding: int | None = None
         """The padding token, if the model takes it for padding even within a text."""
-        self.store = Store(limit - limit // 16)
+        self.store = Store(0)
         self._turn = turn(core(model).config.to_dict())
         self.longest = min((n for n in (longest, self._turn) if n is not None), default=None)
         """The longest history to try the model on."""
-        super().__init__(model, tree, Kept(limit // 16), max_batch, vocab_size)
+        super().__init__(model, tree, limit, max_batch, vocab_size)
         self.measure()
+
+    def allot(self, limit: int) -> None:
+        """Share a number of bytes out among what is held, and drop what is beyond."""
+        self.kept.limit, self.store.limit = limit // 16, limit - limit // 16
+        self.kept.make_room(0)
+        self.store.fit()
 
     def measure(self) -> None:
         """Try the model on a few tokens: how can it be run exactly, and what does a position take?"""
         self.store.reset()
-        limit, self.store.limit = self.store.limit, sys.maxsize  # or histories that should meet in a pass might not
         batch, self.max_batch = self.max_batch, max(self.max_batch, 4)
-        try:
-            with self.live.hold(), trying(self.model):
+        try:  # unlimited, or histories that should meet in a pass might not
+            with self.live.hold(), self.unlimited(), trying(self.model):
                 self._settle()
         finally:
-            self.clear()
-            self.store.limit, self.max_batch = limit, batch
+            self.max_batch = batch
             self.forget()
 
     def _settle(self) -> None:
@@ -98,7 +101,7 @@ class AttentionForwarder(Forwarder):
         store, kept = self.store, self.kept
         return CacheInfo(
             store.bytes + kept.bytes, store.peak + kept.peak, store.limit + kept.limit,
-            len(store.slabs), store.evictions + kept.evictions, self.forwarded, self.recomputed,
+            len(store.slabs), store.evictions + kept.evictions, self.forwarded, self.recomputed, self.shortages,
         )  # fmt: skip
 
     def forget(self) -> None:
@@ -127,6 +130,12 @@ class AttentionForwarder(Forwarder):
         if self._turn is not None and (one.node.length > self._turn) != (other.node.length > self._turn):
             return False
         return self.ragged or (one.node.length == other.node.length and one.pending == other.pending)
+
+    def mark(self, job: Job) -> int:
+        """Return what marks the positions of a job: those marked so were forwarded before, and should be known."""
+        if job.base == 0 and self._padding is not None and self._padding in job.node.tokens():
+            return -1  # it is never kept, however much memory there is
+        return 2 * super().mark(job) + (self._turn is not None and job.node.length > self._turn)
 
     def order(self, job: Job) -> tuple[int, ...]:
         """Like shapes together, and the rows of a slab together and in order."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,15 +37,21 @@ class EncoderDecoderForwarder(AttentionForwarder):
     positions_name = "decoder_position_ids"
 
     def __init__(
-        self, model: Any, tree: Histories, limit: int, max_batch: int, vocab_size: int, longest: int | None,
+        self, model: Any, tree: Histories, limit: int | None, max_batch: int, vocab_size: int, longest: int | None,
         start: tuple[int, ...], longest_prompt: int | None,
     ) -> None:  # fmt: skip
         self._start = start
         self._longest_prompt = longest_prompt
-        self._encoded = Kept(limit // 4)
+        self._encoded = Kept(0)
         self._width = 0
         self._source_bytes = 0
-        super().__init__(model, tree, limit - limit // 4, max_batch, vocab_size, longest)
+        super().__init__(model, tree, limit, max_batch, vocab_size, longest)
+
+    def allot(self, limit: int) -> None:
+        """Share a number of bytes out among what is held, and drop what is beyond."""
+        self._encoded.limit = limit // 4
+        self._encoded.make_room(0)
+        super().allot(limit - limit // 4)
 
     def info(self) -> CacheInfo:
         """Return what is held in memory."""
@@ -78,7 +83,7 @@ class EncoderDecoderForwarder(AttentionForwarder):
     def bare(self, job: Job, every: bool) -> Any:
         """Forward one whole history and its prompt, and keep nothing; logits (1, k, V)."""
         source = job.node.top.source
-        self.owe(job.node, len(source))
+        self._read(job.node.top, job.node, len(source))
         ids = self.tensor(np.array([job.node.tokens()], np.int64))
         given = self.tensor(np.array([source], np.int64))
         logits = self.invoke(input_ids=given, decoder_input_ids=ids, use_cache=False).logits
@@ -102,11 +107,14 @@ class EncoderDecoderForwarder(AttentionForwarder):
         self._source_bytes = wave.bytes // sources.numel()
         for row, root in enumerate(roots):
             root.state = wave, row
-            self.owe(users[root], len(root.source) + len(root.prompt))
-            if root.forwarded:
-                self.recomputed += len(root.source)
+            self._read(root, users[root], len(root.source) + len(root.prompt))
         self._encoded.keep(wave)
         return _place(roots[0]) is not None
+
+    def _read(self, root: History, user: History, positions: int) -> None:
+        """Count what was forwarded to read a prompt."""
+        before = root.forwarded == self.mark(Job(root, 0, None, None))
+        self.owe(user, positions, positions if before else 0)
 
     def _call(self, jobs: Sequence[Job], ids: Any, mask: Any, cache: Any, inputs: dict[str, Any]) -> Any:
         places = [place for job in jobs if (place := _place(job.node.top)) is not None]
@@ -127,14 +135,6 @@ class EncoderDecoderForwarder(AttentionForwarder):
             use_cache=True,
             **inputs,
         ).logits
-
-    def measure(self) -> None:
-        """Find out how the model can be run exactly, and what a token of a prompt takes."""
-        limit, self._encoded.limit = self._encoded.limit, sys.maxsize
-        try:
-            super().measure()
-        finally:
-            self._encoded.limit = limit
 
     def roots(self, tree: Histories, tokens: NDArray[np.int64]) -> list[History]:
         """Return two beginnings for a trial, whose prompts differ in length."""

@@ -15,7 +15,7 @@ from .wrappers import core, first_position
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-def choose(model: Any, tree: Histories, limit: int, max_batch: int) -> tuple[Forwarder, tuple[int, ...] | None]:
+def choose(model: Any, tree: Histories, limit: int | None, max_batch: int) -> tuple[Forwarder, tuple[int, ...] | None]:
     """Return a model's forwarder, and the tokens that its decoder begins with if it has an encoder.
 
     A model that cannot be run over keys and values exactly is tried as a recurrent one, whose states are copied whole.

@@ -53,7 +53,7 @@ def forced(
         def add(jobs: Sequence[Job], logits: Any, wanted: dict[History, list[int]] = wanted) -> None:
             for row, job in enumerate(jobs):
                 users = wanted[job.node]
-                tally.tokens_in[owners[users[0]]] += job.cost
+                tally.forwarded(owners[users[0]], job.cost, job.again)
                 for i in users:
                     count = job.node.length - at[i]
                     given = np.array(nodes[i].tokens(at[i] + 1)[:count], np.int64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...ppl.errors import OutOfMemory
 from ...ppl.memory import Recall
 from ..language.host import Tally
+from .allowance import Allowance
 from .histories import Histories, History
 from .kept import Kept, Wave, gather
 from .live import Live
+from .memory import give_back, ran_out
 from .packed import repack
 from .shared import Plan, plan
 from .store import Job
@@ -38,11 +43,13 @@ class CacheInfo:
     Attributes:
         bytes: bytes of keys and values, states, encoded prompts and logits.
         peak_bytes: most bytes held at once so far; where parts have their own limits, the sum of their peaks.
-        limit: the most that may be held, ``cache_bytes``.
+        limit: the most that may be held: ``cache_bytes``, or what was decided where that is None; less after a pass
+            has run out of the device's memory.
         slabs: batches of keys and values held, or of states.
         evictions: batches of these, or of logits, dropped so far (or never kept) because memory was short.
         forwarded: token positions forwarded so far.
-        recomputed: those of them that had been forwarded before, and were dropped.
+        recomputed: those of them that had been forwarded before, and were dropped because memory was short.
+        shortages: passes that ran out of the device's memory so far, and were made again in smaller ones.
     """
 
     bytes: int
@@ -52,6 +59,7 @@ class CacheInfo:
     evictions: int
     forwarded: int
     recomputed: int
+    shortages: int
 
 
 class Forwarder(ABC):
@@ -64,18 +72,24 @@ class Forwarder(ABC):
         live: the model, watched for changes.
         forwarded: token positions forwarded so far, padding not counted.
         recomputed: those of them that had been forwarded before and were dropped as memory was short.
+        shortages: passes that ran out of the device's memory.
+        allowance: how many bytes may be held.
     """
 
-    def __init__(self, model: Any, tree: Histories, kept: Kept, max_batch: int, vocab_size: int) -> None:
+    def __init__(self, model: Any, tree: Histories, limit: int | None, max_batch: int, vocab_size: int) -> None:
         self.model = model
         self.tree = tree
-        self.kept = kept
+        self.kept = Kept(0)
         self.max_batch = max_batch
         self.vocab_size = vocab_size
+        self.allowance = Allowance(model, limit, lambda: self.info().bytes)
         self.forwarded = 0
         self.recomputed = 0
+        self.shortages = 0
+        self._positions = _POSITIONS
         self._calls = 0
-        self._owed: dict[History, int] = {}
+        self._owed: dict[History, tuple[int, int]] = {}
+        self._memory = 1
         self.live = Live(model)
         self._epochs, self._version = Recall(), self.live.version()
         self._form = self._type_and_place()
@@ -83,6 +97,10 @@ class Forwarder(ABC):
     @abstractmethod
     def info(self) -> CacheInfo:
         """Return what is held in memory."""
+
+    @abstractmethod
+    def allot(self, limit: int) -> None:
+        """Share a number of bytes out among what is held, and drop what is beyond."""
 
     @abstractmethod
     def measure(self) -> None:
@@ -115,6 +133,10 @@ class Forwarder(ABC):
         """Return how far, at most to ``end``, one pass over a whole serves its positions from ``first`` on."""
         return end
 
+    def mark(self, job: Job) -> int:
+        """Return what marks the positions of a job: those marked so were forwarded before, and should be known."""
+        return self._memory
+
     def order(self, job: Job) -> tuple[int, ...]:
         """Sort key that brings jobs of like shape together."""
         return (job.pending, job.node.length)
@@ -124,19 +146,35 @@ class Forwarder(ABC):
         self._calls += 1
         return self.model(**inputs)
 
-    def owe(self, node: History, positions: int) -> None:
-        """Charge a history of the wave for positions that were forwarded for its sake."""
-        self._owed[node] = self._owed.get(node, 0) + positions
+    def owe(self, node: History, positions: int, again: int = 0) -> None:
+        """Charge a history of the wave for positions that were forwarded for its sake, ``again`` of them once more."""
         self.forwarded += positions
+        self.recomputed += again
+        self._owe(node, positions, again)
+
+    def _owe(self, node: History, positions: int, again: int) -> None:
+        before = self._owed.get(node, (0, 0))
+        self._owed[node] = before[0] + positions, before[1] + again
 
     def forget(self) -> None:
         """Count from zero."""
-        self.forwarded = self.recomputed = self._calls = 0
+        self.forwarded = self.recomputed = self.shortages = self._calls = 0
         self._owed.clear()
 
     def clear(self) -> None:
-        """Drop all that is held in memory."""
+        """Drop all that is held in memory. What is forwarded afterwards is not known to have been so before."""
         self.kept.clear()
+        self._memory += 1
+
+    @contextmanager
+    def unlimited(self) -> Iterator[None]:
+        """Within the block all may be held; nothing is afterwards."""
+        self.allot(sys.maxsize)
+        try:
+            yield
+        finally:
+            self.clear()
+            self.allot(self.allowance.limit or 0)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -148,16 +186,19 @@ class Forwarder(ABC):
             if changed:
                 self._renew()
                 self._version = version
+            if self.allowance.limit is None:
+                self.allot(self.allowance.decide())
             yield
 
     def _renew(self) -> None:
         repack(self.model)
         form = self._type_and_place()
         if form != self._form:
-            counts = self.forwarded, self.recomputed, self._calls
+            counts = self.forwarded, self.recomputed, self.shortages, self._calls
+            self.allowance.reopen()
             with torch.inference_mode():
                 self.measure()
-            self.forwarded, self.recomputed, self._calls = counts
+            self.forwarded, self.recomputed, self.shortages, self._calls = counts
             self._form = form
 
     def _type_and_place(self) -> tuple[Any, Any]:
@@ -188,7 +229,7 @@ class Forwarder(ABC):
             def keep(jobs: Sequence[Job], logits: Any) -> None:
                 last = logits[:, -1]
                 for row, job in enumerate(jobs):
-                    tally.tokens_in[owners[missing[job.node]]] += job.cost
+                    tally.forwarded(owners[missing[job.node]], job.cost, job.again)
                     found[job.node] = last, row
                 self.remember(jobs, last)
 
@@ -231,7 +272,7 @@ class Forwarder(ABC):
 
             def charge(jobs: Sequence[Job], logits: Any, users: dict[History, History] = users) -> None:
                 for job in jobs:
-                    self._owed[users[job.node]] = self._owed.get(users[job.node], 0) + job.cost
+                    self._owe(users[job.node], job.cost, job.again)
 
             ends = {node: node.length - 1 for node in users}
             self._passes([self.locate(node, end) for node, end in ends.items()], ends, charge, 1, False)
@@ -246,23 +287,62 @@ class Forwarder(ABC):
                 group, *rest = self._groups([self.locate(job.node, starts[job.node]) for job in group], every)
                 queue.extendleft(reversed(rest))
             spare = width if len(group) == len(jobs) else len(group)
-            logits = self.attempt(group, min(spare, self.max_batch), every)
+            logits = self._attempt(group, min(spare, self.max_batch), every)
+            moved = True
             if logits is None and len(group) > 1:
                 half = len(group) // 2
                 queue.extendleft((group[half:], group[:half]))
                 continue
             if logits is None:  # a history alone may fit where it and what it goes on from do not
                 group = [Job(group[0].node, 0, None, None)]
-                logits = self.attempt(group, 1, every)
+                logits = self._attempt(group, 1, every)
             if logits is None:
-                logits = self.bare(group[0], every)
-            self._count(group)
-            sink([replace(job, extra=self._owed.pop(job.node, 0)) for job in group], logits)
-            moved = True
+                logits = self._bare(group[0], every)
+            sink([self._count(job) for job in group], logits)
+
+    def _attempt(self, jobs: Sequence[Job], width: int, every: bool) -> Any:
+        """`attempt`; None, too, where the device runs out of memory: less is kept and passed from then on."""
+        try:
+            return self.attempt(jobs, width, every)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+        self.shortages += 1  # here the error is gone, and with it what its traceback held
+        give_back(core(self.model).device)
+        self.allot(self.allowance.lower())
+        pending = max(job.pending for job in jobs)
+        if pending == 1:
+            self.max_batch = max(1, len(jobs) // 2)
+        else:
+            self._positions = max(1, len(jobs) * pending // 2)
+        return None
+
+    def _bare(self, job: Job, every: bool) -> Any:
+        """`bare`, if need be with nothing else in memory."""
+        try:
+            return self.bare(job, every)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+        self.shortages += 1
+        self.clear()
+        gc.collect()
+        give_back(core(self.model).device)
+        try:
+            return self.bare(job, every)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            raise OutOfMemory(
+                f"a text of {job.node.length + len(job.node.top.source)} tokens does not fit into the memory of "
+                f"{core(self.model).device} beside {type(core(self.model)).__name__}, alone and with nothing kept: "
+                "load the model in half precision (dtype=torch.bfloat16), give other models of the device a smaller "
+                "cache_bytes, or use shorter texts"
+            ) from error
 
     def _groups(self, jobs: Sequence[Job], every: bool) -> Iterator[list[Job]]:
         """Cut jobs into passes of similar shape, so that padding at most about doubles the work."""
-        limit = min(_POSITIONS, _LOGITS // self.vocab_size) if every else _POSITIONS
+        limit = min(self._positions, _LOGITS // self.vocab_size) if every else self._positions
         group: list[Job] = []
         pending = length = 0
         for job in sorted(jobs, key=self.order):
@@ -280,16 +360,20 @@ class Forwarder(ABC):
         if group:
             yield group
 
-    def _count(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            self.forwarded += job.pending
-            node: History | None = job.node
-            while node is not None and node.length > job.base:
-                above = node.above
-                if node.forwarded:
-                    self.recomputed += node.length - max(0 if above is None else above.length, job.base)
-                node.forwarded = True
-                node = above
+    def _count(self, job: Job) -> Job:
+        """Count a job that was forwarded, and return it with all that it cost."""
+        mark, again = self.mark(job), 0
+        node: History | None = job.node
+        while node is not None and node.length > job.base:
+            above = node.above
+            if node.forwarded == mark:
+                again += node.length - max(0 if above is None else above.length, job.base)
+            node.forwarded = mark
+            node = above
+        self.forwarded += job.pending
+        self.recomputed += again
+        extra = self._owed.pop(job.node, (0, 0))
+        return replace(job, extra=extra[0], again=again + extra[1])
 
     def _recall(self, node: History) -> tuple[Any, int] | None:
         if node.logits is None:

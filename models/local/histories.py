@@ -17,7 +17,7 @@ class History(Node):
         row: the row of the KV store that holds this history as a prefix, if any does.
         logits: the kept next-token logits as (wave, index), if any are.
         state: the kept recurrent state (or, of a prompt, what its encoder gave) as (wave, index), if any is.
-        forwarded: whether the history's last token (or its prompt) has been through the model.
+        forwarded: the mark (see `Forwarder.mark`) with which its last token or its prompt went through the model.
     """
 
     __slots__ = ("forwarded", "logits", "row", "state", "stem")
@@ -30,7 +30,7 @@ class History(Node):
         self.row: Any = None
         self.logits: tuple[Any, int] | None = None
         self.state: tuple[Any, int] | None = None
-        self.forwarded = False
+        self.forwarded = 0
 
     @property
     def above(self) -> History | None:

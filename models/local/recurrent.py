@@ -11,7 +11,8 @@ import torch
 from ...ppl.errors import Unsupported
 from .forward import CacheInfo, Forwarder
 from .histories import Histories, History
-from .kept import Kept, Wave
+from .kept import Wave
+from .memory import ran_out
 from .states import FIELDS, States, rebuild, select, tensors
 from .store import Job
 from .trial import FAULTS, distance, most_by_rounding, trying
@@ -34,8 +35,8 @@ class RecurrentForwarder(Forwarder):
     Raises `Unsupported` for a model whose steps give other logits than a pass over the whole.
     """
 
-    def __init__(self, model: Any, tree: Histories, limit: int, max_batch: int, vocab_size: int) -> None:
-        super().__init__(model, tree, Kept(limit), max_batch, vocab_size)
+    def __init__(self, model: Any, tree: Histories, limit: int | None, max_batch: int, vocab_size: int) -> None:
+        super().__init__(model, tree, limit, max_batch, vocab_size)
         self._keeps_logits = "logits_to_keep" in accepted(model)
         self._numbers = False
         """Whether the model is told the positions of tokens after a state, as it does not know them itself."""
@@ -49,11 +50,17 @@ class RecurrentForwarder(Forwarder):
         """Whether several tokens can follow a state in one pass."""
         self.measure()
 
+    def allot(self, limit: int) -> None:
+        """Share a number of bytes out among what is held, and drop what is beyond."""
+        self.kept.limit = limit
+        self.kept.make_room(0)
+
     def info(self) -> CacheInfo:
         """Return what is held in memory."""
         kept = self.kept
         return CacheInfo(
-            kept.bytes, kept.peak, kept.limit, len(kept), kept.evictions, self.forwarded, self.recomputed
+            kept.bytes, kept.peak, kept.limit, len(kept), kept.evictions,
+            self.forwarded, self.recomputed, self.shortages,
         )  # fmt: skip
 
     def locate(self, node: History, first: int) -> Job:
@@ -143,7 +150,7 @@ class RecurrentForwarder(Forwarder):
 
     def measure(self) -> None:
         """Find out how the model keeps its state, and what can be done with it."""
-        with self.live.hold(), trying(self.model):
+        with self.live.hold(), self.unlimited(), trying(self.model):
             self._probe("position_ids" in accepted(self.model))
         self.forget()
 
@@ -186,7 +193,9 @@ class RecurrentForwarder(Forwarder):
                 if logits.shape != truth.shape or not distance(logits, truth) <= most_by_rounding(self.model):
                     return False
                 state = rebuild(_bare_tensors(state), lambda tensor: tensor.clone())
-        except FAULTS:
+        except FAULTS as fault:
+            if ran_out(fault):
+                raise
             return False
         return True
 

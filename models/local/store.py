@@ -28,6 +28,8 @@ class Job:
     row: Row | None
     extra: int = 0
     """Positions forwarded for the sake of this history: those it shares with others, those of an encoder."""
+    again: int = 0
+    """Those of all its positions that had been forwarded before."""
 
     @property
     def pending(self) -> int:
@@ -95,6 +97,10 @@ class Store:
     def bytes(self) -> int:
         """Bytes held in slabs."""
         return sum(slab.bytes for slab in self.slabs)
+
+    def fit(self) -> None:
+        """Forget the least recently used slabs until the limit is kept."""
+        self._free(0, ())
 
     def clear(self) -> None:
         """Forget all slabs."""

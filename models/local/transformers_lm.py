@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...ppl.keys import Keys
+from ...ppl.reals import whole_number
 from ..language.host import Floats, Offer, Sink, Tally
 from ..language.model import LanguageModel
 from ..language.runs import Run
@@ -36,12 +37,23 @@ class TransformersLM(LanguageModel):
             (Mamba, RWKV, xLSTM, hybrids), or an encoder–decoder (T5, BART), whose encoder reads the prompt.
         tokenizer: its tokenizer.
         sampling: the default law of the next token; every step may override it.
-        cache_bytes: most bytes of keys, values, states and logits to hold between passes. What does not fit
-            is computed again when needed; `cache_info` says how much that was.
+        cache_bytes: most bytes of keys, values, states and logits to hold between passes; None: as many as the model's
+            device allows when they are first needed (see below). What does not fit is computed again when needed;
+            `cache_info` says how much that was, and which limit it is.
         max_batch: most histories in one forward pass.
         packed: whether float32 linear layers on a CPU use a second, faster copy of their weights; None: up to
             2 GiB of them (see `pack`).
         name: tells texts of this model from those of others; its path by default.
+
+    With ``cache_bytes=None`` the limit is three quarters of the memory that is free on the device, beside the weights
+    and a reserve of 2 GiB for what a pass needs (half of it, where less than 4 GiB are free), and less what other
+    models there were allowed so and have not filled: of several models on one device the first that is used gets most,
+    and a later one at least an eighth of what is really free. On a CPU it is 2 GiB at most, less where the machine or
+    the control group of the process has less.
+
+    A pass that runs out of the device's memory is made again in halves, and the limit is lowered, whoever set it;
+    nothing is lost, and ``cache_info().shortages`` counts such passes. A text that does not fit even alone raises
+    `OutOfMemory`.
 
     The model may change between passes: weights that are trained or loaded, adapters that are switched or merged,
     hooks, a new type or device are noticed before each pass, and what was computed before is dropped (see `Live` for
@@ -77,7 +89,7 @@ class TransformersLM(LanguageModel):
         tokenizer: Any,
         *,
         sampling: Sampling | None = None,
-        cache_bytes: int = 2 << 30,
+        cache_bytes: int | None = None,
         max_batch: int = 128,
         packed: bool | None = None,
         name: str | None = None,
@@ -92,7 +104,8 @@ class TransformersLM(LanguageModel):
         pack(model, packed)
         prompt_context, context = contexts(model)
         tree = Histories()
-        self.forwarder, start = choose(model, tree, cache_bytes, max_batch)
+        limit = None if cache_bytes is None else whole_number("cache_bytes", cache_bytes, 0)
+        self.forwarder, start = choose(model, tree, limit, max_batch)
         super().__init__(
             tokenizer,
             tree,
@@ -113,7 +126,7 @@ class TransformersLM(LanguageModel):
         sampling: Sampling | None = None,
         device: str | None = None,
         dtype: Any = None,
-        cache_bytes: int = 2 << 30,
+        cache_bytes: int | None = None,
         max_batch: int = 128,
         packed: bool | None = None,
         **kwargs: Any,

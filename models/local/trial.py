@@ -12,6 +12,7 @@ import torch
 from ...ppl.errors import Unsupported
 from .forward import Forwarder
 from .histories import Histories, History
+from .memory import ran_out
 from .store import Job
 from .wrappers import core
 
@@ -94,9 +95,9 @@ class Trial:
         """Return what is wrong as the model is run now, if anything is."""
         try:
             self._run()
-        except torch.cuda.OutOfMemoryError:
-            raise
         except (Disagreement, *FAULTS) as fault:
+            if ran_out(fault):
+                raise
             return fault
         return None
 
@@ -147,14 +148,14 @@ def trying(model: Any) -> Iterator[None]:
     try:
         with torch.inference_mode(), torch.random.fork_rng(devices=devices):
             yield
-    except torch.cuda.OutOfMemoryError:
-        raise
     except Disagreement as error:
         raise Unsupported(
             f"{type(inner).__name__} gives other logits in pieces than at once, so its histories cannot be forked "
             f"without error: {error}"
         ) from error
     except FAULTS as error:
+        if ran_out(error):
+            raise
         raise Unsupported(f"{type(inner).__name__} cannot be run as others of its kind are: {error}") from error
 
 

@@ -73,7 +73,7 @@ class Answers:
                 law[found[rows]] = mass.softmax(-1).cpu().numpy()
 
         self.lm.laws(nodes, np.arange(len(nodes)), tally, weigh)
-        charge(model_calls=tally.calls, tokens_in=tally.tokens_in)
+        charge(**tally.amounts)
         return law
 
     def _tokens(self, text: Text) -> tuple[tuple[int, ...], ...]:

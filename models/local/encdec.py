@@ -101,7 +101,8 @@ class EncoderDecoderForwarder(AttentionForwarder):
         cache = out.past_key_values
         if not isinstance(cache, EncoderDecoderCache):
             raise Unsupported(f"{type(core(self.model)).__name__} does not return the keys and values of its prompt")
-        layers = [(layer.keys, layer.values) for layer in cache.cross_attention_cache.layers]
+        run = [layer for layer in cache.cross_attention_cache.layers if layer.keys is not None]  # others were left out
+        layers = [(layer.keys, layer.values) for layer in run]
         self._width = out.encoder_last_hidden_state.shape[-1]
         wave = Wave(None, layers, sum(keys.nbytes + values.nbytes for keys, values in layers))
         self._source_bytes = wave.bytes // sources.numel()

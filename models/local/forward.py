@@ -26,6 +26,7 @@ from .memory import give_back, ran_out
 from .packed import repack
 from .shared import Plan, plan
 from .store import Job
+from .varied import Varied
 from .wrappers import core
 
 _POSITIONS = 8192
@@ -191,6 +192,8 @@ class Forwarder(ABC):
             yield
 
     def _renew(self) -> None:
+        if isinstance(self.model, Varied):
+            self.model.renew()
         repack(self.model)
         form = self._type_and_place()
         if form != self._form:

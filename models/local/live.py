@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from operator import attrgetter, is_, itemgetter
 from typing import Any
 from weakref import WeakSet
@@ -50,13 +50,18 @@ class Live:
         self.model = model
         self._version = 0
         self._lock = threading.Lock()
-        self._walk()
+        self._placed: list[Any] = list(islice(model.parameters(), 1)) if isinstance(model, torch.nn.Module) else []
+        with self._turn():
+            self._walk()
         with _watching:
             _watched.add(self)
 
     def version(self) -> int:
         """Return a number that is another one whenever the model has been seen to change."""
         with self._lock:
+            if not self._stale and self._same():
+                return self._version
+        with self._turn(), self._lock:  # a pass may have it otherwise for as long as it takes (see `Varied`)
             if self._stale or not self._same():
                 self._version += 1
                 self._walk()
@@ -72,7 +77,7 @@ class Live:
 
         What was in training mode is put back into it afterwards.
         """
-        with _lock_of(self._placed[0].device if self._placed else None):
+        with self._turn():
             version = self.version()
             training = self._training()
             for module in training:
@@ -87,6 +92,10 @@ class Live:
         """Take the model for changed if it has one of some parameters, given by their ids."""
         if not parameters.isdisjoint(self._ids):
             self.refresh()
+
+    def _turn(self) -> threading.RLock:
+        """Return the lock of the model's device."""
+        return _lock_of(self._placed[0].device if self._placed else None)
 
     def _training(self) -> list[Any]:
         # Most are not, and to say so once is quicker than to look at each in Python.

@@ -15,8 +15,8 @@ from .kept import Wave
 from .memory import ran_out
 from .states import FIELDS, States, rebuild, select, tensors
 from .store import Job
-from .trial import FAULTS, distance, most_by_rounding, trying
-from .wrappers import accepted, core
+from .trial import distance, most_by_rounding, trying
+from .wrappers import FAULTS, accepted, core
 
 _PROBE = 12
 _ROWS = 3

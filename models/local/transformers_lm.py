@@ -24,6 +24,7 @@ from .forward import CacheInfo
 from .histories import Histories, histories
 from .loading import load
 from .packed import pack
+from .varied import Varied
 from .wrappers import core
 
 _made = count()
@@ -102,6 +103,7 @@ class TransformersLM(LanguageModel):
         config = text_config(model)
         self.model = model.eval()
         pack(model, packed)
+        self._cache_bytes, self._max_batch = cache_bytes, max_batch
         prompt_context, context = contexts(model)
         tree = Histories()
         limit = None if cache_bytes is None else whole_number("cache_bytes", cache_bytes, 0)
@@ -153,6 +155,10 @@ class TransformersLM(LanguageModel):
             name=name_or_path,
         )
 
+    def __repr__(self) -> str:
+        varied = self.model.extra_repr() if isinstance(self.model, Varied) else ""
+        return f"<TransformersLM {', '.join(filter(None, (self.identity, varied)))}>"
+
     @property
     def forwarded(self) -> int:
         """Token positions forwarded so far, padding not counted."""
@@ -177,6 +183,41 @@ class TransformersLM(LanguageModel):
         >>> lm.refresh()
         """
         self.forwarder.live.refresh()
+
+    def variant(self, *, experts: int | None = None, layers: int | None = None, adapter: Any = ...) -> TransformersLM:
+        """Return a language model with the same weights that runs them otherwise, for instance faster and less well.
+
+        It has a cache of its own, and its steps pass in batches of their own. Its texts are named as this model's, so
+        that they move between variants: each goes on from the texts of others, ``fast.line(text)``, and their tokens go
+        through it once. What is left out is as in this model. Whatever changes this model (training, loading, hooks)
+        changes its variants.
+
+        Args:
+            experts: how many experts each token goes through, in a mixture of experts.
+            layers: after how many layers the last norm and the head follow, an early exit (Elhoushi et al. 2024,
+                arXiv:2404.16710): good where a model was trained for it.
+            adapter: an adapter of peft that was loaded into the model, by its name (Hu et al. 2022, arXiv:2106.09685);
+                None is the model without adapters.
+
+        Raises `Unsupported` for experts of a dense model, layers that are not in one list, adapters where there are
+        none or where one is merged into the weights, and a variant that cannot be run exactly; ValueError for more
+        experts or layers than there are, and for an unknown adapter.
+
+        >>> from feynkac.models.testing import tiny_lm
+        >>> lm = tiny_lm()
+        >>> fast = lm.variant(layers=1)
+        >>> fast, fast.attach(lm.prompt("Once")) == lm.prompt("Once")
+        (<TransformersLM tiny-LlamaForCausalLM-0, layers=1>, True)
+        """
+        with self.forwarder.hold():
+            model = Varied(self.model, experts=experts, layers=layers, adapter=adapter)
+        lm = TransformersLM(
+            model, self.tokenizer, sampling=self.sampling, cache_bytes=self._cache_bytes, max_batch=self._max_batch,
+            packed=False, name=self.identity,
+        )  # fmt: skip
+        with self.forwarder.hold():
+            model.check()
+        return lm
 
     # What texts, steps and scores ask for
 

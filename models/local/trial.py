@@ -14,14 +14,12 @@ from .forward import Forwarder
 from .histories import Histories, History
 from .memory import ran_out
 from .store import Job
-from .wrappers import core
+from .wrappers import FAULTS, core
 
 _TOKENS = 10
 """Most tokens of a history that is tried."""
 _FORK = 4
 """Where two of them part."""
-FAULTS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What a model may raise that is run otherwise than it can be."""
 
 
 def distance(got: Any, truth: Any) -> float:

@@ -9,6 +9,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+FAULTS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a model may raise that is run otherwise than it can be."""
+
 
 def core(model: Any) -> Any:
     """Return the model of transformers that a wrapper holds, or that the model is; else the model."""

@@ -113,11 +113,11 @@ def test_strings_condition_texts_of_programs():
 
 
 def scripted(lm, monkeypatch, *tokens):
-    from feynkac.models.language import steps
+    from feynkac.models.local import drawing
 
     script = iter(tokens)
     monkeypatch.setattr(
-        steps, "_draw", lambda logits, requests, u: (np.full(len(requests), next(script)), np.full(len(requests), -1.0))
+        drawing, "_draw", lambda logits, *_: (np.full(len(logits), next(script)), np.full(len(logits), -1.0))
     )
 
 

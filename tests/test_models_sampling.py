@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as hf
 
-from feynkac.models.language.laws import draw, log_mass, log_normalise, log_prob_of, warp
+from feynkac.models.language.laws import draw, drawn, log_mass, log_normalise, log_prob_of, read, warp
 from feynkac.models.language.sampling import Sampling
 from feynkac.ppl import keys
 
@@ -99,6 +99,53 @@ def test_greedy_takes_the_best_token_allowed():
     assert np.isneginf(log_prob).all()
 
 
+def kept_by_sorting(logits, top_k, top_p):
+    """What top-k, then top-p keep, ties included, in float64 from the whole vocabulary in order."""
+    logits = logits.double()
+    if top_k is not None:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
+    if top_p is None:
+        return logits > -math.inf
+    ordered = logits.sort(-1, descending=True).values
+    mass = ordered.softmax(-1)
+    last = (mass.cumsum(-1) - mass < top_p).sum(-1, keepdim=True) - 1
+    return logits >= ordered.gather(1, last)
+
+
+@pytest.mark.parametrize("size", [5, 700, 20_000])
+@pytest.mark.parametrize("form", ["flat", "peaked", "rounded", "negative", "far", "double"])
+def test_what_is_counted_is_what_sorting_keeps(form, size):
+    logits = random_logits(6, size, seed=size)
+    logits = {
+        "flat": 0.01 * logits,
+        "peaked": 4 * logits,
+        "rounded": logits.bfloat16().float(),  # many ties, and no digit after the first two bytes
+        "negative": logits - 50,
+        "far": 1e4 * logits,
+        "double": logits.double(),
+    }[form]
+    for top_k in (None, 3, size // 2):
+        for top_p in (None, 1e-9, 0.3, 0.9, 0.999):
+            ours = warp(logits, Sampling(top_k=top_k, top_p=top_p)) > -math.inf
+            assert torch.equal(ours, kept_by_sorting(logits, top_k, top_p)), (top_k, top_p)
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9])
+def test_zeros_of_both_signs_are_tied(top_p):
+    logits = torch.tensor([[0.0, -0.0, 1.0, -1.0, 0.0, -0.0]])
+    kept = warp(logits, Sampling(top_p=top_p)) > -math.inf
+    assert torch.equal(kept, kept_by_sorting(logits, None, top_p))
+
+
+def test_nothing_waits_for_a_gpu_before_results_are_read():
+    # On "meta" there are no numbers: to ask for one, or for a shape that depends on one, is an error.
+    logits = torch.empty((3, 20_000), device="meta")
+    mask = torch.empty(logits.shape, dtype=torch.bool, device="meta")
+    uniforms = torch.empty(3, dtype=torch.float64, device="meta")
+    for sampling in (*LAWS, Sampling(top_k=15_000, top_p=0.8), Sampling(temperature=0), Sampling(temperature=1e-30)):
+        assert drawn(logits, uniforms, sampling, mask).shape == (3, 2)
+
+
 def test_an_impossible_row_leaves_the_others_alone():
     law = random_logits(3, 300)
     law[1] = -math.inf
@@ -116,9 +163,31 @@ def test_the_mass_of_a_mask():
     np.testing.assert_allclose(log_mass(law, mask), exact, atol=1e-6)
 
 
-def test_nan_logits_are_an_error():
+@pytest.mark.parametrize("size", [300, 20_000])
+@pytest.mark.parametrize("sampling", [*LAWS, Sampling(top_k=250, top_p=0.8), Sampling(temperature=0)])
+def test_nan_logits_are_an_error_and_a_row_without_tokens_is_none(sampling, size):
+    logits, uniforms = random_logits(3, size), torch.full((3,), 0.5, dtype=torch.float64)
+    mask = torch.ones(3, size, dtype=torch.bool)
+    mask[1] = False
+    packed = read(drawn(logits, uniforms, sampling, mask))
+    assert (packed[:, 0] < 0).tolist() == [False, True, False]
+    assert np.isneginf(packed[:, 1]).tolist() == [False, True, False]
+    packed = read(drawn(logits.masked_fill(~mask, -math.inf), uniforms, sampling))
+    assert packed[1].tolist() == [-1, -math.inf]
+    logits[2, 7] = math.nan
     with pytest.raises(ValueError, match="NaN"):
-        draw(torch.full((1, 10), math.nan), np.array([0.5]))
+        read(drawn(logits, uniforms, sampling))
+
+
+def test_what_is_cut_off_or_far_below_the_best_has_no_mass():
+    logits = random_logits(1, 300)
+    logits[0, 5] = -200.0
+    law, mask = warp(logits, Sampling(top_k=3)), torch.ones(1, 300, dtype=torch.bool)
+    mask.scatter_(1, law.topk(3).indices, False)
+    assert np.isneginf(log_mass(law, mask)).all()
+    only = torch.zeros_like(mask)
+    only[0, 5] = True
+    assert draw(warp(logits, Sampling(), only), np.array([0.3]))[0] == 5  # allowed, it is all there is
 
 
 @pytest.mark.parametrize(

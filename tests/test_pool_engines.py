@@ -287,14 +287,14 @@ def test_runs_of_a_language_model_keep_its_cache(engine):
 def scripted_lm(monkeypatch, *script):
     """A model that says the given tokens, one after another; None is the end token."""
     pytest.importorskip("torch")
-    from feynkac.models.language import steps
+    from feynkac.models.local import drawing
     from feynkac.models.testing import tiny_lm
 
     lm = tiny_lm()
     (eos,) = lm.eos
     tokens = iter(token for part in script for token in ([eos] if part is None else lm.encode(part)))
     monkeypatch.setattr(
-        steps, "_draw", lambda logits, *_: (np.array([next(tokens) for _ in logits]), np.full(len(logits), -1.0))
+        drawing, "_draw", lambda logits, *_: (np.array([next(tokens) for _ in logits]), np.full(len(logits), -1.0))
     )
     return lm
 

@@ -3,12 +3,16 @@
 The law is the softmax of the logits after temperature, top-k, top-p and min-p, in that order (as ``generate``
 of transformers warps), then conditioned on a mask. A token is drawn by inverting the law's distribution
 function at one uniform number per row, so that a draw depends on its own row and key alone.
+
+All goes by blocks of rows, so that what is needed on the way stays small, and on a CPU within its caches. Nothing here
+waits for a GPU but `read`: NaN, where a model returned it, is carried along and found there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +21,32 @@ from numpy.typing import NDArray
 
 from .sampling import Mask, Sampling
 
+Floats = NDArray[np.float64]
+AS_IT_IS = Sampling()
+"""The law that the logits are."""
+
 _BLOCK = 256
-_TOP = 1024
 _COLD = 1e-20
 """Below this temperature logits divided by it may be beyond float32."""
+_FEW = 32
+"""Where top-k keeps fewer than one of so many tokens, finding them is cheaper than counting."""
+_WHOLE = 2.0**61
+"""What a row's masses sum to as whole numbers, whose sums do not depend on their order."""
+_LARGE = 2**14
+"""From this size of a vocabulary on its logits are counted by digits of two bytes, below by digits of one."""
+_AT_ONCE = {"cpu": 2**20}
+"""Most logits in work at once, by the type of device: on a CPU as many as keep the memory that they had."""
+_COUNTED_AT_ONCE = {"cpu": 2**18}
+"""The same where they are counted: on a CPU as many as a core's cache holds."""
+_AT_ONCE_ELSEWHERE = 2**24
+
+
+def parts(logits: Any, limits: dict[str, int] = _AT_ONCE) -> Iterator[slice]:
+    """Cut the rows of (n, V) into blocks that are worked on at once."""
+    n, size = logits.shape
+    step = max(1, limits.get(logits.device.type, _AT_ONCE_ELSEWHERE) // size)
+    for first in range(0, n, step):
+        yield slice(first, first + step)
 
 
 def warp(logits: Any, sampling: Sampling, mask: Any = None) -> Any:
@@ -31,107 +57,245 @@ def warp(logits: Any, sampling: Sampling, mask: Any = None) -> Any:
     mask allows.
     """
     if sampling.temperature == 0:
-        allowed = logits if mask is None else logits.masked_fill(~mask, -math.inf)
-        best = allowed.argmax(-1, keepdim=True)
-        zero = torch.zeros_like(best, dtype=logits.dtype).masked_fill_(allowed.gather(1, best) == -math.inf, -math.inf)
-        return torch.full_like(logits, -math.inf).scatter_(1, best, zero)
+        best, at = _allowed(logits, mask).max(-1, keepdim=True)
+        return torch.full_like(logits, -math.inf).scatter_(1, at, _certain(best))
     if sampling.temperature < _COLD:
         best = logits.amax(-1, keepdim=True)
         logits = ((logits - best).double() / sampling.temperature).to(logits.dtype)
     elif sampling.temperature != 1:
         logits = logits / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        logits = _cut(logits, logits.topk(sampling.top_k).values[:, -1:])
-    if sampling.top_p is not None and sampling.top_p < 1:
-        logits = _cut(logits, _nucleus(logits, sampling.top_p))
+    floor = _floor(logits, sampling)
+    if floor is not None:
+        logits = _from(logits, floor)
+    return _allowed(logits, mask)
+
+
+def _certain(best: Any) -> Any:
+    """Return the log-probability of the best tokens at temperature 0: 0, −inf where there is none, or NaN."""
+    return (best * 0).masked_fill_(best == -math.inf, -math.inf)
+
+
+def _allowed(logits: Any, mask: Any) -> Any:
+    return logits if mask is None else _only(logits, mask.view(torch.uint8).to(logits.dtype))
+
+
+def _from(logits: Any, floor: Any) -> Any:
+    return _only(logits, torch.ge(logits, floor, out=torch.empty_like(logits)))
+
+
+def _only(logits: Any, kept: Any) -> Any:
+    """Return logits with −inf where ``kept``, as floats, is 0 and not 1: on a CPU ten times as fast as by a mask."""
+    return torch.addcdiv(logits, kept - 1, kept)
+
+
+def _floor(logits: Any, sampling: Sampling) -> Any:
+    """Return the smallest logit kept by top-k, top-p and min-p, (n, 1); None where all are."""
+    size = logits.shape[-1]
+    k = sampling.top_k if sampling.top_k is not None and sampling.top_k < size else None
+    top_p = sampling.top_p if sampling.top_p is not None and sampling.top_p < 1 else None
+    floor: Any = None
+    if k is not None and k * _FEW <= size:
+        best = logits.topk(k).values
+        floor = best[:, -1:] if top_p is None else _nucleus_of(best, logits, top_p)
+    elif k is not None or top_p is not None:
+        floor = torch.cat([_counted(logits[rows], k, top_p) for rows in parts(logits, _COUNTED_AT_ONCE)])
     if sampling.min_p:
-        logits = _cut(logits, logits.amax(-1, keepdim=True) + math.log(sampling.min_p))
-    return logits if mask is None else logits.masked_fill(~mask, -math.inf)
+        least = logits.amax(-1, keepdim=True) + math.log(sampling.min_p)
+        floor = least if floor is None else torch.maximum(least, floor)
+    return floor
 
 
-def _cut(logits: Any, threshold: Any) -> Any:
-    return logits.masked_fill(logits < threshold, -math.inf)
+def _counted(logits: Any, k: int | None, top_p: float | None) -> Any:
+    """Return the smallest logit kept by top-k, if that is, and then by top-p, if that is, (n, 1)."""
+    floor: Any = None
+    if k is not None:
+        one = torch.ones((1, 1), dtype=torch.int64, device=logits.device)
+        floor = _least(logits, one.expand(logits.shape), k * one.expand(len(logits), 1))
+    return floor if top_p is None else _nucleus(logits if floor is None else _from(logits, floor), top_p)
+
+
+def _nucleus_of(best: Any, logits: Any, top_p: float) -> Any:
+    """Return the smallest logit kept by top-p of those that the best ones (n, k), sorted, and their ties are."""
+    tied = torch.ge(logits, best[:, -1:], out=torch.empty_like(logits)).sum(-1, keepdim=True) - best.shape[1]
+    mass = best.to(torch.float64, copy=True).sub_(best[:, :1]).exp_()
+    above = mass.cumsum(-1) - mass
+    total = mass.sum(-1, keepdim=True) + tied * mass[:, -1:]
+    last = (above < top_p * total).sum(-1, keepdim=True).clamp_(min=1) - 1
+    return best.gather(1, last)
 
 
 def _nucleus(logits: Any, top_p: float) -> Any:
     """Return the smallest logit kept by top-p, (n, 1): a token stays while those above it have mass < p."""
-    log_z = logits.double().logsumexp(-1, keepdim=True)
-    k = min(_TOP, logits.shape[-1])
-    while True:  # the nucleus is nearly always small: sort the whole vocabulary only where it is not
-        top = logits.topk(k).values
-        mass = (top.double() - log_z).exp()
-        above = mass.cumsum(-1) - mass
-        if k == logits.shape[-1] or bool((above[:, -1] >= top_p).all()):
-            break
-        k = logits.shape[-1]
-    last = (above < top_p).sum(-1, keepdim=True).clamp(min=1) - 1
-    return top.gather(1, last)
+    top = logits.amax(-1, keepdim=True)
+    mass = logits.to(torch.float64, copy=True).sub_(top).clamp_(min=math.log(_least_normal(torch.float64))).exp_()
+    total = mass.sum(-1, keepdim=True)
+    mass = mass.mul_(_WHOLE / total).long()
+    least = _least(logits, mass, (top_p * mass.sum(-1, keepdim=True).double()).ceil_().long())
+    return least.masked_fill_(total.isnan(), -math.inf)  # a row of NaN stays one, and so does a row of −inf
 
 
-def draw(law: Any, uniforms: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _least(logits: Any, weights: Any, enough: Any) -> Any:
+    """Return the largest logit at and above which the weights sum to ``enough``, (n, 1).
+
+    ``weights`` are whole numbers (n, V), ``enough`` (n, 1). The bytes of a float, one or two at a time, are its digits:
+    the weights are summed by the first digit, which finds that of the result, then by the second among the logits that
+    begin with the first, and so on.
+    """
+    digit_type = torch.uint16 if logits.shape[-1] >= _LARGE else torch.uint8
+    base = 256**digit_type.itemsize
+    digits = logits.contiguous().view(digit_type).unflatten(-1, (logits.shape[-1], -1))
+    places = range(digits.shape[-1])
+    first, *rest = reversed(places) if sys.byteorder == "little" else places
+    digit = digits[..., first].long()
+    sums = _sums(weights, digit, base)
+    # From high to low: the positive, whose digits fall, then the negative, whose digits rise.
+    at, enough = _reach(torch.cat([sums[:, : base // 2].flip(-1), sums[:, base // 2 :]], -1), enough)
+    negative = at >= base // 2
+    found = torch.where(negative, at, base // 2 - 1 - at)
+    bits = torch.where(negative, found - base, found)
+    for place in rest:
+        inside = digit == found
+        if logits.device.type == "cpu":  # where a shape may depend on the data, as nobody waits for it
+            columns = inside.any(0).nonzero()[:, 0]
+            inside, weights, digits = inside[:, columns], weights[:, columns], digits[:, columns]
+        weights = torch.where(inside, weights, 0)
+        digit = digits[..., place].long()
+        sums = _sums(weights, digit, base)
+        at, enough = _reach(torch.where(negative, sums, sums.flip(-1)), enough)
+        found = torch.where(negative, at, base - 1 - at)
+        bits = bits * base + found
+    return bits.to(torch.int32 if logits.dtype == torch.float32 else torch.int64).view(logits.dtype)
+
+
+def _sums(weights: Any, digit: Any, base: int) -> Any:
+    """Return the sum of the weights at each digit, (n, base)."""
+    return torch.zeros((len(digit), base), dtype=weights.dtype, device=weights.device).scatter_add_(1, digit, weights)
+
+
+def _reach(sums: Any, enough: Any) -> tuple[Any, Any]:
+    """Return where the running sum first is enough, (n, 1), and what is still wanted there."""
+    running = sums.cumsum(-1)
+    at = torch.searchsorted(running, enough).clamp_(max=sums.shape[1] - 1)  # NaN may ask for more than there is
+    return at, enough - (running.gather(1, at) - sums.gather(1, at))
+
+
+def draw(law: Any, uniforms: Floats) -> tuple[NDArray[np.int64], Floats]:
     """Draw one token per row from an unnormalised log-law, shape (n, V), at one uniform number per row, (n,).
 
     Returns the tokens (n,) and their log-probabilities (n,): −1 and −inf for a row with no possible token.
     """
-    weights, top = _weights(law)
-    if missing := -weights.shape[1] % _BLOCK:  # padding by nothing would copy
-        weights = torch.nn.functional.pad(weights, (0, missing))
+    return tokens_of(read(drawn(law, torch.from_numpy(uniforms).to(law.device))))
+
+
+def drawn(logits: Any, uniforms: Any, sampling: Sampling = AS_IT_IS, mask: Any = None) -> Any:
+    """Draw one token per row of logits (n, V) by a law, at one uniform number per row: a float64 tensor (n,).
+
+    ``mask`` is a boolean tensor (n, V), or None. Returns a float64 tensor (n, 2) on their device, to be `read`: the
+    tokens, which float64 holds exactly, and their log-probabilities. They are −1 and −inf for a row with no possible
+    token; the log-probability is NaN where a logit is NaN or +inf.
+    """
+    result = torch.empty((len(logits), 2), dtype=torch.float64, device=logits.device)
+    for rows in parts(logits):
+        allowed = None if mask is None else mask[rows]
+        if sampling.temperature == 0:
+            best, token = _allowed(logits[rows], allowed).max(-1)
+            log_prob = _certain(best)
+            token = token.masked_fill_(log_prob == -math.inf, -1)
+        else:
+            token, log_prob = _invert_law(warp(logits[rows], sampling, allowed), uniforms[rows, None])
+        result[rows, 0], result[rows, 1] = token, log_prob
+    return result
+
+
+def read(tensor: Any) -> Floats:
+    """Return results as an array: what is computed on a GPU is waited for here.
+
+    Raises ValueError where a row's last number is NaN, as it is where the logits are.
+    """
+    array: Floats = tensor.cpu().numpy()
+    if np.isnan(array.reshape(len(array), -1)[:, -1:]).any():
+        raise ValueError("the language model returned NaN logits; try dtype=torch.float32")
+    return array
+
+
+def tokens_of(drawn: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Return the tokens and log-probabilities of draws that were read, each (n,)."""
+    return drawn[:, 0].astype(np.int64), drawn[:, 1]
+
+
+def _invert_law(law: Any, uniforms: Any) -> tuple[Any, Any]:
+    """Return the token (n,) at which a log-law's distribution function reaches a number (n, 1), and its log-prob."""
+    size = law.shape[1]
+    weights, top = _weights(law, _BLOCK)
     blocks = weights.view(len(law), -1, _BLOCK)
-    sums = blocks.sum(-1).double()
+    least = 2 * _least_normal(law.dtype)
+    sums = torch.threshold_(blocks.sum(-1), _BLOCK * least, 0.0).double()
     by_block = sums.cumsum(-1)
     total = by_block[:, -1:]
-    target = torch.from_numpy(uniforms).to(law.device)[:, None] * total
+    target = uniforms * total
     block = _invert(by_block, target)
-    before = (by_block.gather(1, block) - sums.gather(1, block)).clamp(min=0)
-    rows = torch.arange(len(law), device=law.device)
-    inside = blocks[rows, block[:, 0]].double().cumsum(-1)
-    token = block * _BLOCK + _invert(inside, target - before)
-    token = token.clamp(max=law.shape[1] - 1)
+    before = (by_block.gather(1, block) - sums.gather(1, block)).clamp_(min=0)
+    chosen = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0]
+    inside = torch.threshold_(chosen, least, 0.0).double().cumsum(-1)
+    token = (block * _BLOCK + _invert(inside, target - before)).clamp_(max=size - 1)
     log_prob = (law.gather(1, token) - top).double() - total.log()
-    possible = (total > 0)[:, 0]
-    token = torch.where(possible, token[:, 0], -1)
-    log_prob = torch.where(possible, log_prob[:, 0], -math.inf)
-    return token.cpu().numpy(), log_prob.cpu().numpy()
+    nothing = total == 0
+    return token.masked_fill_(nothing, -1)[:, 0], log_prob.masked_fill_(nothing, -math.inf)[:, 0]
 
 
 def _invert(cumulative: Any, target: Any) -> Any:
     """Return the first index whose cumulative weight exceeds the target, never one of weight zero."""
     index = torch.searchsorted(cumulative, target, right=True)
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous(), right=False)
-    return torch.minimum(index, last)
+    return torch.minimum(index, last).clamp_(max=cumulative.shape[1] - 1)  # NaN exceeds nothing
 
 
-def _weights(law: Any) -> tuple[Any, Any]:
-    """Return exp(law − max) and max, with weights 0 for a row in which nothing is possible."""
+def _weights(law: Any, block: int = 1) -> tuple[Any, Any]:
+    """Return exp(law − max), (n, whole blocks), with next to nothing at the end, and max: 0 where all is −inf."""
+    width = -(-law.shape[1] // block) * block
     top = law.amax(-1, keepdim=True)
-    if bool(torch.isnan(top).any()):
-        raise ValueError("the language model returned NaN logits; try dtype=torch.float32")
     top = top.masked_fill(top == -math.inf, 0.0)
-    return (law - top).exp_(), top
+    weights = torch.empty((len(law), width), dtype=law.dtype, device=law.device)
+    torch.sub(law, top, out=weights[:, : law.shape[1]])
+    weights[:, law.shape[1] :] = -math.inf
+    return weights.clamp_(min=math.log(_least_normal(law.dtype))).exp_(), top
+
+
+def _least_normal(dtype: Any) -> float:
+    """Return about the least number that `exp` gives at full speed on a CPU: what is rarer has probability zero."""
+    return 2 * float(torch.finfo(dtype).tiny)
 
 
 def log_normalise(law: Any) -> Any:
     """Return the log-probabilities (n, V) of an unnormalised log-law; a row of −inf stays so."""
-    weights, top = _weights(law)
-    return (law - top) - weights.sum(-1, keepdim=True).log().clamp(min=-1e30)
+    result = torch.empty_like(law)
+    for rows in parts(law):
+        weights, top = _weights(law[rows])
+        torch.sub(law[rows], top, out=result[rows]).sub_(weights.sum(-1, keepdim=True).log_().clamp_(min=-1e30))
+    read(result[:, -1])
+    return result
 
 
-def log_prob_of(law: Any, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+def log_prob_of(law: Any, tokens: NDArray[np.int64]) -> Floats:
     """Return the log-probability (n,) of one given token per row of an unnormalised log-law (n, V)."""
-    weights, top = _weights(law)
     index = torch.from_numpy(tokens).to(law.device)[:, None]
-    chosen = (law.gather(1, index) - top).double()
-    total = weights.sum(-1, keepdim=True).double().clamp(min=1e-300)
-    result: NDArray[np.float64] = (chosen - total.log())[:, 0].cpu().numpy()
-    return result
+    result = torch.empty(len(law), dtype=torch.float64, device=law.device)
+    for rows in parts(law):
+        weights, top = _weights(law[rows])
+        total = weights.sum(-1, keepdim=True).double().clamp_(min=1e-300)
+        result[rows] = ((law[rows].gather(1, index[rows]) - top).double() - total.log_())[:, 0]
+    return read(result)
 
 
-def log_mass(law: Any, mask: Any) -> NDArray[np.float64]:
+def log_mass(law: Any, mask: Any) -> Floats:
     """Return the log of the mass (n,) that a law (n, V) gives to the tokens of a boolean mask (n, V)."""
-    weights, _ = _weights(law)
-    inside = (weights * mask).sum(-1).double()
-    result: NDArray[np.float64] = (inside.log() - weights.sum(-1).double().log()).cpu().numpy()
-    return result
+    result = torch.empty(len(law), dtype=torch.float64, device=law.device)
+    for rows in parts(law):
+        weights, _ = _weights(law[rows])
+        weights = torch.threshold_(weights, 2 * _least_normal(law.dtype), 0.0)
+        inside = (weights * mask[rows].view(torch.uint8)).sum(-1).double()
+        result[rows] = inside.log_() - weights.sum(-1).double().clamp_(min=1e-300).log_()
+    return read(result)
 
 
 def on(mask: Mask, device: Any) -> Any:

@@ -84,6 +84,10 @@ class CannotWrite(FeynkacError, ValueError):
     """A tokenizer has no tokens that read as a string."""
 
 
+class TokenizerMismatch(FeynkacError, ValueError):
+    """A text is of a model whose tokenizer is another one, so that its tokens would be read as something else."""
+
+
 class UnreadablePosterior(FeynkacError, ValueError):
     """A file is no saved posterior, of another format, damaged, too large, or holds what no run can have made."""
 

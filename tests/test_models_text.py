@@ -5,12 +5,18 @@ import json
 
 import numpy as np
 import pytest
+from random_models import draw, fresh_log_prob
+from tiny_tokenizers import MAKERS, lm_of, tokenizer
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from feynkac.inference.results.encoding import Decoder, Encoder
-from feynkac.models import Text
+from feynkac.models import Text, TransformersLM
+from feynkac.models.language.encoding import Codec
 from feynkac.models.language.text import Reading
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl import keys
+from feynkac.ppl.errors import ContextOverflow, TokenizerMismatch
 
 
 def grown(lm, seed=0):
@@ -135,9 +141,128 @@ def test_a_loaded_text_goes_on_where_it_was():
         assert lm.attach(copy) == text
 
 
-def test_the_text_of_another_model_is_refused():
-    with pytest.raises(ValueError, match="belongs to"):
-        tiny_lm(1).attach(tiny_lm(0).prompt("The"))
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_text_moves_to_a_model_with_an_equal_tokenizer(saved):
+    one, other = tiny_lm(0), tiny_lm(1)
+    assert one.identity != other.identity
+    text = grown(one)
+    given = Text.from_json(text.to_json()) if saved else text
+    moved = other.attach(given)
+    assert moved.lm is other
+    assert moved.identity == other.identity
+    for name in ("tokens", "prompt_tokens", "steps", "log_prob", "finish_reason", "full"):
+        assert getattr(moved, name) == getattr(text, name)
+    (longer,) = draw([other.tokens(given, 3)])
+    drawn = longer.log_prob - text.log_prob
+    assert drawn == pytest.approx(fresh_log_prob(other, longer, len(text.prompt_tokens + text.tokens)), abs=1e-4)
+    step = one.tokens(text, 3)  # what another model drew can be scored
+    assert step.log_prob_batch([step], [longer])[0] == pytest.approx(
+        fresh_log_prob(one, longer, len(text.prompt_tokens + text.tokens)), abs=1e-4
+    )
+
+
+def test_a_text_of_another_tokenizer_is_refused_whatever_its_model_is_called():
+    one = lm_of("byte-level")
+    other = TransformersLM(one.model, tokenizer("llama"), name=one.identity)
+    text = one.prompt("The sea")
+    assert one.encode("The sea") != other.encode("The sea")
+    with pytest.raises(TokenizerMismatch, match="whose tokenizer is not that of <TransformersLM byte-level-0>"):
+        other.attach(text)
+    with pytest.raises(TokenizerMismatch, match="read as something else"):
+        other.tokens(Text.from_json(text.to_json()), 1).sample_batch([other.tokens(text, 1)], keys.root(0)[None])
+    step = other.tokens(other.prompt("The sea"), 3)
+    assert step.log_prob_batch([step], [draw([one.tokens(text, 3)])[0]])[0] == -np.inf
+
+
+def test_a_text_of_an_old_file_is_known_by_its_name():
+    one, other = tiny_lm(0), tiny_lm(1)
+    text = grown(one)
+    data = text.to_json()
+    del data["fingerprint"]
+    old = Text.from_json(data)
+    assert old == text
+    assert one.attach(old).fingerprint == text.fingerprint
+    with pytest.raises(TokenizerMismatch, match=r"belongs to tiny-LlamaForCausalLM-0, not to .* from a file"):
+        other.attach(old)
+    with pytest.raises(TypeError, match="not those of a text"):
+        Text.from_json({**data, "fingerprint": 3})
+
+
+def test_tokenizers_are_told_apart_by_what_they_read():
+    def of(made):
+        return Codec(made, len(made), "it").fingerprint
+
+    found = {kind: of(tokenizer(kind)) for kind in MAKERS}
+    assert len(set(found.values())) == len(MAKERS)
+    fast = tokenizer("llama")
+    raw = Tokenizer.from_str(fast.backend_tokenizer.to_str())
+    again = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>")
+    assert of(tokenizer("llama", begin=False, end=True)) == found["llama"], "what is put round it is in a prompt"
+    assert of(again) == found["llama"]
+    again.add_special_tokens({"pad_token": "<eos>"})
+    again(["padded", "and"], padding="max_length", max_length=9, truncation=True)
+    assert of(again) == found["llama"]
+    again.add_tokens(["<tool>"], special_tokens=True)
+    assert of(again) != found["llama"]
+
+    class InPython(PreTrainedTokenizer):
+        def __init__(self, words, **options):
+            self.words = words
+            super().__init__(unk_token="<unk>", **options)
+
+        vocab_size = property(lambda self: len(self.words))
+
+        def get_vocab(self):
+            return {word: i for i, word in enumerate(self.words)} | self.added_tokens_encoder
+
+        def _tokenize(self, string, **options):
+            return list(string)
+
+        def _convert_token_to_id(self, token):
+            return self.words.index(token) if token in self.words else 0
+
+        def _convert_id_to_token(self, index):
+            return self.words[index]
+
+    letters = ["<unk>", *"abcdefgh"]
+    assert of(InPython(letters)) == of(InPython(letters)) != of(InPython([*letters[:-1], "z"]))
+
+
+def test_a_text_that_does_not_fit_another_model_is_refused():
+    long, short = tiny_lm(0), tiny_lm(1, context=12)
+    text = draw([long.tokens(long.prompt("Once upon a time"), 20)])[0]
+    assert len(text.prompt_tokens + text.tokens) > 12
+    with pytest.raises(ContextOverflow, match=r"but the context of .* is 12"):
+        short.attach(text)
+    with pytest.raises(ContextOverflow, match="the prompt has"):
+        short.attach(long.prompt("Once upon a time there was a river"))
+    few = tiny_lm(2)
+    few.model.resize_token_embeddings(280)
+    few = tiny_lm(model=few.model)
+    with pytest.raises(ValueError, match=r"has the token 299, but .* knows the tokens 0 to 279"):
+        few.attach(long.prompt([5, 299]))
+
+
+def test_what_ends_a_text_is_for_its_model_to_say():
+    one, other = tiny_lm(0), tiny_lm(1)
+    other.eos = frozenset({7})
+    ended = Text.from_json({**one.prompt("The").to_json(), "tokens": [5, 1], "finish_reason": "eos"})
+    assert one.attach(ended).finish_reason == "eos"
+    assert other.attach(ended).finish_reason is None
+    other.eos = frozenset({1, 7})
+    assert other.attach(ended).finish_reason == "eos"
+    full = tiny_lm(1, context=one.attach(ended).node.length)
+    assert full.attach(dataclasses.replace(ended, finish_reason=None)).finish_reason == "context"
+
+
+def test_tokens_that_a_model_does_not_have_are_not_decoded():
+    lm = tiny_lm()
+    for decode in (lm.decode, lm.decode_response):
+        for wrong in (300, -1):
+            with pytest.raises(ValueError, match=rf"decoded has the token {wrong}, but .* knows the tokens 0 to 299"):
+                decode([5, wrong])
+    with pytest.raises(ValueError, match="the prompt has the token 300"):
+        lm.prompt([5, 300])
 
 
 def test_detached_texts_hold_no_cache():

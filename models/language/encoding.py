@@ -7,9 +7,10 @@ the text, and the tokens beyond that end are taken.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from ...ppl.errors import CannotWrite
@@ -23,6 +24,9 @@ _LEADS = ("", "\n", "a", ".")
 """What a string is encoded after where its own place will not do: nothing, a new line, a word, a stop."""
 _CHARACTER = 4
 """Most tokens of an unfinished character."""
+_PARTS = ("normalizer", "pre_tokenizer", "model", "decoder")
+"""Of a tokenizer of the tokenizers library: what decides how strings become tokens, and tokens strings."""
+_PROBES = ("Once upon a time, 12345 + 67.", " a  b\n\n\tc", "Übermäßig 日本語 🎉", "x = f(y)")
 _ROLES = ("bos", "eos", "pad", "sep", "cls", "mask")
 
 
@@ -96,6 +100,23 @@ class Codec:
     def decode_inside(self, tokens: Sequence[int]) -> str:
         """Return the string of tokens as they read after a word."""
         return self.decode((*self._word, *tokens))[len(self._raw(self._word)) :]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the tokenizer: where two are equal, the same tokens read as the same strings.
+
+        It is of the vocabulary with its merges, the special tokens, and how strings are made ready and put together
+        again; not of what is put round a prompt. Of a tokenizer in Python the vocabulary and some probes must do.
+        """
+        try:
+            raw = self.tokenizer.backend_tokenizer
+            parts = [None if part is None else part.__getstate__() for part in (getattr(raw, name) for name in _PARTS)]
+            parts += map(str, sorted(raw.get_added_tokens_decoder().items()))
+        except Exception:  # there is none, or a part of it is written in Python
+            parts = [type(self.tokenizer).__name__, *sorted(self.tokenizer.get_vocab().items())]
+            parts += [(tokens, self._raw(tokens)) for tokens in map(self.tokens, _PROBES)]
+        said = repr((parts, sorted(self.hidden.items())))
+        return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     # What follows
 

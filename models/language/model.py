@@ -114,9 +114,15 @@ class LanguageModel(ABC):
         return self._writer.prompt(prompt)
 
     def attach(self, text: Text) -> Text:
-        """Return an equal text that belongs to this model, for one that was detached or loaded.
+        """Return a text that belongs to this model: one that was detached or loaded, or one of another model.
 
-        Raises ValueError for the text of another model.
+        A text of another model, such as a `variant`, keeps its tokens, its steps and the log-probability that they were
+        drawn with. It needs an equal tokenizer, so that the tokens read as the same; what either is called does not
+        matter. A text that ended goes on where its last token is no end to this model. Steps attach the texts that they
+        go on from themselves.
+
+        Raises TokenizerMismatch, ContextOverflow where this model's context is shorter than the text, and ValueError
+        for tokens that this model does not have.
         """
         return self._writer.attach(text)
 
@@ -133,12 +139,18 @@ class LanguageModel(ABC):
         return self._writer.encode(string, after)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the string of tokens that stand alone, special ones left out."""
-        return self._writer.codec.decode(tokens)
+        """Return the string of tokens that stand alone, special ones left out.
+
+        Raises ValueError for tokens that the model does not have.
+        """
+        return self._writer.codec.decode(self._writer.codec.known(tokens, "what is to be decoded"))
 
     def decode_response(self, tokens: Sequence[int]) -> str:
-        """Return the string of a response's tokens: as they read after the prompt, special ones left out."""
-        return self._writer.decode_response(tokens)
+        """Return the string of a response's tokens: as they read after the prompt, special ones left out.
+
+        Raises ValueError for tokens that the model does not have.
+        """
+        return self._writer.decode_response(self._writer.codec.known(tokens, "what is to be decoded"))
 
     def spelled(self, tokens: Iterable[int]) -> list[str]:
         """Return how tokens are spelled, special ones included."""

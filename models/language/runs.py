@@ -129,7 +129,7 @@ class Run:
 
 def tokens_after(start: Text, value: Text) -> tuple[int, ...] | None:
     """Return the tokens of a text after those of another that it goes on from; None where it does not."""
-    if start.identity != value.identity or start.prompt_tokens != value.prompt_tokens:
+    if not start.reads_as(value) or start.prompt_tokens != value.prompt_tokens:
         return None
     before, after = start.tokens, value.tokens
     return after[len(before) :] if after[: len(before)] == before else None

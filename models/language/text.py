@@ -112,6 +112,8 @@ class Text:
     """Where in the response the display of the next step begins."""
     node: Node | None = None
     lm: Model | None = None
+    fingerprint: str = ""
+    """Of its tokenizer; empty in a file that was written before texts had any."""
     _tokens: tuple[int, ...] = ()
 
     def __str__(self) -> str:
@@ -188,10 +190,20 @@ class Text:
         """Return an equal text that holds nothing in the model's memory."""
         return self if self.node is None else replace(self, node=None, _tokens=self.tokens)
 
+    def reads_as(self, other: Text) -> bool:
+        """Return whether the same tokens mean the same in another text: whether their tokenizers are equal.
+
+        Of a text from an old file nothing but the name of its model tells.
+        """
+        if self.fingerprint and other.fingerprint:
+            return self.fingerprint == other.fingerprint
+        return self.identity == other.identity
+
     def to_json(self) -> dict[str, Any]:
         """Return the text as plain data for JSON; `from_json` is its inverse."""
         return {
             "identity": self.identity,
+            "fingerprint": self.fingerprint,
             "prompt": self.prompt,
             "prompt_tokens": list(self.prompt_tokens),
             "tokens": list(self.tokens),
@@ -209,7 +221,8 @@ class Text:
 
         Raises TypeError where the data are of other types, as those of a hostile file may be.
         """
-        texts = [data["identity"], data["prompt"], data["response"], *data["steps"]]
+        fingerprint = data.get("fingerprint", "")
+        texts = [data["identity"], fingerprint, data["prompt"], data["response"], *data["steps"]]
         numbers = [data["begin"], *data["prompt_tokens"], *data["tokens"]]
         perhaps = type(data["shown"]) in (int, type(None)) and type(data["finish_reason"]) in (str, type(None))
         right = {*map(type, texts)} == {str} and {*map(type, numbers)} == {int} and type(data["log_prob"]) is float
@@ -225,5 +238,6 @@ class Text:
             reading=Reading(raw=data["response"]),
             shown=data["shown"],
             begin=data["begin"],
+            fingerprint=fingerprint,
             _tokens=tuple(data["tokens"]),
         )

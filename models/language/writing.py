@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from ...ppl.errors import ContextOverflow, PromptWarning, Unsupported
+from ...ppl.errors import ContextOverflow, PromptWarning, TokenizerMismatch, Unsupported
 from ...ppl.sites import short
 from .encoding import Codec, check_string, ending_space
 from .host import Host
@@ -39,15 +39,11 @@ class Writer:
         """Return a text with an empty response; see `LanguageModel.prompt`."""
         lm = self.lm
         string, tokens = self._read(prompt)
-        if lm.prompt_context is not None and len(tokens) > lm.prompt_context:
-            raise ContextOverflow(
-                f"the prompt has {len(tokens)} tokens, but the {'context' if self.start is None else 'encoder'} of "
-                f"{lm!r} is {lm.prompt_context}: shorten it, or use a model with a longer context"
-            )
+        self._check_prompt(tokens)
         node = self._root(tokens)
         return Text(
             lm.identity, string, tokens, reading=self._reading(tokens, ()), node=node, lm=lm,
-            finish_reason=lm.finish_reason(node, last=-1),
+            finish_reason=lm.finish_reason(node, last=-1), fingerprint=self.codec.fingerprint,
         )  # fmt: skip
 
     def attach(self, text: Text) -> Text:
@@ -57,13 +53,48 @@ class Writer:
             raise TypeError(f"{lm!r} goes on from a text, such as lm.prompt('Once'), not from {short(text, 80)}")
         if text.node is not None and text.lm is lm:
             return text
-        if text.identity != lm.identity:
-            raise ValueError(f"{text!r} belongs to {text.identity}, not to {lm!r}: use lm.prompt(str(text))")
-        node = lm.tree.extend(self._root(text.prompt_tokens), text.tokens)
+        self._check_tokenizer(text)
+        prompt, response = self.codec.known(text.prompt_tokens, repr(text)), self.codec.known(text.tokens, repr(text))
+        self._check_prompt(prompt)
+        root = self._root(prompt)
+        self._check_length(root.length + len(response), "use a model with a longer context")
+        node = lm.tree.extend(root, response)
         reading = text.reading
         if not reading.context and not reading.held:
-            reading = replace(self._reading(text.prompt_tokens, text.tokens), raw=reading.raw)
-        return replace(text, node=node, lm=lm, reading=reading, _tokens=())
+            reading = replace(self._reading(prompt, response), raw=reading.raw)
+        reason = text.finish_reason
+        if text.identity != lm.identity:  # what ends a text of one model need not end that of another
+            reason = lm.finish_reason(node, last=response[-1] if reason == "eos" else -1)
+        return replace(
+            text, identity=lm.identity, fingerprint=self.codec.fingerprint, node=node, lm=lm, reading=reading,
+            finish_reason=reason, _tokens=(),
+        )  # fmt: skip
+
+    def _check_tokenizer(self, text: Text) -> None:
+        """Raise TokenizerMismatch unless the tokens of a text mean the same to this model."""
+        if text.fingerprint and text.fingerprint != self.codec.fingerprint:
+            raise TokenizerMismatch(
+                f"{text!r} is of {text.identity}, whose tokenizer is not that of {self.lm!r}: its tokens would read as "
+                "something else; use lm.prompt(text.prompt).append(str(text))"
+            )
+        if not text.fingerprint and text.identity != self.lm.identity:
+            raise TokenizerMismatch(
+                f"{text!r} belongs to {text.identity}, not to {self.lm!r}, and comes from a file that does not tell "
+                "their tokenizers apart: attach it to its own model, or use lm.prompt(text.prompt).append(str(text))"
+            )
+
+    def _check_prompt(self, tokens: tuple[int, ...]) -> None:
+        most = self.lm.prompt_context
+        if most is not None and len(tokens) > most:
+            raise ContextOverflow(
+                f"the prompt has {len(tokens)} tokens, but the {'context' if self.start is None else 'encoder'} of "
+                f"{self.lm!r} is {most}: shorten it, or use a model with a longer context"
+            )
+
+    def _check_length(self, length: int, remedy: str) -> None:
+        most = self.lm.context
+        if most is not None and length > most:
+            raise ContextOverflow(f"the text has {length} tokens, but the context of {self.lm!r} is {most}: {remedy}")
 
     def _read(self, prompt: Any) -> tuple[str, tuple[int, ...]]:
         """Return a prompt as a string and its tokens."""
@@ -134,11 +165,7 @@ class Writer:
         text = self.attach(text)
         before, reading = _reopened(text)
         tokens = self._follow(text, before, string)
-        if lm.context is not None and before.length + len(tokens) > lm.context:
-            raise ContextOverflow(
-                f"the text has {before.length + len(tokens)} tokens, but the context of {lm!r} is {lm.context}: "
-                "append less, or use a model with a longer context"
-            )
+        self._check_length(before.length + len(tokens), "append less, or use a model with a longer context")
         reading = reading.read(self.codec.decode, tokens) if tokens else reading
         node = lm.tree.extend(before, tokens)
         longer = replace(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...ppl.calls import Pending
 from ...ppl.effects import batched
+from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.score import Score
 from ...ppl.sites import Running
@@ -22,6 +23,7 @@ from .sampling import Law, Sampling, as_mask
 from .scoring import Likelihood, Mass, next_laws
 from .steps import Step
 from .text import Text
+from .together import Ticks, Together, Workers
 from .tree import Node, Tree
 from .writing import Message, Writer
 
@@ -97,6 +99,11 @@ class LanguageModel(ABC):
     def laws(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally, sink: Sink) -> None:
         """Say the law of the next token after each history, see `Host`. Raises Unsupported where it is not offered."""
         require(self, "law", "this")
+
+    @property
+    def workers(self) -> Workers:
+        """What writes texts side by side, for `together`. Raises Unsupported where there is nothing that does."""
+        raise Unsupported(f"{self!r} cannot write texts side by side: use a model that runs here (TransformersLM)")
 
     # Texts
 
@@ -215,6 +222,36 @@ class LanguageModel(ABC):
     def complete(self, text: Text, *, max_tokens: int = 256, **sampling: Any) -> Step:
         """Return the kernel of the rest of the response: to an end token or ``max_tokens``."""
         return Step(self, text, Ending(max_tokens, whole=True), self._law(sampling))
+
+    def together(self, texts: Together | Sequence[Text], k: int, **sampling: Any) -> Ticks:
+        """Return the kernel of k tokens for each of some texts, which see each other's tokens as they come.
+
+        The texts share a prompt, and have after it what opens the block of each (by ``text.append``), or nothing in any
+        of them. At a tick all draw a token each, from what all had after the tick before: keys and values are shared,
+        and nothing is read twice. Its value is a `Together`, a sequence of the texts, to go on from; which text stands
+        where for whom, and what a finished text means to the others, is told in `feynkac.models.language.together`.
+        Its log-probability is that of all tokens. A tick forwards a token of each text.
+
+        Source: Rodionov et al. (2025), Hogwild! Inference, arXiv:2504.06261. It needs a model with rotary embeddings.
+
+        Raises TypeError for what are no texts, ValueError for texts of different prompts and where some have a block
+        and others none, ContextOverflow where all together leave no room, `Unsupported` for a model that cannot.
+
+        >>> import feynkac as fk
+        >>> from feynkac.models.testing import tiny_lm
+        >>> @fk.program
+        ... async def pair(lm):
+        ...     task = lm.prompt("Who ran to the sea?")
+        ...     team = task.append(" Alice:"), task.append(" Bob:")
+        ...     for _ in range(3):
+        ...         team = await fk.sample("ticks", lm.together(team, 8))
+        ...         await fk.factor("judge", -0.1 * sum(len(text.tokens) for text in team))
+        ...     return team
+        >>> alice, bob = fk.infer(pair(tiny_lm()), fk.SMC(4), seed=0).values[0]
+        >>> alice.full.startswith("Who ran to the sea? Alice:"), len(bob.tokens) > 8
+        (True, True)
+        """
+        return Ticks(self, texts, k, self._law(sampling))
 
     # Scores
 

@@ -13,6 +13,7 @@ from ...ppl.errors import Unsupported
 from .cache import SlabCache
 from .forward import CacheInfo, Forwarder
 from .histories import Histories, History
+from .kept import Kept
 from .store import Job, Placement, Store, locate
 from .trial import Trial, trying
 from .wrappers import accepted, core, first_position
@@ -46,6 +47,8 @@ class AttentionForwarder(Forwarder):
         self._padding: int | None = None
         """The padding token, if the model takes it for padding even within a text."""
         self.store = Store(0)
+        self.blocks: Kept | None = None
+        """What texts have that are written side by side, once any are (see `LocalWorkers`)."""
         self._turn = turn(core(model).config.to_dict())
         self.longest = min((n for n in (longest, self._turn) if n is not None), default=None)
         """The longest history to try the model on."""
@@ -55,6 +58,10 @@ class AttentionForwarder(Forwarder):
     def allot(self, limit: int) -> None:
         """Share a number of bytes out among what is held, and drop what is beyond."""
         self.kept.limit, self.store.limit = limit // 16, limit - limit // 16
+        if self.blocks is not None:
+            self.blocks.limit = self.store.limit // 2
+            self.store.limit -= self.blocks.limit
+            self.blocks.make_room(0)
         self.kept.make_room(0)
         self.store.fit()
 
@@ -99,10 +106,11 @@ class AttentionForwarder(Forwarder):
     def info(self) -> CacheInfo:
         """Return what is held in memory."""
         store, kept = self.store, self.kept
-        return CacheInfo(
+        info = CacheInfo(
             store.bytes + kept.bytes, store.peak + kept.peak, store.limit + kept.limit,
             len(store.slabs), store.evictions + kept.evictions, self.forwarded, self.recomputed, self.shortages,
         )  # fmt: skip
+        return info if self.blocks is None else info.beside(self.blocks)
 
     def forget(self) -> None:
         """Count from zero."""
@@ -113,6 +121,8 @@ class AttentionForwarder(Forwarder):
         """Drop all that is held in memory."""
         super().clear()
         self.store.clear()
+        if self.blocks is not None:
+            self.blocks.clear()
 
     def locate(self, node: History, first: int) -> Job:
         """Find the longest kept beginning of a history, of at most ``first`` positions."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,11 +55,7 @@ class EncoderDecoderForwarder(AttentionForwarder):
 
     def info(self) -> CacheInfo:
         """Return what is held in memory."""
-        info, encoded = super().info(), self._encoded
-        return replace(
-            info, bytes=info.bytes + encoded.bytes, peak_bytes=info.peak_bytes + encoded.peak,
-            limit=info.limit + encoded.limit, evictions=info.evictions + encoded.evictions,
-        )  # fmt: skip
+        return super().info().beside(self._encoded)
 
     def clear(self) -> None:
         """Drop all that is held in memory."""

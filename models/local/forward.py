@@ -62,6 +62,13 @@ class CacheInfo:
     recomputed: int
     shortages: int
 
+    def beside(self, kept: Kept) -> CacheInfo:
+        """Return the same with what else is kept."""
+        return replace(
+            self, bytes=self.bytes + kept.bytes, peak_bytes=self.peak_bytes + kept.peak, limit=self.limit + kept.limit,
+            evictions=self.evictions + kept.evictions,
+        )  # fmt: skip
+
 
 class Forwarder(ABC):
     """Runs a model over the token tree: each history once, what they share once, in passes of like shape.
@@ -133,6 +140,11 @@ class Forwarder(ABC):
     def stretch(self, first: int, end: int) -> int:
         """Return how far, at most to ``end``, one pass over a whole serves its positions from ``first`` on."""
         return end
+
+    @property
+    def memory(self) -> int:
+        """A number that is another one whenever all was dropped."""
+        return self._memory
 
     def mark(self, job: Job) -> int:
         """Return what marks the positions of a job: those marked so were forwarded before, and should be known."""
@@ -310,15 +322,19 @@ class Forwarder(ABC):
         except Exception as error:
             if not ran_out(error):
                 raise
-        self.shortages += 1  # here the error is gone, and with it what its traceback held
-        give_back(core(self.model).device)
-        self.allot(self.allowance.lower())
+        self.run_short()  # here the error is gone, and with it what its traceback held
         pending = max(job.pending for job in jobs)
         if pending == 1:
             self.max_batch = max(1, len(jobs) // 2)
         else:
             self._positions = max(1, len(jobs) * pending // 2)
         return None
+
+    def run_short(self) -> None:
+        """Take notice that a pass ran out of the device's memory: less is kept from then on."""
+        self.shortages += 1
+        give_back(core(self.model).device)
+        self.allot(self.allowance.lower())
 
     def _bare(self, job: Job, every: bool) -> Any:
         """`bare`, if need be with nothing else in memory."""

@@ -25,6 +25,7 @@ from .histories import Histories, histories
 from .loading import load
 from .packed import pack
 from .varied import Varied
+from .workers import LocalWorkers
 from .wrappers import core
 
 _made = count()
@@ -108,6 +109,7 @@ class TransformersLM(LanguageModel):
         tree = Histories()
         limit = None if cache_bytes is None else whole_number("cache_bytes", cache_bytes, 0)
         self.forwarder, start = choose(model, tree, limit, max_batch)
+        self._workers: LocalWorkers | None = None
         super().__init__(
             tokenizer,
             tree,
@@ -235,6 +237,14 @@ class TransformersLM(LanguageModel):
         """Say the law of the next token after each history, see `Host`."""
         with torch.inference_mode():
             sink(np.arange(len(nodes)), self.forwarder.next_logits(histories(nodes), owners, tally))
+
+    @property
+    def workers(self) -> LocalWorkers:
+        """What writes texts side by side. Raises `Unsupported` for a model that cannot."""
+        if self._workers is None:
+            with self.forwarder.hold():
+                self._workers = self._workers or LocalWorkers(self.forwarder, self.context)
+        return self._workers
 
 
 def _end_tokens(model: Any, tokenizer: Any, size: int) -> frozenset[int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...ppl.errors import Unsupported
 from .forward import Forwarder
@@ -68,12 +69,9 @@ class Trial:
         self._forwarder = forwarder
         tree = Histories()
         random = np.random.default_rng(0)
-        ordinary = np.setdiff1d(np.arange(forwarder.vocab_size), list(_special(core(forwarder.model).config.to_dict())))
-        if len(ordinary) < 2:
-            ordinary = np.arange(forwarder.vocab_size)
         most = min(_TOKENS, longest or _TOKENS)
-        one, other = roots(tree, random.permutation(ordinary))
-        drawn = random.choice(ordinary, (3, most)).tolist()
+        one, other = roots(tree, random.permutation(ordinary(forwarder)))
+        drawn = random.choice(ordinary(forwarder), (3, most)).tolist()
         a = tree.extend(one, drawn[0][one.length :])
         fork = a.ancestor(min(_FORK, most - 1))
         b = tree.extend(fork, drawn[1][fork.length :])
@@ -155,6 +153,13 @@ def trying(model: Any) -> Iterator[None]:
         if ran_out(error):
             raise
         raise Unsupported(f"{type(inner).__name__} cannot be run as others of its kind are: {error}") from error
+
+
+def ordinary(forwarder: Forwarder) -> NDArray[np.int64]:
+    """Return the tokens of a model that mean nothing but themselves, as far as its config tells."""
+    every = np.arange(forwarder.vocab_size)
+    found = np.setdiff1d(every, list(_special(core(forwarder.model).config.to_dict())))
+    return found if len(found) > 1 else every
 
 
 def _special(config: dict[str, Any]) -> Iterator[int]:

@@ -6,17 +6,16 @@ from letters import PENALTY, PROMPT
 from worker import serve
 
 import feynkac as fk
-from feynkac.models import TransformersLM
+from feynkac.models import Text, TransformersLM
 
 
 @fk.program
-async def few_es(lm: TransformersLM, tokens: int):
-    text = lm.prompt(PROMPT)
+async def few_es(lm: TransformersLM, text: Text, tokens: int):
     for _ in range(tokens):
         seen = str(text)
         text = await fk.sample("token", lm.next_token(text))
         await fk.factor("no e", -PENALTY * str(text)[len(seen) :].count("e"))
-    return str(text)
+    return text
 
 
 def prepare(*, model, n, tokens):
@@ -25,7 +24,7 @@ def prepare(*, model, n, tokens):
     engine = fk.SMC(n, resampling="multinomial")
 
     def run(seed: int, tokens: int = tokens) -> dict:
-        return {"log_z": fk.infer(few_es(lm, tokens), engine, seed=seed).log_evidence}
+        return {"log_z": fk.infer(few_es(lm, lm.prompt(PROMPT), tokens), engine, seed=seed).log_evidence}
 
     return run
 

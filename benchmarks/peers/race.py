@@ -32,16 +32,23 @@ class Worker:
         environment: which of the peers' environments runs it; None: this one.
         settings: what the worker is told, as JSON.
         threads: of OpenMP.
+        offline: whether models are those that are here already.
     """
 
-    def __init__(self, script: str, environment: str | None, settings: Mapping[str, Any], threads: int = 1) -> None:
+    def __init__(
+        self,
+        script: str,
+        environment: str | None,
+        settings: Mapping[str, Any],
+        threads: int = 1,
+        offline: bool = True,
+    ) -> None:
         python = Path(sys.executable) if environment is None else interpreter(environment)
         settled = {
             "OMP_NUM_THREADS": str(threads),
             "OMP_WAIT_POLICY": "PASSIVE",
-            "HF_HUB_OFFLINE": "1",
             "TQDM_DISABLE": "1",
-        }
+        } | ({"HF_HUB_OFFLINE": "1"} if offline else {})
         self.name = script
         self._process = subprocess.Popen(
             [python, HERE / script, json.dumps(settings)],

@@ -337,6 +337,11 @@ def _listed(history: History | None) -> tuple[Step, ...]:
 
 def _together(serve: Any, pooled: Sequence[tuple[int, _Task, Any]]) -> dict[int, Advance[Any]]:
     """Serve the requests of several programs in one wave, and cut the answer up again."""
+    if len(pooled) == 1:
+        ((i, task, request),) = pooled
+        n = len(request.keys)
+        of = [task.model] * n if isinstance(request, Start) else request.state
+        return {i: serve(of, request.keys, request.given, np.full(n, task.owner))}
     requests = [request for _, _, request in pooled]
     sizes = [len(request.keys) for request in requests]
     keys = _keys.concat([request.keys for request in requests])

@@ -61,8 +61,7 @@ class Effect:
 
     def __await__(self) -> Generator[Effect, Any, Any]:
         self.claim()
-        result = yield self
-        return result
+        return (yield self)
 
     def __del__(self) -> None:
         # A dropped effect that was never awaited is a forgotten `await`; the runtime raises at once. An effect of

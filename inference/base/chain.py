@@ -17,6 +17,8 @@ from .step import Step, freeze
 from .weights import logmeanexp
 
 _PLAIN = frozenset((float, int, str, bool, type(None)))
+_CONTAINERS = (list, tuple, set, frozenset, dict)
+_new = tuple.__new__  # makes a named tuple at half the price
 
 
 def detach(value: Any) -> Any:
@@ -24,9 +26,11 @@ def detach(value: Any) -> Any:
     kind = type(value)
     if kind in _PLAIN:
         return value
-    if isinstance(value, Site):
-        inner = detach(value.value)
-        return value if inner is value.value else value._replace(value=inner)
+    if kind is Site:
+        inner = detach(value[3])
+        return value if inner is value[3] else _new(Site, (*value[:3], inner, *value[4:]))
+    if not isinstance(value, _CONTAINERS):
+        return value.detach() if hasattr(value, "detach") else value
     if kind is list or kind is tuple:
         items = [detach(item) for item in value]
         if all(a is b for a, b in zip(items, value)):
@@ -38,9 +42,7 @@ def detach(value: Any) -> Any:
         return value._make(detach(item) for item in value) if hasattr(value, "_make") else value
     if isinstance(value, set | frozenset):
         return (frozenset if kind is frozenset else set)(detach(item) for item in value)
-    if isinstance(value, dict):
-        return {key: detach(item) for key, item in value.items()}
-    return value.detach() if hasattr(value, "detach") else value
+    return {key: detach(item) for key, item in value.items()}
 
 
 def detach_choices(choices: Any) -> Any:
@@ -51,9 +53,12 @@ def detach_choices(choices: Any) -> Any:
 
 
 def _detach_sites(chosen: Any) -> Any:
-    if type(chosen) is tuple and all(type(site) is Site and type(site[3]) in _PLAIN for site in chosen):
-        return chosen
-    return detach(chosen)
+    if type(chosen) is not tuple:
+        return detach(chosen)
+    for site in chosen:
+        if type(site) is not Site or type(site[3]) not in _PLAIN:
+            return detach(chosen)
+    return chosen
 
 
 @dataclass(frozen=True)

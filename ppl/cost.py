@@ -98,6 +98,7 @@ class Ledger:
     def __init__(self, owners: int = 1) -> None:
         self._start = time.perf_counter()
         self._owned = {unit: np.zeros(owners, np.int64) for unit in UNITS}
+        self._alone = owners == 1
         self._calls = 0
         self._lock = threading.RLock()
 
@@ -105,11 +106,13 @@ class Ledger:
         """Add an amount per row, or one amount that belongs to the call as a whole; ``rows`` are their owners."""
         each = np.asarray(amount, np.int64)
         with self._lock:
-            if each.ndim:
+            if each.ndim and self._alone:
+                self._owned[unit][0] += each.sum()
+            elif each.ndim:
                 np.add.at(self._owned[unit], _pick(rows, np.arange(len(each))), each)
             elif unit == "model_calls":
                 self._calls += int(each)
-                self._owned[unit][np.unique(rows)] += int(each)
+                self._owned[unit][0 if self._alone else np.unique(rows)] += int(each)
             else:
                 self._owned[unit][rows[0]] += int(each)
 

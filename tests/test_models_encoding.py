@@ -1,5 +1,7 @@
 """Strings in context: what is added to a text has the tokens that its tokenizer gives it there."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -258,3 +260,26 @@ def test_a_space_that_only_the_tokens_hold_is_kept():
     text = lm.prompt([*lm.prompt("said").prompt_tokens, lm.tokenizer.convert_tokens_to_ids("▁")])
     assert lm.decode(text.prompt_tokens) == "said "
     assert str(text.append("yes")) == "yes"
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_tokens_read_as_their_tokenizer_reads_them(kind):
+    own = copy.deepcopy(tokenizer(kind))
+    own.add_tokens(["<tool>", "  two", "日本"])
+    codec = Codec(own, len(own), kind)
+    rng = np.random.default_rng(0)
+    broken = [token for token in range(len(own)) if "\ufffd" in codec._raw((token,))] or [0]
+    for n in rng.integers(1, 9, 400):  # parts of characters in any order, and other tokens among them
+        tokens = np.where(rng.random(n) < 0.7, rng.choice(broken, n), rng.integers(0, len(own), n)).tolist()
+        said = own.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert codec.anew or codec.decode(tokens) == said
+    assert (codec._bytes is not None) == kind.startswith("byte-level")  # none of its tokens was of another kind
+
+
+def test_a_tokenizer_that_reads_in_its_own_way_is_asked():
+    class Own(type(tokenizer("byte-level"))):
+        def _decode(self, *args, **kwargs):
+            return super()._decode(*args, **kwargs).upper()
+
+    own = Own(tokenizer_object=tokenizer("byte-level").backend_tokenizer)
+    assert Codec(own, len(own), "own").decode(own("abc").input_ids) == "ABC"

@@ -15,6 +15,7 @@ from typing import Any
 
 from ...ppl.errors import CannotWrite
 from ...ppl.sites import short
+from .bytewise import Bytes, bytewise
 
 Tokens = tuple[int, ...]
 _WINDOW = 32
@@ -65,6 +66,7 @@ class Codec:
         self._word = self._find_word()
         self.anew = self._find_anew()
         self._remembered = lru_cache(_REMEMBERED)(self._write)
+        self._bytes = Bytes(tokenizer, self._raw) if bytewise(tokenizer) and not self.anew else None
 
     # What stands alone
 
@@ -91,6 +93,12 @@ class Codec:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the string of tokens that stand alone, special ones left out."""
+        known = self._bytes
+        if known is not None:
+            try:
+                return b"".join([known[token] for token in tokens]).decode(errors="replace")
+            except KeyError:  # a token of another kind
+                self._bytes = None
         if not self.anew or self.hidden.keys().isdisjoint(tokens):
             return self._raw(tokens)
         ends = [i for i, token in enumerate(tokens) if token in self.hidden]

@@ -27,6 +27,8 @@ from .together import Ticks, Together, Workers
 from .tree import Node, Tree
 from .writing import Message, Writer
 
+_A_TOKEN = Ending(1)
+
 
 class LanguageModel(ABC):
     """What all language models have in common. Their steps are kernels for ``fk.sample``.
@@ -181,7 +183,7 @@ class LanguageModel(ABC):
         Raises Unsupported for a mask where the model gives no law.
         """
         allowed = None if mask is None else as_mask(mask, self.vocab_size)
-        return Step(self, text, Ending(1), self._law(sampling), allowed)
+        return Step(self, text, _A_TOKEN, self._law(sampling), allowed)
 
     def tokens(self, text: Text, k: int, **sampling: Any) -> Step:
         """Return the kernel of k tokens, or fewer where the text finishes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Protocol
 
 from ...ppl.sites import short
@@ -114,16 +113,19 @@ class Run:
             return self.start
         if self._unread:
             self._read()
-        raw = self.reading.raw
-        return replace(
-            self.start,
-            node=self.node,
-            reading=self.reading,
-            steps=(*self.start.steps, raw[self.start.begin : self._cut]),
-            log_prob=self.start.log_prob + self.log_prob,
+        start, cut, raw = self.start, self._cut, self.reading.raw
+        return Text(
+            start.identity,
+            start.prompt,
+            start.prompt_tokens,
+            steps=(*start.steps, raw[start.begin : cut]),
+            log_prob=start.log_prob + self.log_prob,
             finish_reason=self.finish_reason,
-            shown=self._cut,
-            begin=self._cut if self._cut is not None and self.request.ending.sentence else len(raw),
+            reading=self.reading,
+            shown=cut,
+            begin=cut if cut is not None and self.request.ending.sentence else len(raw),
+            node=self.node,
+            lm=start.lm,
         )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal, Protocol
 
+from ...ppl.quick import quick
 from .tree import Node
 
 FinishReason = Literal["eos", "context"]
@@ -32,6 +33,7 @@ class Model(Protocol):
         """Return the text with a given string after it."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Reading:
     """A response decoded as far as its characters are whole.
@@ -67,7 +69,7 @@ class Reading:
             if not after.endswith("\ufffd") or len(read) > _UNREAD:
                 break
         else:
-            return replace(self, held=held, tail=whole[len(self.before) :])
+            return Reading(self.raw, held, whole[len(self.before) :], self.context, self.before)
         raw = self.raw + after[len(self.before) :]
         context, before = (*self.context, *read), after
         if len(context) > 4 * _CONTEXT:
@@ -76,6 +78,7 @@ class Reading:
         return Reading(raw, held[len(read) :], whole[len(after) :], context, before)
 
 
+@quick
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Text:
     """A prompt and the response so far. Immutable: every step makes a new one.
@@ -151,7 +154,7 @@ class Text:
     @property
     def tokens(self) -> tuple[int, ...]:
         """Token ids of the response, given and sampled alike."""
-        return self._tokens if self.node is None else self.node.tokens(self.offset)
+        return self._tokens if self.node is None else self.node.response
 
     @property
     def offset(self) -> int:
@@ -188,7 +191,12 @@ class Text:
 
     def detach(self) -> Text:
         """Return an equal text that holds nothing in the model's memory."""
-        return self if self.node is None else replace(self, node=None, _tokens=self.tokens)
+        if self.node is None:
+            return self
+        return Text(
+            self.identity, self.prompt, self.prompt_tokens, self.steps, self.log_prob, self.finish_reason,
+            self.reading, self.shown, self.begin, None, self.lm, self.node.response,
+        )  # fmt: skip
 
     def reads_as(self, other: Text) -> bool:
         """Return whether the same tokens mean the same in another text: whether their tokenizers are equal.

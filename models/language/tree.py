@@ -6,10 +6,11 @@ knows about a history is known to every text that passes through it, and goes wh
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from threading import Lock
 from typing import Generic, Self, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 
 class Node:
@@ -25,7 +26,7 @@ class Node:
         digest: a rolling hash of all tokens.
     """
 
-    __slots__ = ("__weakref__", "digest", "length", "parent", "prompt", "root", "source", "token")
+    __slots__ = ("__weakref__", "_response", "digest", "length", "parent", "prompt", "root", "source", "token")
 
     def __init__(
         self, parent: Self | None, token: int, prompt: tuple[int, ...] = (), source: tuple[int, ...] = ()
@@ -34,9 +35,14 @@ class Node:
         self.token = token
         self.prompt = prompt
         self.source = source
-        self.root: Self | None = None if parent is None else parent.top
-        self.length: int = len(prompt) if parent is None else parent.length + 1
-        self.digest: int = hash(source or prompt) if parent is None else hash((parent.digest, token))
+        self.root: Self | None
+        self._response: tuple[int, ...] | None
+        if parent is None:
+            self.root, self._response = None, ()
+            self.length, self.digest = len(prompt), hash(source or prompt)
+        else:
+            self.root, self._response = parent.root or parent, None
+            self.length, self.digest = parent.length + 1, hash((parent.digest, token))
 
     def __repr__(self) -> str:
         return f"<Node of {self.length} tokens>"
@@ -45,6 +51,20 @@ class Node:
     def top(self) -> Self:
         """The prompt that the history begins with, or is."""
         return self if self.root is None else self.root
+
+    @property
+    def response(self) -> tuple[int, ...]:
+        """The tokens after the prompt; where they are asked for step by step, each time only the new ones are looked up."""
+        back: list[int] = []
+        node = self
+        while node._response is None:
+            back.append(node.token)
+            assert node.parent is not None
+            node = node.parent
+        if back:
+            self._response = node._response + tuple(reversed(back))
+        assert self._response is not None
+        return self._response
 
     def tokens(self, start: int = 0) -> tuple[int, ...]:
         """Return the tokens of the history from position ``start`` on."""
@@ -66,6 +86,13 @@ class Node:
 N = TypeVar("N", bound=Node)
 
 
+class _Place(ref[N]):
+    """Where a child is in a tree that does not hold it. (A ``WeakValueDictionary`` would do, at twice the time.)"""
+
+    __slots__ = ("key",)
+    key: tuple[int, int]
+
+
 class Tree(Generic[N]):
     """Interns nodes weakly: the tree holds no history that no text holds. Threads may share it.
 
@@ -83,7 +110,9 @@ class Tree(Generic[N]):
         self._roots: WeakValueDictionary[tuple[tuple[int, ...], tuple[int, ...]], N] = WeakValueDictionary()
         self._lock = Lock()
         # The id of a parent cannot be reused while a child lives, since the child holds its parent.
-        self._children: WeakValueDictionary[tuple[int, int], N] = WeakValueDictionary()
+        self._children: dict[tuple[int, int], _Place[N]] = {}
+        self._gone: deque[_Place[N]] = deque()
+        self._forget = self._gone.append
 
     def root(self, tokens: tuple[int, ...], source: tuple[int, ...] = ()) -> N:
         """Return the node of a prompt; ``source`` is what an encoder reads before it, if there is one."""
@@ -95,11 +124,18 @@ class Tree(Generic[N]):
 
     def child(self, parent: N, token: int) -> N:
         """Return the history of ``parent`` and one more token."""
-        key = (id(parent), token)
+        key, children, gone = (id(parent), token), self._children, self._gone
         with self._lock:
-            node = self._children.get(key)
+            while gone:
+                place = gone.popleft()
+                if children.get(place.key) is place:  # no other has taken it
+                    del children[place.key]
+            known = children.get(key)
+            node = None if known is None else known()
             if node is None:
-                node = self._children[key] = self._make(parent, token)
+                node = self._make(parent, token)
+                children[key] = place = _Place(node, self._forget)
+                place.key = key
         return node
 
     def extend(self, parent: N, tokens: Iterable[int]) -> N:

@@ -1,0 +1,45 @@
+"""Frozen dataclasses that are made as quickly as others."""
+
+from __future__ import annotations
+
+from dataclasses import field, fields, make_dataclass
+from functools import wraps
+from typing import Any, TypeVar
+
+C = TypeVar("C", bound=type)
+
+
+def quick(cls: C) -> C:
+    """Make a frozen dataclass with slots quick to construct, where very many are.
+
+    The ``__init__`` of a frozen dataclass sets each field the long way round, which takes five times as long. Here an
+    object is of a twin class, which has the same slots and is not frozen, until it is filled in.
+
+    >>> from dataclasses import dataclass
+    >>> @quick
+    ... @dataclass(frozen=True, slots=True)
+    ... class Point:
+    ...     x: float
+    ...     y: float = 0.0
+    >>> Point(1.0), Point(y=2.0, x=1.0) == Point(1.0, 2.0)
+    (Point(x=1.0, y=0.0), True)
+    """
+    own: Any = cls.__init__  # type: ignore[misc]
+    twin: Any = make_dataclass(
+        cls.__name__,
+        [(one.name, Any, field(default=one.default, default_factory=one.default_factory)) for one in fields(cls)],
+        slots=True,
+    )
+    fill, become = twin.__init__, object.__setattr__
+    check = getattr(cls, "__post_init__", None)
+
+    @wraps(own)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        become(self, "__class__", twin)
+        fill(self, *args, **kwargs)
+        self.__class__ = cls
+        if check is not None:
+            check(self)
+
+    cls.__init__ = init  # type: ignore[misc]
+    return cls

@@ -1,4 +1,4 @@
-"""Tokenizers that read tokens as bytes, one after another: most of today's. Theirs are decoded here, in a tenth of the time."""
+"""Tokenizers that read tokens as bytes, one after another, as most do today: decoded here, in a tenth of the time."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from ...ppl.quick import replaced
 from ...ppl.sites import short
 from .endings import Ending
 from .sampling import Mask, Sampling
@@ -114,18 +115,15 @@ class Run:
         if self._unread:
             self._read()
         start, cut, raw = self.start, self._cut, self.reading.raw
-        return Text(
-            start.identity,
-            start.prompt,
-            start.prompt_tokens,
+        return replaced(
+            start,
+            node=self.node,
+            reading=self.reading,
             steps=(*start.steps, raw[start.begin : cut]),
             log_prob=start.log_prob + self.log_prob,
             finish_reason=self.finish_reason,
-            reading=self.reading,
             shown=cut,
             begin=cut if cut is not None and self.request.ending.sentence else len(raw),
-            node=self.node,
-            lm=start.lm,
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal, Protocol
 
-from ...ppl.quick import quick
+from ...ppl.quick import quick, replaced
 from .tree import Node
 
 FinishReason = Literal["eos", "context"]
@@ -69,7 +69,7 @@ class Reading:
             if not after.endswith("\ufffd") or len(read) > _UNREAD:
                 break
         else:
-            return Reading(self.raw, held, whole[len(self.before) :], self.context, self.before)
+            return replaced(self, held=held, tail=whole[len(self.before) :])
         raw = self.raw + after[len(self.before) :]
         context, before = (*self.context, *read), after
         if len(context) > 4 * _CONTEXT:
@@ -191,12 +191,7 @@ class Text:
 
     def detach(self) -> Text:
         """Return an equal text that holds nothing in the model's memory."""
-        if self.node is None:
-            return self
-        return Text(
-            self.identity, self.prompt, self.prompt_tokens, self.steps, self.log_prob, self.finish_reason,
-            self.reading, self.shown, self.begin, None, self.lm, self.node.response,
-        )  # fmt: skip
+        return self if self.node is None else replaced(self, node=None, _tokens=self.tokens)
 
     def reads_as(self, other: Text) -> bool:
         """Return whether the same tokens mean the same in another text: whether their tokenizers are equal.

@@ -54,7 +54,7 @@ class Node:
 
     @property
     def response(self) -> tuple[int, ...]:
-        """The tokens after the prompt; where they are asked for step by step, each time only the new ones are looked up."""
+        """The tokens after the prompt, remembered: asked for step by step, only the new ones are looked up."""
         back: list[int] = []
         node = self
         while node._response is None:

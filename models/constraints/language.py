@@ -216,5 +216,5 @@ class Rewarded(Batched):
         node = self.start.node
         assert node is not None
         reading = self.start.reading.read(self.lm.decode, context) if context else self.start.reading
-        steps = (*self.start.steps, reading.raw[self.start.begin :])
-        return replace(self.start, node=self.lm.tree.extend(node, context), reading=reading, steps=steps, shown=None)
+        step, end = reading.raw[self.start.begin :], (None, len(reading.raw))
+        return self.start.grow(self.lm.tree.extend(node, context), reading, step, end)

@@ -139,6 +139,10 @@ class LanguageModel(ABC):
         """Return ``text.append(string)``."""
         return self._writer.append(text, string)[0]
 
+    def cut(self, text: Text, to: int) -> Text:
+        """Return ``text.cut(to=to)``."""
+        return self._writer.cut(text, to)
+
     def encode(self, string: str, after: Text | None = None) -> tuple[int, ...]:
         """Return the tokens of a string that stands alone, or those that ``after.append(string)`` adds.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from ...ppl.quick import replaced
 from ...ppl.sites import short
 from .endings import Ending
 from .sampling import Mask, Sampling
@@ -114,16 +113,15 @@ class Run:
             return self.start
         if self._unread:
             self._read()
-        start, cut, raw = self.start, self._cut, self.reading.raw
-        return replaced(
-            start,
-            node=self.node,
-            reading=self.reading,
-            steps=(*start.steps, raw[start.begin : cut]),
-            log_prob=start.log_prob + self.log_prob,
+        raw, cut = self.reading.raw, self._cut
+        begin = cut if cut is not None and self.request.ending.sentence else len(raw)
+        return self.start.grow(
+            self.node,
+            self.reading,
+            raw[self.start.begin : cut],
+            (cut, begin),
+            log_prob=self.log_prob,
             finish_reason=self.finish_reason,
-            shown=cut,
-            begin=cut if cut is not None and self.request.ending.sentence else len(raw),
         )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from ...ppl.quick import quick, replaced
+from ...ppl.reals import whole_number
 from .tree import Node
 
 FinishReason = Literal["eos", "context"]
@@ -31,6 +32,9 @@ class Model(Protocol):
 
     def append(self, text: Text, string: str) -> Text:
         """Return the text with a given string after it."""
+
+    def cut(self, text: Text, to: int) -> Text:
+        """Return the text with its first ``to`` response tokens alone."""
 
 
 @quick
@@ -66,16 +70,35 @@ class Reading:
         for drop in range(min(len(tokens), _CHARACTER)):
             read = held[: len(held) - drop]
             after = decode((*self.context, *read)) if drop else whole
-            if not after.endswith("\ufffd") or len(read) > _UNREAD:
+            if not after.endswith("\ufffd"):
                 break
         else:
-            return replaced(self, held=held, tail=whole[len(self.before) :])
+            if len(held) <= _UNREAD:
+                return replaced(self, held=held, tail=whole[len(self.before) :])
+            read, after = held, whole
         raw = self.raw + after[len(self.before) :]
         context, before = (*self.context, *read), after
         if len(context) > 4 * _CONTEXT:
             context = context[-_CONTEXT:]
             before = decode(context)
         return Reading(raw, held[len(read) :], whole[len(after) :], context, before)
+
+
+class End(NamedTuple):
+    """Where a step of a text ended.
+
+    Attributes:
+        tokens: of the response, up to there; −1 where that is not known, as in files that did not tell.
+        shown: characters of the response that were displayed then; None is all.
+        begin: where in the response the display of the next step begins.
+    """
+
+    tokens: int
+    shown: int | None
+    begin: int
+
+
+_START = End(0, None, 0)
 
 
 @quick
@@ -109,10 +132,8 @@ class Text:
     log_prob: float = 0.0
     finish_reason: FinishReason | None = None
     reading: Reading = Reading()
-    shown: int | None = None
-    """Characters of the response displayed; None is all."""
-    begin: int = 0
-    """Where in the response the display of the next step begins."""
+    ends: tuple[End, ...] = ()
+    """Where each step ended."""
     node: Node | None = None
     lm: Model | None = None
     fingerprint: str = ""
@@ -121,6 +142,21 @@ class Text:
 
     def __str__(self) -> str:
         return self.reading.string[: self.shown]
+
+    @property
+    def end(self) -> End:
+        """Where the last step ended."""
+        return self.ends[-1] if self.ends else _START
+
+    @property
+    def shown(self) -> int | None:
+        """Characters of the response displayed; None is all."""
+        return self.end.shown
+
+    @property
+    def begin(self) -> int:
+        """Where in the response the display of the next step begins."""
+        return self.end.begin
 
     def __repr__(self) -> str:
         shown = str(self)
@@ -189,6 +225,57 @@ class Text:
             raise ValueError("this text was loaded without its language model: use lm.attach(text).append(…)")
         return self.lm.append(self, string)
 
+    def cut(self, n: int | None = None, *, to: int | None = None) -> Text:
+        """Return the text without its last n response tokens, or with its first ``to`` of them alone.
+
+        The tokens that are left are those that there were, and nothing is forwarded again. A step that lies in them
+        whole is kept, that which is cut through displays what is left of it, and at the end of a step the text is what
+        it was there. It is not finished, unless nothing was cut off.
+
+        ``log_prob`` stays: it is of all tokens that were drawn, as the weights of a program are, those that were cut
+        off included (``lm.score(text)`` is of those that are there). What goes on from ``cut(to=k)`` has the model's
+        law again, as k does not depend on what was drawn; from ``cut(n)`` it does not, as longer texts are cut later
+        (a Metropolis–Hastings step corrects that by the lengths).
+
+        Args:
+            n: how many tokens to drop, an end token among them.
+            to: how many to keep.
+
+        Raises ValueError for more tokens than there are, both or neither of n and ``to``, and for a text that was
+        loaded without its model, or whose file did not tell where a step begins that is cut through.
+
+        >>> from feynkac.models.testing import tiny_lm
+        >>> text = tiny_lm().prompt("Once upon").append(" a time").append(", there")
+        >>> text.cut(2), text.cut(to=2).steps
+        (<Text ' a time,'>, (' a t',))
+        """
+        if (n is None) == (to is None):
+            raise ValueError("a text is cut by n tokens, or to some: text.cut(n) or text.cut(to=k)")
+        there, asked = len(self.tokens), whole_number("n", n, 0) if to is None else whole_number("to", to, 0)
+        if asked > there:
+            what = "cut off" if to is None else "kept"
+            raise ValueError(f"the response of {self!r} has {there} tokens, so that {asked} cannot be {what}")
+        if self.lm is None:
+            raise ValueError("this text was loaded without its language model: use lm.attach(text).cut(…)")
+        return self.lm.cut(self, there - asked if to is None else asked)
+
+    def grow(
+        self,
+        node: Node,
+        reading: Reading,
+        step: str,
+        end: tuple[int | None, int],
+        *,
+        log_prob: float = 0.0,
+        finish_reason: FinishReason | None = None,
+    ) -> Text:
+        """Return the text after one more step, which displays ``step``; ``end`` is what it leaves (shown, begin)."""
+        ends = (*self.ends, End(node.length - self.offset, *end))
+        return Text(
+            self.identity, self.prompt, self.prompt_tokens, (*self.steps, step), self.log_prob + log_prob,
+            finish_reason, reading, ends, node, self.lm, self.fingerprint,
+        )  # fmt: skip
+
     def detach(self) -> Text:
         """Return an equal text that holds nothing in the model's memory."""
         return self if self.node is None else replaced(self, node=None, _tokens=self.tokens)
@@ -214,8 +301,7 @@ class Text:
             "steps": list(self.steps),
             "log_prob": self.log_prob,
             "finish_reason": self.finish_reason,
-            "shown": self.shown,
-            "begin": self.begin,
+            "ends": [list(end) for end in self.ends],
         }
 
     @classmethod
@@ -224,23 +310,28 @@ class Text:
 
         Raises TypeError where the data are of other types, as those of a hostile file may be.
         """
-        fingerprint = data.get("fingerprint", "")
-        texts = [data["identity"], fingerprint, data["prompt"], data["response"], *data["steps"]]
-        numbers = [data["begin"], *data["prompt_tokens"], *data["tokens"]]
-        perhaps = type(data["shown"]) in (int, type(None)) and type(data["finish_reason"]) in (str, type(None))
+        fingerprint, steps = data.get("fingerprint", ""), data["steps"]
+        if "ends" in data:
+            ends = [tuple(end) for end in data["ends"]]
+        else:  # a file of before tells the last alone
+            last = len(data["tokens"]), data["shown"], data["begin"]
+            ends = [*[(-1, None, 0)] * (len(steps) - 1), last][: len(steps)]
+        known = (int, int, int), (int, type(None), int)
+        texts = [data["identity"], fingerprint, data["prompt"], data["response"], *steps]
+        numbers = [*data["prompt_tokens"], *data["tokens"]]
         right = {*map(type, texts)} == {str} and {*map(type, numbers)} == {int} and type(data["log_prob"]) is float
-        if not (perhaps and right):
+        right = right and len(ends) == len(steps) and all(tuple(map(type, end)) in known for end in ends)
+        if not (right and type(data["finish_reason"]) in (str, type(None))):
             raise TypeError("the data are not those of a text")
         return cls(
             identity=data["identity"],
             prompt=data["prompt"],
             prompt_tokens=tuple(data["prompt_tokens"]),
-            steps=tuple(data["steps"]),
+            steps=tuple(steps),
             log_prob=data["log_prob"],
             finish_reason=data["finish_reason"],
             reading=Reading(raw=data["response"]),
-            shown=data["shown"],
-            begin=data["begin"],
+            ends=tuple(End(*end) for end in ends),
             fingerprint=fingerprint,
             _tokens=tuple(data["tokens"]),
         )

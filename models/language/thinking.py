@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ...ppl.effects import sample
@@ -74,15 +73,11 @@ def _without_end(before: Text, after: Text) -> tuple[Text, str]:
 
     Returns the text, and the string that these tokens hold before the stop string.
     """
-    if after.shown is None or after.lm is None or after.node is None:
+    if after.shown is None:
         return after, ""  # an end token is taken off when something is appended
-    sampled, string = after.tokens[len(before.tokens) :], str(after)
-    for kept in range(len(sampled) - 1, -1, -1):
-        reading = before.reading.read(after.lm.decode, sampled[:kept]) if kept else before.reading
-        if len(reading.string) <= len(string):
+    string, text = str(after), after
+    for kept in range(len(after.tokens) - 1, len(before.tokens) - 1, -1):
+        text = after.cut(to=kept)
+        if len(text.reading.string) <= len(string):
             break
-    rest = string[len(reading.string) :]
-    node = after.node.ancestor(after.node.length - len(sampled) + kept)
-    step = after.steps[-1][: len(after.steps[-1]) - len(rest)]
-    steps = (*after.steps[:-1], step) if step else after.steps[:-1]
-    return replace(after, node=node, reading=reading, steps=steps, shown=None, begin=len(reading.raw)), rest
+    return text, string[len(text.reading.string) :]

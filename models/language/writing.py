@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import operator
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 from ...ppl.errors import ContextOverflow, PromptWarning, TokenizerMismatch, Unsupported
@@ -162,26 +164,50 @@ class Writer:
     def append(self, text: Text, string: str) -> tuple[Text, int]:
         """Return a text with a string after it, and the position at which the string's tokens begin."""
         lm = self.lm
-        text = self.attach(text)
-        before, reading = _reopened(text)
-        tokens = self._follow(text, before, string)
+        text = self._open(text)
+        before, reading = text.node, text.reading
+        assert before is not None
+        tokens = self._follow(text, string)
         self._check_length(before.length + len(tokens), "append less, or use a model with a longer context")
         reading = reading.read(self.codec.decode, tokens) if tokens else reading
         node = lm.tree.extend(before, tokens)
-        longer = replace(
-            text, node=node, reading=reading, steps=(*text.steps, string), shown=None, begin=len(reading.raw),
-            finish_reason=lm.finish_reason(node, last=-1),
-        )  # fmt: skip
-        return longer, before.length
+        reason = lm.finish_reason(node, last=-1)
+        return text.grow(node, reading, string, (None, len(reading.raw)), finish_reason=reason), before.length
+
+    def cut(self, text: Text, to: int) -> Text:
+        """Return a text with its first ``to`` response tokens alone; see `Text.cut`."""
+        text = self.attach(text)
+        node, tokens = text.node, text.tokens
+        assert node is not None
+        if to == len(tokens):
+            return text
+        whole = bisect_right(text.ends, to, key=attrgetter("tokens"))
+        before = replace(text, steps=text.steps[:whole], ends=text.ends[:whole], finish_reason=None)
+        node, end = node.ancestor(text.offset + to), before.end
+        reading = self._reading(text.prompt_tokens, ()).read(self.codec.decode, tokens[:to])
+        if end.tokens == to or whole == len(text.steps):
+            return replace(before, node=node, reading=reading)
+        if end.tokens < 0:
+            raise ValueError(
+                f"the file that {text!r} comes from does not tell where its steps begin, which is in one that is cut "
+                "through: cut off fewer tokens"
+            )
+        return before.grow(node, reading, reading.raw[end.begin :], (None, len(reading.raw)))
+
+    def _open(self, text: Text) -> Text:
+        """Return where a text goes on: before the end token, if there is one."""
+        text = self.attach(text)
+        return self.cut(text, len(text.tokens) - 1) if text.finish_reason == "eos" else text
 
     def encode(self, string: str, after: Text | None) -> tuple[int, ...]:
         """Return the tokens of a string; see `LanguageModel.encode`."""
         if after is None:
             return self.codec.encode(string)
-        after = self.attach(after)
-        return self._follow(after, _reopened(after)[0], string)
+        return self._follow(self._open(after), string)
 
-    def _follow(self, text: Text, node: Node, string: str) -> tuple[int, ...]:
+    def _follow(self, text: Text, string: str) -> tuple[int, ...]:
+        node = text.node
+        assert node is not None
         top = 0 if self.start is None else text.offset  # after an encoder the response is a string of its own
         first = max(top, node.length - _LOOK_BACK)
         given = text.steps[-1] if text.steps else text.prompt if self.start is None else ""
@@ -205,17 +231,6 @@ class Writer:
     def decode_response(self, tokens: Sequence[int]) -> str:
         """Return the string of a response; see `LanguageModel.decode_response`."""
         return self.codec.decode_inside(tokens) if self.start is None else self.codec.decode(tokens)
-
-
-def _reopened(text: Text) -> tuple[Node, Reading]:
-    """Return where a text goes on, and how it reads there: before the end token, if there is one."""
-    node, reading = text.node, text.reading
-    assert node is not None
-    if text.finish_reason != "eos" or node.parent is None:
-        return node, reading
-    if reading.held:
-        return node.parent, replace(reading, held=reading.held[:-1])
-    return node.parent, replace(reading, context=reading.context[:-1])
 
 
 def _items(prompt: Any) -> Sequence[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from ...ppl.errors import Unsupported
-from .cache import SlabCache
+from .attending import attention_configs
+from .cache import Row, SlabCache
 from .forward import CacheInfo, Forwarder
 from .histories import Histories, History
+from .jobs import Job
 from .kept import Kept
-from .store import Job, Placement, Store, locate
+from .store import Placement, Store
 from .trial import Trial, trying
+from .trunked import Seen, Unshared, attending
 from .wrappers import accepted, core, first_position
 
 
@@ -29,6 +33,9 @@ class AttentionForwarder(Forwarder):
     positions or needs none; else those of one length do. The model is tried on a few tokens: what it gives piece by
     piece must be what it gives at once. A model that turns keys by the length of the whole text (LongRoPE) does so
     here by the length of each: past the length where it changes, what was kept is computed again.
+
+    What several histories begin with is held once, in trunks, where the model attends by transformers' attention
+    interface and what it gives is exact so; else each has a copy.
 
     Raises `Unsupported` for a model whose steps give other logits than a pass over the whole.
     """
@@ -46,10 +53,11 @@ class AttentionForwarder(Forwarder):
         """Whether histories of unequal lengths can share a pass."""
         self._padding: int | None = None
         """The padding token, if the model takes it for padding even within a text."""
-        self.store = Store(0)
         self.blocks: Kept | None = None
         """What texts have that are written side by side, once any are (see `LocalWorkers`)."""
         self._turn = turn(core(model).config.to_dict())
+        self.store = Store(0, self._turn)
+        self._configs: list[Any] = []
         self.longest = min((n for n in (longest, self._turn) if n is not None), default=None)
         """The longest history to try the model on."""
         super().__init__(model, tree, limit, max_batch, vocab_size)
@@ -68,6 +76,7 @@ class AttentionForwarder(Forwarder):
     def measure(self) -> None:
         """Try the model on a few tokens: how can it be run exactly, and what does a position take?"""
         self.store.reset()
+        self._configs = attention_configs(core(self.model))
         batch, self.max_batch = self.max_batch, max(self.max_batch, 4)
         try:  # unlimited, or histories that should meet in a pass might not
             with self.live.hold(), self.unlimited(), trying(self.model):
@@ -79,6 +88,7 @@ class AttentionForwarder(Forwarder):
     def _settle(self) -> None:
         """Run the model as it serves best and passes; without padding tokens within texts, if not with them."""
         self._padding = None
+        self.store.shares = False
         padding = getattr(core(self.model).config.get_text_config(), "pad_token_id", None)
         known = padding is not None and 0 <= padding < self.vocab_size
         fault: Exception | None = None
@@ -90,9 +100,17 @@ class AttentionForwarder(Forwarder):
                 fault = trial.fault()
                 if fault is None:
                     self._padding = padding if known and tried is None else None
+                    self._try_trunks(trial)
                     return
         assert fault is not None
         raise fault
+
+    def _try_trunks(self, trial: Trial) -> None:
+        """Find out whether the model is exact where what its histories begin with is held in trunks."""
+        self.clear()
+        with self.store.eager():
+            fault = trial.fault()
+            self.store.shares = self.store.shares and fault is None and self.store.sealed > 0
 
     def _ways(self) -> list[tuple[bool, bool]]:
         """Whether to number positions, and whether to pad: from what serves best to what asks least of a model."""
@@ -109,6 +127,7 @@ class AttentionForwarder(Forwarder):
         info = CacheInfo(
             store.bytes + kept.bytes, store.peak + kept.peak, store.limit + kept.limit,
             len(store.slabs), store.evictions + kept.evictions, self.forwarded, self.recomputed, self.shortages,
+            len(store.trunks), store.shares,
         )  # fmt: skip
         return info if self.blocks is None else info.beside(self.blocks)
 
@@ -126,10 +145,7 @@ class AttentionForwarder(Forwarder):
 
     def locate(self, node: History, first: int) -> Job:
         """Find the longest kept beginning of a history, of at most ``first`` positions."""
-        turn = self._turn
-        if turn is None:
-            return locate(node, first)
-        return locate(node, first, lambda row: (row.length > turn) == (node.length > turn))
+        return self.store.locate(node, first)
 
     def stretch(self, first: int, end: int) -> int:
         """Return how far, at most to ``end``, one pass over a whole serves its positions from ``first`` on."""
@@ -149,8 +165,9 @@ class AttentionForwarder(Forwarder):
 
     def order(self, job: Job) -> tuple[int, ...]:
         """Like shapes together, and the rows of a slab together and in order."""
-        row = job.row
-        return (job.pending, job.node.length, *((0, 0) if row is None else (id(row.slab), row.index)))
+        place = job.place
+        at = (id(place.slab), place.index) if isinstance(place, Row) else (id(place), 0)
+        return (job.pending, job.columns, *at)
 
     def keeps(self, length: int) -> bool:
         """Return whether a history of some length can be kept while another is forwarded from it."""
@@ -169,6 +186,10 @@ class AttentionForwarder(Forwarder):
         queries = max(job.pending for job in jobs)
         try:
             logits = self._forward(jobs, placement, queries, queries if every else 1)
+        except Unshared:  # the model attends otherwise than when it was tried: from now on without trunks
+            self.store.shares = False
+            self.store.clear()
+            return None
         except BaseException:
             placement.slab.drop()  # half-written rows must not be read
             raise
@@ -186,26 +207,32 @@ class AttentionForwarder(Forwarder):
         rows, end = placement.rows, placement.end
         top = min(row.index for row in rows)
         window = slice(top, top + len(rows))
-        low = min(row.start for row in rows)
+        low, origin = min(row.start for row in rows), min(row.origin for row in rows)
         order = [row.index - top for row in rows]
         ids = np.zeros((len(jobs), queries), np.int64)
         start = np.zeros((len(jobs), 1), np.int64)
+        zero = np.zeros((len(jobs), 1), np.int64)
         base = np.zeros((len(jobs), 1), np.int64)
         for i, job, row in zip(order, jobs, rows):
             ids[i, queries - job.pending :] = job.node.tokens(job.base)
-            start[i], base[i] = row.start, job.base
-        positions = np.arange(end - queries, end) - start
+            start[i], zero[i], base[i] = row.start, row.origin, job.base
+        positions = np.arange(end - queries, end) - zero
         written = positions >= base
         inputs: dict[str, Any] = {}
         if self._takes_positions:
             inputs[self.positions_name] = self.tensor(positions.clip(min=0) + self._first)
-        mask = self.tensor((np.arange(low, end) >= start).astype(np.int64)) if (start > low).any() else None
+        in_order = np.argsort(order).tolist()
+        seen = None
+        if any(row.trunk is not None for row in rows):
+            seen = Seen([rows[k] for k in in_order], low, end - queries, end, core(self.model).device)
+        padded = seen is None and bool((start > low).any())
+        mask = self.tensor((np.arange(low, end) >= start).astype(np.int64)) if padded else None
         if self._keeps_logits:
             inputs["logits_to_keep"] = keep
         valid = None if written.all() else self.tensor(written[:, None, :, None])
-        cache = SlabCache(placement.slab, window, low, end - queries, valid)
-        in_order = [jobs[k] for k in np.argsort(order)]
-        logits = self._call(in_order, self.tensor(ids), mask, cache, inputs)
+        cache = SlabCache(placement.slab, window, low, end - queries, end - queries - origin, valid, seen)
+        with nullcontext() if seen is None else attending(self._configs, seen):
+            logits = self._call([jobs[k] for k in in_order], self.tensor(ids), mask, cache, inputs)
         if not placement.slab.layers:
             raise Unsupported(f"{type(self.model).__name__} did not use its attention cache")
         logits = logits[:, -keep:].float()

@@ -1,16 +1,16 @@
-"""KV slabs: keys and values of many histories, appended in place and copied only where histories fork.
+"""Keys and values of many histories: what several begin with in trunks, the rest in the rows of slabs.
 
 A `Slab` holds a batch of rows, right-aligned: all rows that are advanced together end at one column, so that
-a new token is written in place in every row with no copy, and shorter histories are padded on the left. A
-`Row` holds one history; every node on the path to its tip points at it, each using as much of it as it is
-long (as slices of one array share it in Go): a child extends the row if the row ends where its parent ends,
-and copies it otherwise. Rows that no node holds any more are free for forks; a slab without rows is freed by
-reference count alone.
+a new token is written in place in every row with no copy, and shorter ones are padded on the left. A `Row` holds
+one history, or what follows the `Trunk` that it stands on; every node on the path to its tip points at it, each using
+as much of it as it is long (as slices of one array share it in Go): a child extends the row if the row ends where its
+parent ends, and copies it otherwise. Rows that no node holds any more are free for forks; a slab without rows, and a
+trunk that nothing stands on, is freed by reference count alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import ref
 
@@ -18,17 +18,94 @@ import torch
 from transformers import Cache
 
 
+class Trunk:
+    """What several histories begin with: keys and values of positions ``base`` to ``end``.
+
+    They are (1, heads, end − base, dim) in each layer, and never written again. Positions before ``base`` are those of
+    the trunk that it stands on.
+
+    Attributes:
+        length: positions of the history that it was cut from.
+    """
+
+    __slots__ = ("__weakref__", "base", "end", "layers", "length", "trunk", "used")
+
+    def __init__(self, layers: dict[int, tuple[Any, Any]], base: int, end: int, length: int, trunk: Trunk | None):
+        self.layers = layers
+        self.base = base
+        self.end = end
+        self.length = length
+        self.trunk = trunk
+        self.used = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is held still."""
+        return bool(self.layers)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held."""
+        return sum(tensor.nbytes for pair in self.layers.values() for tensor in pair)
+
+    def drop(self) -> None:
+        """Forget everything; what stands on it is computed again when it is needed."""
+        self.layers = {}
+
+
+def chain(trunk: Trunk | None, end: int) -> Iterator[tuple[Trunk, int]]:
+    """Yield a trunk and those below it, each with the position up to which a history of ``end`` positions needs it."""
+    while trunk is not None:
+        if end > trunk.base:
+            yield trunk, end
+            end = trunk.base
+        trunk = trunk.trunk
+
+
 class Row:
-    """One history in a slab: columns ``start`` to ``start + length`` of row ``index``."""
+    """One history, or what follows the first ``base`` positions of a trunk: columns of row ``index`` of a slab.
 
-    __slots__ = ("__weakref__", "index", "length", "slab", "start")
+    Attributes:
+        origin: the column at which position 0 would be.
+        length: positions of the history, the trunk's included.
+    """
 
-    def __init__(self, slab: Slab, index: int, start: int, length: int) -> None:
+    __slots__ = ("__weakref__", "base", "index", "length", "origin", "slab", "trunk")
+
+    def __init__(
+        self, slab: Slab, index: int, origin: int, length: int, base: int = 0, trunk: Trunk | None = None
+    ) -> None:
         self.slab = slab
         self.index = index
-        self.start = start
+        self.origin = origin
         self.length = length
+        self.base = base
+        self.trunk = trunk
         slab.slots[index] = ref(self)
+
+    @property
+    def start(self) -> int:
+        """The first column in use."""
+        return self.origin + self.base
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is held still."""
+        return self.slab.alive and (self.trunk is None or self.trunk.alive)
+
+    def fills(self, start: int, end: int) -> bool:
+        """Return whether its slab holds some positions of its history and nothing else."""
+        return self.slab.rows == 1 and (self.origin + start, self.origin + end) == (0, self.slab.cap)
+
+
+Place = Row | Trunk
+
+
+def standing(place: Place, length: int) -> Place:
+    """Return the row, or the trunk below it, that holds the last of a history's ``length`` positions."""
+    while length <= place.base and place.trunk is not None:
+        place = place.trunk
+    return place
 
 
 class Slab:
@@ -91,16 +168,19 @@ class SlabCache(Cache):  # type: ignore[misc]
     """One forward pass's view of a slab, as transformers sees a cache.
 
     Rows ``window`` of the slab are the batch, columns from ``low`` are seen, and the queries are written from
-    column ``at``; only where ``valid`` (n, 1, q, 1), if it is given.
+    column ``at``; only where ``valid`` (n, 1, q, 1), if it is given. The longest history has ``before`` positions
+    before them. ``seen`` is told of the keys that a layer is given.
     """
 
-    def __init__(self, slab: Slab, window: slice, low: int, at: int, valid: Any) -> None:
+    def __init__(self, slab: Slab, window: slice, low: int, at: int, before: int, valid: Any, seen: Any = None) -> None:
         super().__init__(layers=[])
         self._slab = slab
         self._window = window
         self._low = low
         self._at = at
+        self._before = before
         self._valid = valid
+        self._seen = seen
 
     def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Write the new keys and values, and return all that the queries may see."""
@@ -111,11 +191,13 @@ class SlabCache(Cache):  # type: ignore[misc]
             place = tensor[self._window, :, self._at : end]
             place.copy_(new if self._valid is None else torch.where(self._valid, new, place))
             seen.append(tensor[self._window, :, self._low : end])
+        if self._seen is not None:
+            self._seen.note(seen[0], layer_idx)
         return seen[0], seen[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the columns before the queries."""
-        return self._at - self._low
+        """Return how many positions the longest history has before the queries."""
+        return self._before
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return how many columns are seen, and the first: every layer keeps all, windowed ones too."""

@@ -16,8 +16,8 @@ from ...ppl.errors import Unsupported
 from .attention import AttentionForwarder
 from .forward import CacheInfo
 from .histories import Histories, History
+from .jobs import Job
 from .kept import Kept, Wave
-from .store import Job
 from .wrappers import core
 
 Layers = list[tuple[Any, Any]]

@@ -15,7 +15,7 @@ from ..language.laws import log_prob_of, on, warp
 from ..language.sampling import Law
 from .forward import Forwarder
 from .histories import History
-from .store import Job
+from .jobs import Job
 
 _CHUNK = 1024
 

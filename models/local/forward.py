@@ -20,12 +20,12 @@ from ...ppl.memory import Recall
 from ..language.host import Tally
 from .allowance import Allowance
 from .histories import Histories, History
+from .jobs import Job
 from .kept import Kept, Wave, gather
 from .live import Live
 from .memory import give_back, ran_out
 from .packed import repack
 from .shared import Plan, plan
-from .store import Job
 from .varied import Varied
 from .wrappers import core
 
@@ -51,6 +51,8 @@ class CacheInfo:
         forwarded: token positions forwarded so far.
         recomputed: those of them that had been forwarded before, and were dropped because memory was short.
         shortages: passes that ran out of the device's memory so far, and were made again in smaller ones.
+        trunks: beginnings held once for several histories.
+        shares: whether the model can be run so; where it cannot, each history has a copy of what it shares.
     """
 
     bytes: int
@@ -61,6 +63,8 @@ class CacheInfo:
     forwarded: int
     recomputed: int
     shortages: int
+    trunks: int = 0
+    shares: bool = False
 
     def beside(self, kept: Kept) -> CacheInfo:
         """Return the same with what else is kept."""
@@ -367,15 +371,15 @@ class Forwarder(ABC):
         for job in sorted(jobs, key=self.order):
             n = len(group) + 1
             wide = n * job.pending > max(2 * (pending + job.pending), 64)
-            longest = max(job.node.length, max((other.node.length for other in group[-1:]), default=0))
-            long = n * longest > 2 * (length + job.node.length) + 512
+            longest = max(job.columns, max((other.columns for other in group[-1:]), default=0))
+            long = n * longest > 2 * (length + job.columns) + 512
             full = n > self.max_batch or n * job.pending > limit
             if group and (full or wide or long or not self.together(group[0], job)):
                 yield group
                 group, pending, length = [], 0, 0
             group.append(job)
             pending += job.pending
-            length += job.node.length
+            length += job.columns
         if group:
             yield group
 

@@ -14,7 +14,7 @@ class History(Node):
 
     Attributes:
         stem: of a prompt, a shorter one that it shares its beginning with and that was forwarded for all.
-        row: the row of the KV store that holds this history as a prefix, if any does.
+        row: the row or trunk of the KV store that holds this history as a prefix, if any does.
         logits: the kept next-token logits as (wave, index), if any are.
         state: the kept recurrent state (or, of a prompt, what its encoder gave) as (wave, index), if any is.
         forwarded: the mark (see `Forwarder.mark`) with which its last token or its prompt went through the model.

@@ -11,10 +11,10 @@ import torch
 from ...ppl.errors import Unsupported
 from .forward import CacheInfo, Forwarder
 from .histories import Histories, History
+from .jobs import Job
 from .kept import Wave
 from .memory import ran_out
 from .states import FIELDS, States, rebuild, select, tensors
-from .store import Job
 from .trial import distance, most_by_rounding, trying
 from .wrappers import FAULTS, accepted, core
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .histories import Histories, History
-from .store import Job
+from .jobs import Job
 
 _WORTH = 16
 """Fewest tokens for which prompts are forwarded in two parts."""

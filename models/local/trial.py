@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ...ppl.errors import Unsupported
 from .forward import Forwarder
 from .histories import Histories, History
+from .jobs import Job
 from .memory import ran_out
-from .store import Job
 from .wrappers import FAULTS, core
 
 _TOKENS = 10

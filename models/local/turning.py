@@ -16,6 +16,7 @@ import torch
 from transformers import AttentionInterface, Cache
 
 from ...ppl.errors import Unsupported
+from .attending import attending_by, attention_configs
 from .trial import most_by_rounding
 from .wrappers import core
 
@@ -108,16 +109,11 @@ def passing(model: Any, now: Pass) -> Iterator[None]:
     if not now.attends:
         yield
         return
-    configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
-    before = [(config, config._attn_implementation) for config in configs.values()]
     token = _passing.set(now)
     try:
-        for config, _ in before:
-            config._attn_implementation_internal = _NAME
-        yield
+        with attending_by(_NAME, attention_configs(model)):
+            yield
     finally:
-        for config, name in before:
-            config._attn_implementation_internal = name
         _passing.reset(token)
 
 

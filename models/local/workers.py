@@ -23,9 +23,9 @@ from .attention import AttentionForwarder, turn
 from .blocks import Blocks, Layers, Prompt, Seat, Writing, size
 from .forward import Forwarder
 from .histories import Histories
+from .jobs import Job
 from .kept import Kept, Wave, gather
 from .memory import ran_out
-from .store import Job
 from .trial import distance, most_by_rounding, ordinary, trying
 from .turning import Pass, Turn, learn, passing
 from .wrappers import accepted, core

@@ -415,7 +415,9 @@ def two_laws(after_one, after_two):
         model.lm_head.weight[:, :2] = -1e9
         for column, p in enumerate((after_one, after_two)):
             model.lm_head.weight[1:3, column] = torch.tensor([math.log(p), math.log(1 - p)]) / size
-    return tiny_lm(model=model)
+    lm = tiny_lm(model=model)
+    lm.eos = frozenset()  # which token 1 would be
+    return lm
 
 
 @fk.program
@@ -436,6 +438,40 @@ def test_the_variant_is_inferred():
     assert 0.5 * (0.7 + 0.3 * math.e) + 0.5 * (0.1 + 0.9 * math.e) == pytest.approx(Z, abs=1e-6)
     # 3 comparisons at |z| < 4.26: a correct engine fails this test with probability 3 × 2.0e-5 = 6e-5.
     check_unbiased(which(lms), fk.SMC(4), {0: 1 - P, 1: P}, math.log(Z), runs=600)
+
+
+@fk.program
+async def drafted(lm, draft, **sampling):
+    """A fast variant proposes what the model says."""
+    text = lm.prompt("Once")
+    for _ in range(2):
+        text = await fk.sample("token", lm.tokens(text, 1), proposal=draft.tokens(text, 1, **sampling))
+        await fk.factor("likes", float(text.tokens[-1] == 1))
+    return text.tokens.count(1)
+
+
+def test_a_variant_proposes_for_its_model():
+    lm = two_laws(0.3, 0.9)
+    draft = lm.variant(layers=1)
+    law = {n: math.comb(2, n) * 0.9**n * 0.1 ** (2 - n) * math.exp(n) for n in range(3)}
+    z = sum(law.values())
+    # 4 comparisons at |z| < 4.26: a correct engine fails this test with probability 4 × 2.0e-5 = 8e-5.
+    check_unbiased(drafted(lm, draft), fk.SMC(4), {n: mass / z for n, mass in law.items()}, math.log(z), runs=500)
+
+
+def test_what_another_model_cannot_propose():
+    lm, other = tiny_lm(), tiny_lm(1)
+    text = lm.prompt("Once")
+    assert other.tokens(text, 2).covers(lm.tokens(text, 2))
+    assert other.tokens(text, 2).covers(lm.tokens(text, 2, top_k=5))
+    assert not other.tokens(text, 2, top_k=5).covers(lm.tokens(text, 2, top_k=5))
+    assert not other.tokens(text, 2).covers(lm.tokens(text, 3))
+    assert not other.tokens(text.append(" a"), 2).covers(lm.tokens(text, 2))
+    assert not tiny_lm(context=8).tokens(text, 2).covers(lm.tokens(text, 2))
+    other.eos = frozenset()
+    assert not other.tokens(text, 2).covers(lm.tokens(text, 2))
+    with pytest.raises(fk.errors.UnsupportedProposal, match="cannot reach all"):
+        fk.infer(drafted(lm, lm.variant(layers=1), top_k=5), fk.SMC(2), seed=0)
 
 
 def test_a_wave_makes_one_call_for_each_variant():

@@ -144,17 +144,26 @@ class Step:
         return isinstance(value, Text)
 
     def covers(self, other: Any) -> bool:
-        """Return whether this step can reach every text that ``other``, a step or a constrained one, can."""
+        """Return whether this step can reach every text that ``other``, a step or a constrained one, can.
+
+        It may be that of another model, such as a faster `variant`, which has an equal tokenizer if it goes on from the
+        same text.
+        """
         if hasattr(other, "within"):
             reaches: bool = other.within(self)
             return reaches
-        if not isinstance(other, Step) or other.lm is not self.lm or other.text != self.text:
+        if not isinstance(other, Step) or other.text != self.text or not self._ends_as(other):
             return False
         if replace(other.ending, whole=self.ending.whole) != self.ending:  # it is for constraints alone
             return False
         if self.mask is not None and self.mask != other.mask:
             return False
-        return not self.sampling.truncates or self.sampling == other.sampling
+        return not self.sampling.truncates or (self.sampling == other.sampling and self.lm is other.lm)
+
+    def _ends_as(self, other: Step) -> bool:
+        """Whether the model of a step has all tokens of another's, and the same of them end a text."""
+        one, two = self.lm, other.lm
+        return one is two or (one.eos == two.eos and one.context == two.context and one.vocab_size >= two.vocab_size)
 
     def support(self) -> list[Text] | None:
         """Return all texts that one token can lead to; None where no law is known, and for a vocabulary above 512."""

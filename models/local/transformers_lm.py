@@ -217,6 +217,7 @@ class TransformersLM(LanguageModel):
             model, self.tokenizer, sampling=self.sampling, cache_bytes=self._cache_bytes, max_batch=self._max_batch,
             packed=False, name=self.identity,
         )  # fmt: skip
+        lm.eos = self.eos
         with self.forwarder.hold():
             model.check()
         return lm

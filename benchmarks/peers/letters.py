@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 PROMPT = "The weather report for the coming week says that we should expect lots of"
 PENALTY = 0.5
 
@@ -13,12 +15,10 @@ def penalties(tokenizer) -> list[float]:
 
 
 def prompt_of(tokenizer, length) -> list[int]:
-    """A prompt of so many tokens: the usual one, again and again."""
-    ids = tokenizer(PROMPT).input_ids
-    again = tokenizer(" rain. " + PROMPT, add_special_tokens=False).input_ids
-    while len(ids) < length:
-        ids = [*ids, *again]
-    return ids[:length]
+    """A prompt of so many tokens: random ones, which texts cannot repeat, and then the usual prompt."""
+    end = tokenizer(PROMPT).input_ids[-length:]
+    ordinary = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
+    return [*random.Random(0).choices(ordinary, k=length - len(end)), *end]
 
 
 def distinct(prompt, texts) -> int:

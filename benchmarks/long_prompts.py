@@ -9,8 +9,8 @@
 Task: as in ``token_smc.py``, after prompts of 20 and of 1,500 tokens. Each contestant runs in a process of its own, and
 they take turns; each sends the prompt through the model once, which is left out of the time of a token. ``generate``
 and the raw loop repeat the prompt's keys and values for each particle. A position is counted as often as it is
-forwarded, padding included; those held are keys and values at the end of the run, in all rows; distinct ones are those
-of the texts that are left, what they begin with counted once.
+forwarded, padding included; those held are the most keys and values that were kept between passes, in all rows;
+distinct ones are those of the texts that are left, what they begin with counted once.
 
 ``--pressure``: 16 particles with room for 548 tokens each, of which more are needed. Positions forwarded, over those
 that are forwarded where memory is ample: by length of the text, and, for the longest, by the room.

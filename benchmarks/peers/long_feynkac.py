@@ -19,6 +19,7 @@ def prepare(*, model, n, tokens, prompt):
 
     def run(seed: int, tokens: int = tokens) -> dict:
         with fk.afresh():
+            lm.forwarder.forget()
             positions.forwarded, cpu = 0, cpu_seconds()
             lm.next_log_probs(start)
             before = cpu_seconds() - cpu
@@ -28,7 +29,7 @@ def prepare(*, model, n, tokens, prompt):
                 "log_z": posterior.log_evidence,
                 "before": before,
                 "forwarded": positions.forwarded,
-                "held": store.bytes / store.position_bytes,
+                "held": store.peak / store.position_bytes,
                 "distinct": distinct(prompt, [text.tokens for text in posterior.values]),
             }
 

@@ -111,7 +111,7 @@ class Sample(Effect):
     unscored: list[Any]
 
     def __init__(self, name: str, kernel: Kernel, obs: Any, proposal: Kernel | None) -> None:
-        super().__init__(name)
+        Effect.__init__(self, name)
         self.kernel = kernel
         self.obs = obs
         self.proposal = proposal
@@ -133,7 +133,7 @@ class Factor(Effect):
     kind = "factor"
 
     def __init__(self, name: str, log_weight: float | Score) -> None:
-        super().__init__(name)
+        Effect.__init__(self, name)
         self.log_weight = log_weight
 
     @property
@@ -280,7 +280,7 @@ def factor(name: str, log_weight: float | Score) -> Awaitable[None]:
     >>> round(float(fk.enumerate_program(biased()).probability(1)), 4)
     0.8808
     """
-    return Factor(name, _log_weight(name, log_weight))
+    return Factor(name, log_weight if type(log_weight) is float else _log_weight(name, log_weight))
 
 
 def twist(name: str, log_value: float | Score) -> Awaitable[None]:
@@ -393,8 +393,6 @@ def _log_weight(name: str, value: Any) -> float | Score:
         if value.kind != "log_weight":
             how = ".log() or .logit()" if value.kind == "probability" else "/ beta"
             raise AmbiguousScore(f"site {name!r}: {value!r} is not a log-weight; say how with {how}")
-        return value
-    if type(value) is float:
         return value
     try:
         return real(value)

@@ -79,6 +79,7 @@ for _type, _names in _CHANGERS.items():
         setattr(_type, _name, _refuse(_plain, _plain))
 
 LEAVES = (float, int, str, type(None), bool, bytes, complex)
+_CONTAINERS = frozenset((list, tuple, dict, set, SharedList, SharedDict, SharedSet))
 
 
 def guard(value: Any) -> Any:
@@ -94,7 +95,11 @@ def guard(value: Any) -> Any:
 make the particle's own copy first: mine = list(shared)
     """
     kind = type(value)
-    if kind in LEAVES:
+    if kind not in _CONTAINERS:
+        if isinstance(value, np.ndarray) and value.flags.writeable:
+            view = value.view()
+            view.flags.writeable = False
+            return view
         return value
     if kind is list or kind is SharedList:
         return SharedList([guard(item) for item in value])
@@ -103,10 +108,4 @@ make the particle's own copy first: mine = list(shared)
         return value if all(a is b for a, b in zip(items, value)) else tuple(items)
     if kind is dict or kind is SharedDict:
         return SharedDict({key: guard(item) for key, item in value.items()})
-    if kind is set or kind is SharedSet:
-        return SharedSet(value)
-    if isinstance(value, np.ndarray) and value.flags.writeable:
-        view = value.view()
-        view.flags.writeable = False
-        return view
-    return value
+    return SharedSet(value)

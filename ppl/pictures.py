@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import io
 import itertools
 import operator
@@ -242,13 +241,14 @@ def same(a: Any, b: Any, depth: int = 8) -> bool:
 def awaiting(coro: Any) -> Iterator[Any]:
     """Yield a coroutine and those that it waits for, one within the other."""
     while coro is not None:
-        if inspect.iscoroutine(coro):
+        kind = type(coro)
+        if kind is types.CoroutineType:
             yield coro
             coro = coro.cr_await
-        elif inspect.isgenerator(coro):
+        elif kind is types.GeneratorType:
             coro = coro.gi_yieldfrom
         else:  # what `await` makes of an object whose __await__ returns a coroutine's: it refers to that alone
-            coro = next((part for part in gc.get_referents(coro) if inspect.iscoroutine(part)), None)
+            coro = next((part for part in gc.get_referents(coro) if type(part) is types.CoroutineType), None)
 
 
 def variables(coro: Any) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def quick(cls: C) -> C:
         [(one.name, Any, field(default=one.default, default_factory=one.default_factory)) for one in known],
         slots=True,
     )
-    fill, become, values = twin.__init__, object.__setattr__, attrgetter(*(one.name for one in known))
+    new, fill, become = object.__new__, twin.__init__, object.__setattr__
+    values = attrgetter(*(one.name for one in known))
     places = {one.name: i for i, one in enumerate(known)}
     check = getattr(cls, "__post_init__", None)
 
@@ -49,7 +50,12 @@ def quick(cls: C) -> C:
         given = list(values(self))
         for name, value in changes.items():
             given[places[name]] = value
-        return cls(*given)
+        made = new(twin)
+        fill(made, *given)
+        made.__class__ = cls
+        if check is not None:
+            check(made)
+        return made
 
     cls.__init__ = init  # type: ignore[misc]
     cls.__replace__ = change  # type: ignore[attr-defined]

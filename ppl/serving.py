@@ -101,7 +101,6 @@ class Server:
         if fiber.run.tentative and not _fits(fiber.run, effect):
             fiber.run.refuse()
             return
-        effect.unscored = []
         if effect.obs is not MISSING:
             effect.value = effect.obs
             mask = True if effect.terms is None else effect.terms.mask
@@ -113,7 +112,7 @@ class Server:
             fiber.log = (fiber.log, "sample", effect.name, effect.request, effect.fixed)
             self._ready.append((fiber, effect.fixed))
             return
-        effect.value = value = self.given(fiber, effect)
+        effect.value = value = self.given(fiber, effect) if fiber.run.given else effect.forced
         proposal = effect.proposal
         if proposal is not None:
             covers = getattr(proposal, "covers", None)
@@ -302,9 +301,12 @@ class Server:
 
     def _site_keys(self, effects: Sequence[Effect], rows: Any) -> Keys:
         """Return a key for the site that each of some runs is at."""
-        tags = np.array([_keys.tag(effect.name) for effect in effects], np.uint64)
-        visits = np.array([effect.visit for effect in effects], np.int64)
-        return _keys.fold(self.keys[rows], tags, visits)
+        sites = [(effect.name, effect.visit) for effect in effects]
+        (name, visit), own = sites[0], self.keys[rows]
+        if sites.count((name, visit)) == len(sites):  # as they nearly always are
+            return _keys.fold(own, _keys.tag(name), visit)
+        tags = np.array([_keys.tag(name) for name, _ in sites], np.uint64)
+        return _keys.fold(own, tags, np.array([visit for _, visit in sites], np.int64))
 
     def called(self, fiber: Fiber, value: Any) -> None:
         """Record the value of a call or a nested run, and go on with it."""

@@ -155,7 +155,8 @@ class Wave:
             if not run.dead:
                 if run.written:
                     self._commit(run)
-                self.ready.extend([(fiber, fiber.value) for fiber in waiting])
+                for fiber in waiting:
+                    self.ready.append((fiber, fiber.value))
         for fiber, value in self.ready:
             if fiber.run.dead:
                 continue

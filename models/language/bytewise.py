@@ -11,17 +11,21 @@ class Bytes(dict[int, bytes]):
     """The bytes of each token of a tokenizer, found as they are asked for; none for the special ones.
 
     Args:
-        tokenizer: one of transformers that is `bytewise`.
+        tokenizer: of transformers.
+        size: how many of its tokens are known.
         read: how it decodes tokens.
     """
 
-    def __init__(self, tokenizer: Any, read: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, tokenizer: Any, size: int, read: Callable[[Sequence[int]], str]) -> None:
         super().__init__()
+        self._size = size if _bytewise(tokenizer) else 0
         self._spelled = tokenizer.convert_ids_to_tokens
         self._read = read
 
     def __missing__(self, token: int) -> bytes:
-        """Raises KeyError for a token that does not read as it is spelled."""
+        """Raises KeyError for a token that is not known, or does not read as its bytes alone."""
+        if not 0 <= token < self._size:
+            raise KeyError(token)
         string = self._read((token,))
         letters, spelled = _letters(), self._spelled(token) if string else ""
         # As the tokenizer does: a token with a letter that stands for no byte is taken as it is.
@@ -32,7 +36,7 @@ class Bytes(dict[int, bytes]):
         return found
 
 
-def bytewise(tokenizer: Any) -> bool:
+def _bytewise(tokenizer: Any) -> bool:
     """Return whether a tokenizer decodes tokens as those of transformers do, and as bytes, one after another."""
     kind = type(tokenizer)
     plain = all(

@@ -7,6 +7,7 @@ the text, and the tokens beyond that end are taken.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from ...ppl.errors import CannotWrite
 from ...ppl.sites import short
-from .bytewise import Bytes, bytewise
+from .bytewise import Bytes
 
 Tokens = tuple[int, ...]
 _WINDOW = 32
@@ -66,7 +67,7 @@ class Codec:
         self._word = self._find_word()
         self.anew = self._find_anew()
         self._remembered = lru_cache(_REMEMBERED)(self._write)
-        self._bytes = Bytes(tokenizer, self._raw) if bytewise(tokenizer) and not self.anew else None
+        self._bytes = Bytes(tokenizer, 0 if self.anew else size, self._raw)
 
     # What stands alone
 
@@ -93,17 +94,18 @@ class Codec:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the string of tokens that stand alone, special ones left out."""
-        known = self._bytes
-        if known is not None:
-            try:
-                return b"".join([known[token] for token in tokens]).decode(errors="replace")
-            except KeyError:  # a token of another kind
-                self._bytes = None
+        with contextlib.suppress(KeyError):
+            return self.joined(tokens)
         if not self.anew or self.hidden.keys().isdisjoint(tokens):
             return self._raw(tokens)
         ends = [i for i, token in enumerate(tokens) if token in self.hidden]
         pairs = zip([-1, *ends], [*ends, len(tokens)])
         return "".join(self._raw(tokens[start + 1 : end]) for start, end in pairs)
+
+    def joined(self, tokens: Sequence[int]) -> str:
+        """Return the string of tokens that read as bytes, one after another. Raises KeyError where one does not."""
+        known = self._bytes
+        return b"".join([known[token] for token in tokens]).decode(errors="replace")
 
     def decode_inside(self, tokens: Sequence[int]) -> str:
         """Return the string of tokens as they read after a word."""

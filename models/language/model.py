@@ -156,7 +156,11 @@ class LanguageModel(ABC):
 
         Raises ValueError for tokens that the model does not have.
         """
-        return self._writer.codec.decode(self._writer.codec.known(tokens, "what is to be decoded"))
+        codec = self._writer.codec
+        try:
+            return codec.joined(tokens)
+        except KeyError:
+            return codec.decode(codec.known(tokens, "what is to be decoded"))
 
     def decode_response(self, tokens: Sequence[int]) -> str:
         """Return the string of a response's tokens: as they read after the prompt, special ones left out.

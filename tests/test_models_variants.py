@@ -508,3 +508,21 @@ def test_texts_move_between_variants():
     assert lm.forwarded == further.node.length - 1
     back = draw([early.tokens(further, 1)])[0]
     assert early.forwarded == back.node.length - 1, "its own tokens are kept"
+
+
+@fk.program
+async def taking_turns(lms):
+    text = lms[0].prompt("Once upon a time there was a river")
+    for t in range(6):
+        text = await fk.sample("words", lms[t % 2].tokens(text, 3))
+        await fk.factor("likes", 0.3 * (text.tokens[-1] % 3))
+    return text
+
+
+def test_variants_that_take_turns_forward_each_token_once():
+    lm = tiny_lm()
+    lms = (lm, lm.variant(layers=1))
+    fk.infer(taking_turns(lms), fk.SMC(6), seed=0)
+    most = len(lm.prompt("Once upon a time there was a river").prompt_tokens) + 6 * 18
+    for each in lms:
+        assert each.forwarded <= most

@@ -189,10 +189,11 @@ class TransformersLM(LanguageModel):
     def variant(self, *, experts: int | None = None, layers: int | None = None, adapter: Any = ...) -> TransformersLM:
         """Return a language model with the same weights that runs them otherwise, for instance faster and less well.
 
-        It has a cache of its own, and its steps pass in batches of their own. Its texts are named as this model's, so
-        that they move between variants: each goes on from the texts of others, ``fast.line(text)``, and their tokens go
-        through it once. What is left out is as in this model. Whatever changes this model (training, loading, hooks)
-        changes its variants.
+        It has a cache of its own, as large as this model's may be (``cache_bytes``), and its steps pass in batches of
+        their own. Its texts are named as this model's, so that they move between variants: each goes on from the texts
+        of others, ``fast.line(text)``, and their tokens go through it once. It may propose what this model is to say,
+        ``fk.sample("line", lm.line(text), proposal=fast.line(text))``. What is left out is as in this model. Whatever
+        changes this model (training, loading, hooks) changes its variants.
 
         Args:
             experts: how many experts each token goes through, in a mixture of experts.

@@ -75,13 +75,15 @@ class Varied(nn.Module):  # type: ignore[misc]
         self, model: Any, *, experts: int | None = None, layers: int | None = None, adapter: Any = ...
     ) -> None:
         super().__init__()
+        experts = None if experts is None else whole_number("experts", experts)
+        layers = None if layers is None else whole_number("layers", layers)
         within = model if isinstance(model, Varied) else None
         self.model: Any = model if within is None else within.model
         self.experts: int | None = within.experts if within and experts is None else experts
         self.layers: int | None = within.layers if within and layers is None else layers
         self.adapter: Any = within.adapter if within and adapter is ... else adapter
         self.training = False
-        self._routes = [] if self.experts is None else _routes(self.model, whole_number("experts", self.experts))
+        self._routes = [] if self.experts is None else _routes(self.model, self.experts)
         self._changes: list[Change] = []
         self.renew()
 
@@ -197,7 +199,7 @@ def _exit(inner: Any, layers: int) -> Change:
     if len(stacks) != 1:
         raise Unsupported(f"the layers of {name} are not in one list, so that it cannot be left after some of them")
     ((owner, path, stack),) = stacks
-    if whole_number("layers", layers) > len(stack):
+    if layers > len(stack):
         raise ValueError(f"{name} has {len(stack)} layers, so that it cannot be left after {layers}")
     return Change(owner._modules, path, nn.ModuleList(list(stack)[:layers]))
 

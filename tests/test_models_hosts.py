@@ -106,7 +106,7 @@ def test_what_needs_the_law_is_refused_by_name_before_anything_is_drawn():
     refused = {
         "a draw under a mask": lambda: lm.next_token(text, mask=mask),
         "lm.log_mass": lambda: lm.log_mass(text, mask),
-        "lm.next_log_probs": lambda: lm.next_log_probs(text),
+        "lm.read": lambda: lm.next_log_probs(text),
         "a step times": lambda: constraints.constrained(lm.tokens(text, 2), grammar),
         "a Language": lambda: constraints.Language(lm, text),
         "reward 'asked'": lambda: Answers(lm, [["yes"], ["no"]], "asked"),

@@ -97,6 +97,19 @@ class Host(Writing, Protocol):
         to ``owners[i]`` of the first that needs it. Only where "law" is offered.
         """
 
+    @property
+    def depth(self) -> int:
+        """How many hidden states a token has: that of its embedding, and one after each layer. Only for "hidden"."""
+
+    def hidden(
+        self, nodes: Sequence[Node], layers: Sequence[int], owners: NDArray[np.intp], tally: Tally, sink: Sink
+    ) -> None:
+        """Say the hidden state of layer ``layers[i]`` (0 ≤ layer < `depth`) at the end of each history.
+
+        As `laws`, which is known afterwards; ``sink(rows, states)`` gets float32 states (k, d). Only where "hidden" is
+        offered.
+        """
+
     def prompt(self, prompt: Any) -> Text:
         """Return a text with an empty response."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -296,6 +296,28 @@ def log_mass(law: Any, mask: Any) -> Floats:
         inside = (weights * mask[rows].view(torch.uint8)).sum(-1).double()
         result[rows] = inside.log_() - weights.sum(-1).double().clamp_(min=1e-300).log_()
     return read(result)
+
+
+def summary(law: Any, what: str) -> Floats:
+    """Return what an unnormalised log-law (n, V) is summed up by, (n,): see `LanguageModel.read`; (n, V) for "law"."""
+    if what == "law":
+        return log_normalise(law).double().cpu().numpy()  # type: ignore[no-any-return]
+    result = torch.empty(len(law), dtype=torch.float64, device=law.device)
+    for rows in parts(law):
+        result[rows] = _SUMMARIES[what](law[rows].double().softmax(-1))
+    return read(result)
+
+
+def _margin(law: Any) -> Any:
+    two = law.topk(min(2, law.shape[-1])).values
+    return two[:, 0] - two[:, 1:].sum(-1)
+
+
+_SUMMARIES: Mapping[str, Callable[[Any], Any]] = {
+    "entropy": lambda law: torch.special.entr(law).sum(-1),
+    "top": lambda law: law.amax(-1),
+    "margin": _margin,
+}
 
 
 def on(mask: Mask, device: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,10 @@ from ...ppl.score import Score
 from ...ppl.sites import Running
 from .endings import Ending
 from .host import Floats, Offer, Sink, Tally, require
+from .reads import Read, What, read_all
 from .runs import Run
 from .sampling import Law, Sampling, as_mask
-from .scoring import Likelihood, Mass, next_laws
+from .scoring import Likelihood, Mass
 from .steps import Step
 from .text import Text
 from .together import Ticks, Together, Workers
@@ -106,6 +108,18 @@ class LanguageModel(ABC):
     def workers(self) -> Workers:
         """What writes texts side by side, for `together`. Raises Unsupported where there is nothing that does."""
         raise Unsupported(f"{self!r} cannot write texts side by side: use a model that runs here (TransformersLM)")
+
+    @property
+    def depth(self) -> int:
+        """How many hidden states a token has, see `Host`. Raises Unsupported where they are not offered."""
+        require(self, "hidden", "this")
+        return 0
+
+    def hidden(
+        self, nodes: Sequence[Node], layers: Sequence[int], owners: NDArray[np.intp], tally: Tally, sink: Sink
+    ) -> None:
+        """Say a hidden state at the end of each history, see `Host`. Raises Unsupported where they are not offered."""
+        require(self, "hidden", "this")
 
     # Texts
 
@@ -289,21 +303,76 @@ class LanguageModel(ABC):
             ((self._mass, (self.attach(text), as_mask(mask, self.vocab_size), self._law(sampling))),), "log_weight"
         )
 
-    def next_log_probs(self, text: Text, **sampling: Any) -> Any:
-        """Return the log-probabilities of the next token, an array (V,).
+    # What programs may read
 
-        Inside a program they are still to be computed: ``await fk.call("law", lm.next_log_probs(text))`` gives the
-        array, with one pass of the model for all particles. Raises Unsupported where the model gives no law.
+    def read(self, text: Text, what: What = "law", layer: int = -1, **sampling: Any) -> Any:
+        """Return what the model makes of a text: a law, a number that says how sure it is, or a hidden state.
+
+        Inside a program it is still to be computed: ``await fk.call("sure", lm.read(text, "entropy"))`` gives the
+        value, with one pass of the model for all particles. It is the pass that the next step needs: where one
+        follows, the value costs nothing. It is a value, never a weight.
+
+        Args:
+            text: what the model has read.
+            what: "law": the log-probabilities of the next token, (V,); "entropy": theirs, in nats; "top": the largest
+                probability; "margin": by how much it is larger than the second; "hidden": the hidden state of the last
+                token, (d,).
+            layer: of the hidden state: 0 is that of the embedding, 1 that after the first layer, −1 the last, as
+                transformers has them (of the decoder, where an encoder reads the prompt). A layer that is not what goes
+                into the output embedding (any but the last; the last, too, of BERT and T5) costs one more position for
+                each text whose law was read before.
+            sampling: keywords of `Sampling`, of the law that is read or summed up.
+
+        Raises ValueError for a layer that the model does not have and for what cannot be read, TypeError for settings
+        that do not belong to what is read, and Unsupported where the model does not give it.
+
+        >>> import feynkac as fk
+        >>> from feynkac.models.testing import tiny_lm
+        >>> lm = tiny_lm()
+        >>> lm.read(lm.prompt("Once"), "hidden").shape, round(lm.read(lm.prompt("Once"), "top"), 3)
+        ((32,), 0.177)
+        >>> @fk.program
+        ... async def careful(text):
+        ...     while await fk.call("sure", lm.read(text, "entropy")) > 4.0:
+        ...         text = await fk.sample("token", lm.next_token(text))
+        ...     return text
+        >>> run = fk.simulate(careful(lm.prompt("Once")), seed=0)
+        >>> lm.read(run.value, "entropy") <= 4.0
+        True
         """
-        require(self, "law", "lm.next_log_probs")
-        text, law = self.attach(text), self._law(sampling)
+        if what not in get_args(What):
+            raise ValueError(f"what is read is one of {', '.join(map(repr, get_args(What)))}, not {what!r}")
+        if what == "hidden":
+            require(self, "hidden", 'lm.read(text, "hidden")')
+            if sampling:
+                raise TypeError(f"a hidden state is not drawn: leave out {', '.join(sampling)}")
+            read = Read(what, None, self._layer(layer))
+        else:
+            require(self, "law", f"lm.read(text, {what!r})")
+            if layer != -1:
+                raise TypeError(f'a layer belongs to "hidden", not to {what!r}')
+            read = Read(what, self._law(sampling), None)
+        text = self.attach(text)
         if Running.fiber is None:
-            return self._next_laws([(text, law)])[0]
-        return Pending(f"the next token's law of {self!r}", self._next_laws, (text, law), (text.digest, law))
+            return self._read([(text, read)])[0]
+        return Pending(f"{what} of {self!r}", self._read, (text, read), (text.digest, read))
+
+    def next_log_probs(self, text: Text, **sampling: Any) -> Any:
+        """Return the log-probabilities of the next token, an array (V,): ``lm.read(text, "law")``."""
+        return self.read(text, "law", **sampling)
 
     @batched
-    def _next_laws(self, items: list[tuple[Text, Sampling]]) -> list[NDArray[np.float64]]:
-        return next_laws(self, items)
+    def _read(self, items: list[tuple[Text, Read]]) -> list[Any]:
+        return read_all(self, items)
+
+    def _layer(self, layer: Any) -> int:
+        """Return a layer as counted from the embeddings."""
+        if isinstance(layer, bool) or not hasattr(type(layer), "__index__"):
+            raise TypeError(f"a layer is a whole number, not {layer!r}")
+        depth = self.depth
+        if not -depth <= operator.index(layer) < depth:
+            raise ValueError(f"{self!r} has the layers {-depth} to {depth - 1}, and {layer} is none of them")
+        return operator.index(layer) % depth
 
     def _law(self, overrides: dict[str, Any]) -> Sampling:
         return replace(self.sampling, **overrides) if overrides else self.sampling

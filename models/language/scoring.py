@@ -1,4 +1,4 @@
-"""What a model says of given tokens: their log-probability, the mass of a mask, and the law itself."""
+"""What a model says of given tokens, as lazy scores: their log-probability, and the mass of a mask."""
 
 from __future__ import annotations
 
@@ -24,24 +24,6 @@ def node_of(lm: Host, text: Text) -> Node:
     node = lm.attach(text).node
     assert node is not None
     return node
-
-
-def next_laws(lm: Host, items: Sequence[tuple[Text, Sampling]]) -> list[Floats]:
-    """Return the log-probabilities (V,) of the token that follows each text, under a law of its own, in one pass."""
-    from .laws import log_normalise, warp
-
-    found: list[Floats] = [np.empty(0)] * len(items)
-
-    def note(rows: NDArray[np.intp], logits: Any) -> None:
-        for part in groups(items[row][1] for row in rows):
-            law = log_normalise(warp(logits[part], items[rows[part[0]]][1]))
-            for row, log_probs in zip(rows[part].tolist(), law.double().cpu().numpy()):
-                found[row] = log_probs
-
-    tally = Tally(len(items))
-    lm.laws([node_of(lm, text) for text, _ in items], np.arange(len(items)), tally, note)
-    charge(**tally.amounts)
-    return found
 
 
 class OfModel:

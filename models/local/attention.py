@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ...ppl.errors import Unsupported
 from .attending import attention_configs
@@ -116,10 +115,6 @@ class AttentionForwarder(Forwarder):
         """Whether to number positions, and whether to pad: from what serves best to what asks least of a model."""
         takes = self.positions_name in accepted(self.model)
         return [*([(True, True)] if takes else []), (False, True), (False, False)]
-
-    def roots(self, tree: Histories, tokens: NDArray[np.int64]) -> list[History]:
-        """Return two beginnings for a trial."""
-        return [tree.root((int(token),)) for token in tokens[:2]]
 
     def info(self) -> CacheInfo:
         """Return what is held in memory."""
@@ -236,7 +231,10 @@ class AttentionForwarder(Forwarder):
         if not placement.slab.layers:
             raise Unsupported(f"{type(self.model).__name__} did not use its attention cache")
         logits = logits[:, -keep:].float()
-        return logits if order == sorted(order) else logits[torch.tensor(order, device=logits.device)]
+        if order == sorted(order):
+            return logits
+        self.lens.reorder(order)
+        return logits[torch.tensor(order, device=logits.device)]
 
     def _call(self, jobs: Sequence[Job], ids: Any, mask: Any, cache: Any, inputs: dict[str, Any]) -> Any:
         """Run the model on the jobs in the order of the batch; logits (n, k or more, V)."""

@@ -22,6 +22,7 @@ from .allowance import Allowance
 from .histories import Histories, History
 from .jobs import Job
 from .kept import Kept, Wave, gather
+from .lens import Lens
 from .live import Live
 from .memory import give_back, ran_out
 from .packed import repack
@@ -82,6 +83,7 @@ class Forwarder(ABC):
 
     Attributes:
         live: the model, watched for changes.
+        lens: takes hidden states out of its passes.
         forwarded: token positions forwarded so far, padding not counted.
         recomputed: those of them that had been forwarded before and were dropped as memory was short.
         shortages: passes that ran out of the device's memory.
@@ -103,6 +105,7 @@ class Forwarder(ABC):
         self._owed: dict[History, tuple[int, int]] = {}
         self._memory = 1
         self.live = Live(model)
+        self.lens = Lens(model)
         self._epochs, self._version = Recall(), self.live.version()
         self._form = self._type_and_place()
 
@@ -137,6 +140,10 @@ class Forwarder(ABC):
     def keeps(self, length: int) -> bool:
         """Return whether a history of some length can be kept while another is forwarded from it."""
 
+    def roots(self, tree: Histories, tokens: NDArray[np.int64]) -> list[History]:
+        """Return two beginnings for a trial."""
+        return [tree.root((int(token),)) for token in tokens[:2]]
+
     def together(self, one: Job, other: Job) -> bool:
         """Return whether two jobs can share a pass."""
         return True
@@ -161,7 +168,7 @@ class Forwarder(ABC):
     def invoke(self, **inputs: Any) -> Any:
         """Call the model, and count it."""
         self._calls += 1
-        return self.model(**inputs)
+        return self.lens.look(inputs)
 
     def owe(self, node: History, positions: int, again: int = 0) -> None:
         """Charge a history of the wave for positions that were forwarded for its sake, ``again`` of them once more."""
@@ -211,14 +218,22 @@ class Forwarder(ABC):
         if isinstance(self.model, Varied):
             self.model.renew()
         repack(self.model)
+        self.lens.depth = None
         form = self._type_and_place()
         if form != self._form:
-            counts = self.forwarded, self.recomputed, self.shortages, self._calls
             self.allowance.reopen()
-            with torch.inference_mode():
+            with self.uncounted(), torch.inference_mode():
                 self.measure()
-            self.forwarded, self.recomputed, self.shortages, self._calls = counts
             self._form = form
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Count nothing of what is forwarded within the block."""
+        counts = self.forwarded, self.recomputed, self.shortages, self._calls
+        try:
+            yield
+        finally:
+            self.forwarded, self.recomputed, self.shortages, self._calls = counts
 
     def _type_and_place(self) -> tuple[Any, Any]:
         weight = next(core(self.model).parameters())
@@ -266,7 +281,7 @@ class Forwarder(ABC):
 
     def remember(self, jobs: Sequence[Job], last: Any) -> None:
         """Keep the logits (n, V) after some histories."""
-        wave = Wave(last)
+        wave = Wave(last, hidden=self.lens.taken)
         for row, job in enumerate(jobs):
             job.node.logits = wave, row
         self.kept.keep(wave)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 from weakref import ref
 
 import torch
+
+NOTHING: Mapping[int, Any] = MappingProxyType({})
 
 
 class Wave:
@@ -16,19 +19,34 @@ class Wave:
     Attributes:
         logits: a tensor (n, V), or None.
         state: the states of the n histories, or None.
+        hidden: hidden states of their last tokens, (n, d) by layer (see `Lens`).
         bytes: bytes held.
         lasting: whether it goes last when memory is short, as a long prompt would have to be computed again.
     """
 
-    __slots__ = ("__weakref__", "bytes", "lasting", "logits", "state")
+    __slots__ = ("__weakref__", "bytes", "hidden", "lasting", "logits", "state")
 
-    def __init__(self, logits: Any, state: Any = None, state_bytes: int = 0, lasting: bool = False) -> None:
+    def __init__(
+        self,
+        logits: Any,
+        state: Any = None,
+        state_bytes: int = 0,
+        lasting: bool = False,
+        hidden: Mapping[int, Any] = NOTHING,
+    ) -> None:
         if logits is not None and logits.untyped_storage().nbytes() > logits.nbytes:
             logits = logits.clone()  # a view would hold the logits at all other positions too
         self.logits = logits
         self.state = state
+        self.hidden = hidden
         self.bytes: int = state_bytes + (0 if logits is None else logits.nbytes)
+        self.bytes += sum(tensor.nbytes for tensor in hidden.values())
         self.lasting = lasting
+
+    def forget(self) -> None:
+        """Let go of all."""
+        self.logits = self.state = None
+        self.hidden = NOTHING
 
 
 class Kept:
@@ -94,7 +112,7 @@ class Kept:
         """Forget all waves."""
         for kept, _ in list(self._waves.values()):  # what a wave lets go of may end others
             if (wave := kept()) is not None:
-                wave.logits = wave.state = None
+                wave.forget()
         self._waves.clear()
         self._bytes = 0
 
@@ -103,7 +121,7 @@ class Kept:
         if self._waves.pop(id(wave), None) is not None:
             self._bytes -= wave.bytes
         self.evictions += 1
-        wave.logits = wave.state = None
+        wave.forget()
 
 
 def gather(places: Sequence[tuple[Any, int]]) -> Any:

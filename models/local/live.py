@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 _ADAPTER = ("active_adapter", "_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
 """What peft calls the state of its models and layers."""
+_CAPTURING = "transformers.utils.output_capturing"
 _expired = torch.UntypedStorage._expired
 _count = attrgetter("_version")
 _mode = itemgetter("training")
@@ -141,7 +142,11 @@ class Live:
         )
 
     def _hook_ids(self) -> list[int]:
-        return list(chain.from_iterable(self._hooks)) if any(self._hooks) else []
+        if not any(self._hooks):
+            return []
+        # Those by which transformers gives hidden states, where they are asked for, change nothing.
+        held = chain.from_iterable(hooks.items() for hooks in self._hooks)
+        return [handle for handle, hook in held if getattr(hook, "__module__", "") != _CAPTURING]
 
     def _adapter_states(self) -> list[Any]:
         return [tuple(_still(own.get(name)) for name in _ADAPTER) for own in self._adapted]

@@ -114,7 +114,8 @@ class RecurrentForwarder(Forwarder):
                 parts.append(part)
             logits = torch.cat(parts, 1) if every else parts[-1]
         states = self._states(state)
-        wave = Wave(logits[:, -1], states, states.bytes, lasting=any(job.node.root is None for job in jobs))
+        lasting = any(job.node.root is None for job in jobs)
+        wave = Wave(logits[:, -1], states, states.bytes, lasting, self.lens.taken)
         if self.kept.keep(wave):
             for row, job in enumerate(jobs):
                 job.node.logits = job.node.state = wave, row

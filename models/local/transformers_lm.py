@@ -21,6 +21,7 @@ from .drawing import draw_steps
 from .families import choose, contexts, text_config
 from .forcing import forced
 from .forward import CacheInfo
+from .hidden import depth, hidden
 from .histories import Histories, histories
 from .loading import load
 from .packed import pack
@@ -83,7 +84,7 @@ class TransformersLM(LanguageModel):
     (3, (2,), True)
     """
 
-    offers: frozenset[Offer] = frozenset({"law"})
+    offers: frozenset[Offer] = frozenset({"law", "hidden"})
 
     def __init__(
         self,
@@ -247,6 +248,21 @@ class TransformersLM(LanguageModel):
             with self.forwarder.hold():
                 self._workers = self._workers or LocalWorkers(self.forwarder, self.context)
         return self._workers
+
+    @property
+    def depth(self) -> int:
+        """How many hidden states a token has: that of its embedding, and one after each layer.
+
+        Raises Unsupported for a model that gives none.
+        """
+        return depth(self.forwarder)
+
+    def hidden(
+        self, nodes: Sequence[Node], layers: Sequence[int], owners: NDArray[np.intp], tally: Tally, sink: Sink
+    ) -> None:
+        """Say a hidden state at the end of each history, see `Host`."""
+        with torch.inference_mode():
+            hidden(self.forwarder, histories(nodes), layers, owners, tally, sink)
 
 
 def _end_tokens(model: Any, tokenizer: Any, size: int) -> frozenset[int]:

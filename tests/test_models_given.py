@@ -204,6 +204,33 @@ def test_prompts_of_ids_are_taken_as_they_are():
         lm.prompt([-1])
 
 
+def test_a_prompt_may_have_tokens_that_its_tokenizer_would_not_give():
+    lm = tiny_lm()
+    letters = [token for letter in "Once upon" for token in lm.encode(letter)]
+    usual = lm.prompt("Once upon")
+    assert tuple(letters) != usual.prompt_tokens
+    for tokens in (letters, np.array(letters)):
+        text = lm.prompt("Once upon", tokens=tokens)
+        assert text.prompt_tokens == tuple(letters)
+        assert text.append(" a").full == "Once upon a"
+        assert text != usual
+        assert text == lm.prompt(letters)
+    assert lm.prompt("Once", tokens=[0, *letters]).full == "Once"
+    assert lm.prompt([0, *letters]).full == "<bos>Once upon"
+    messages = [{"role": "user", "content": "Hi"}]
+    chat = lm.prompt(messages)
+    assert lm.prompt(messages, tokens=letters).prompt == chat.prompt
+    assert lm.prompt(messages, tokens=chat.prompt_tokens) == chat
+    with pytest.raises(ValueError, match="the prompt has the token 300"):
+        lm.prompt("Once", tokens=[300])
+    with pytest.raises(ValueError, match="an empty list is no prompt"):
+        lm.prompt("Once", tokens=[])
+    with pytest.raises(TypeError, match="a prompt may be ids itself"):
+        lm.prompt(letters, tokens=letters)
+    with pytest.raises(TypeError, match="not 'Once'"):
+        lm.prompt("Once", tokens="Once")
+
+
 @pytest.mark.parametrize(
     ("prompt", "error", "message"),
     [

@@ -123,18 +123,23 @@ class LanguageModel(ABC):
 
     # Texts
 
-    def prompt(self, prompt: str | Sequence[Message] | Sequence[int]) -> Text:
+    def prompt(self, prompt: str | Sequence[Message] | Sequence[int], *, tokens: Sequence[int] | None = None) -> Text:
         """Return a text with an empty response.
 
         A string is encoded as the tokenizer does by default; messages go through the model's chat template (a
-        last message from the assistant is continued); token ids are taken as they are. An empty string gives the begin
-        token alone.
+        last message from the assistant is continued); token ids are taken as they are, and read as the tokenizer reads
+        them, special ones included. An empty string gives the begin token alone.
+
+        Args:
+            prompt: a string, messages or ids.
+            tokens: ids that the model reads instead of those that the tokenizer would give to a string or messages,
+                such as those of a log, whose words were cut otherwise. The text's prompt stays the string.
 
         Raises ContextOverflow, Unsupported (no chat template), TypeError for what is none of these, ValueError for an
         empty prompt without a begin token, for an empty list, a lone surrogate and tokens that the model does not have.
         Warns (`PromptWarning`) of two begin tokens, and where the tokenizer ends the prompt with an end token.
         """
-        return self._writer.prompt(prompt)
+        return self._writer.prompt(prompt, tokens)
 
     def attach(self, text: Text) -> Text:
         """Return a text that belongs to this model: one that was detached or loaded, or one of another model.

@@ -37,10 +37,10 @@ class Writer:
 
     # A text begins
 
-    def prompt(self, prompt: Any) -> Text:
+    def prompt(self, prompt: Any, tokens: Any = None) -> Text:
         """Return a text with an empty response; see `LanguageModel.prompt`."""
         lm = self.lm
-        string, tokens = self._read(prompt)
+        string, tokens = self._read(prompt) if tokens is None else self._given(prompt, tokens)
         self._check_prompt(tokens)
         node = self._root(tokens)
         return Text(
@@ -118,6 +118,16 @@ class Writer:
                 string = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
         self._check(string, tokens, ends)
         return string, tokens
+
+    def _given(self, prompt: Any, tokens: Any) -> tuple[str, tuple[int, ...]]:
+        """Return a prompt as a string and the tokens that are given for it."""
+        items = () if isinstance(prompt, str) else _items(prompt)
+        if items and not isinstance(items[0], Mapping):
+            raise TypeError("tokens=… are those of a prompt that is a string or messages; a prompt may be ids itself")
+        string = self._chat(items) if items else check_string(prompt)
+        given = self.codec.known(_ids(_items(tokens)), "the prompt")
+        self._check(string, given, ends=False)
+        return string, given
 
     def _check(self, string: str, tokens: tuple[int, ...], ends: bool) -> None:
         """Warn of a prompt that begins twice, or that its tokenizer ends where the model is to go on from it."""

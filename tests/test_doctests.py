@@ -1,4 +1,4 @@
-"""Every example in every docstring of the library, imported by its own name."""
+"""Every example in every docstring of the library, imported by its own name, and in the pages of its documentation."""
 
 import doctest
 import importlib
@@ -10,6 +10,7 @@ import pytest
 import feynkac
 
 ROOT = Path(feynkac.__file__).parent
+DOCS = Path(__file__).parents[1] / "docs"
 MODULES = ["feynkac"] + [
     module.name
     for package in ("ppl", "inference", "models", "diffusion")
@@ -31,6 +32,12 @@ def load(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
     assert doctest.testmod(load(name)).failed == 0
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_examples_of_pages(page):
+    pytest.importorskip("transformers")
+    assert doctest.testfile(str(page), module_relative=False, encoding="utf-8").failed == 0
 
 
 def test_there_are_examples():

@@ -121,12 +121,13 @@ def test_forks_by_index_keep_each_particle_its_own_state(name):
     from feynkac.models.language.host import Tally
 
     with torch.inference_mode():
-        lm.forwarder.next_logits(nodes, np.arange(6), Tally(6))
+        lm.laws(nodes, np.arange(6), Tally(6), lambda places, logits: None)
         forks = [tree.child(nodes[i], 100 + k) for k, i in enumerate(index)]
-        logits = lm.forwarder.next_logits(forks, np.arange(6), Tally(6))
-        for node, row in zip(forks, logits):
+        given = {}
+        lm.laws(forks, np.arange(6), Tally(6), lambda places, logits: given.update(zip(places.tolist(), logits)))
+        for k, node in enumerate(forks):
             truth = lm.model(input_ids=torch.tensor([node.tokens()]), use_cache=False).logits[0, -1]
-            torch.testing.assert_close(row, truth, atol=1e-4, rtol=0)
+            torch.testing.assert_close(given[k], truth, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["mamba", "rwkv", "falcon_h1"])

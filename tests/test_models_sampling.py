@@ -7,8 +7,9 @@ import pytest
 import torch
 import transformers as hf
 
-from feynkac.models.language.laws import draw, drawn, log_mass, log_normalise, log_prob_of, read, warp
-from feynkac.models.language.sampling import Sampling
+from feynkac.models.language import laws
+from feynkac.models.language.laws import drawn, log_normalise, read, warp
+from feynkac.models.language.sampling import Mask, Sampling
 from feynkac.ppl import keys
 
 LAWS = [
@@ -19,6 +20,24 @@ LAWS = [
     Sampling(min_p=0.1),
     Sampling(temperature=1.5, top_k=40, top_p=0.9, min_p=0.05),
 ]
+
+
+def draw(law, uniforms):
+    """Tokens and log-probabilities of draws from a law that is as it is."""
+    tokens, log_prob = read(drawn(law, torch.from_numpy(uniforms))).T
+    return tokens.astype(np.int64), log_prob
+
+
+def log_prob_of(law, tokens):
+    return read(laws.log_prob_of(law, torch.from_numpy(tokens)))
+
+
+def log_mass(law, mask):
+    return read(laws.log_mass(law, as_masks(mask)))
+
+
+def as_masks(mask):
+    return [Mask(row) for row in mask.numpy()]
 
 
 def random_logits(n, size, seed=0, spread=2.0):
@@ -140,10 +159,11 @@ def test_zeros_of_both_signs_are_tied(top_p):
 def test_nothing_waits_for_a_gpu_before_results_are_read():
     # On "meta" there are no numbers: to ask for one, or for a shape that depends on one, is an error.
     logits = torch.empty((3, 20_000), device="meta")
-    mask = torch.empty(logits.shape, dtype=torch.bool, device="meta")
+    masks = [Mask(np.ones(20_000, bool))] * 3
     uniforms = torch.empty(3, dtype=torch.float64, device="meta")
+    rows = torch.empty(3, dtype=torch.int64, device="meta")
     for sampling in (*LAWS, Sampling(top_k=15_000, top_p=0.8), Sampling(temperature=0), Sampling(temperature=1e-30)):
-        assert drawn(logits, uniforms, sampling, mask).shape == (3, 2)
+        assert drawn(logits, uniforms, sampling, masks, rows).shape == (3, 2)
 
 
 def test_an_impossible_row_leaves_the_others_alone():
@@ -169,7 +189,7 @@ def test_nan_logits_are_an_error_and_a_row_without_tokens_is_none(sampling, size
     logits, uniforms = random_logits(3, size), torch.full((3,), 0.5, dtype=torch.float64)
     mask = torch.ones(3, size, dtype=torch.bool)
     mask[1] = False
-    packed = read(drawn(logits, uniforms, sampling, mask))
+    packed = read(drawn(logits, uniforms, sampling, as_masks(mask)))
     assert (packed[:, 0] < 0).tolist() == [False, True, False]
     assert np.isneginf(packed[:, 1]).tolist() == [False, True, False]
     packed = read(drawn(logits.masked_fill(~mask, -math.inf), uniforms, sampling))

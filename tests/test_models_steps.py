@@ -23,14 +23,16 @@ def one(step, seed=0):
 
 def force(lm, monkeypatch, *tokens):
     """Make the model say the given tokens, one a step."""
+    import torch
+
     from feynkac.models.local import drawing
 
     script = iter(tokens)
 
-    def scripted(logits, requests, uniforms):
-        return np.full(len(requests), next(script)), np.full(len(requests), -1.0)
+    def scripted(logits, uniforms, *_):
+        return torch.tensor([[next(script), -1.0]]).expand(len(uniforms), 2)
 
-    monkeypatch.setattr(drawing, "_draw", scripted)
+    monkeypatch.setattr(drawing, "drawn", scripted)
 
 
 def ids(lm, *strings):

@@ -286,7 +286,7 @@ def test_runs_of_a_language_model_keep_its_cache(engine):
 
 def scripted_lm(monkeypatch, *script):
     """A model that says the given tokens, one after another; None is the end token."""
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     from feynkac.models.local import drawing
     from feynkac.models.testing import tiny_lm
 
@@ -294,7 +294,7 @@ def scripted_lm(monkeypatch, *script):
     (eos,) = lm.eos
     tokens = iter(token for part in script for token in ([eos] if part is None else lm.encode(part)))
     monkeypatch.setattr(
-        drawing, "_draw", lambda logits, *_: (np.array([next(tokens) for _ in logits]), np.full(len(logits), -1.0))
+        drawing, "drawn", lambda logits, uniforms, *_: torch.tensor([[float(next(tokens)), -1.0] for _ in uniforms])
     )
     return lm
 

@@ -17,7 +17,7 @@ from ...ppl.memo import Memo
 from ...ppl.memory import Recall
 from ...ppl.score import Score, evaluate
 from ..language.host import Host, Tally, require
-from ..language.laws import log_normalise, warp
+from ..language.laws import log_normalise, read
 from ..language.sampling import Sampling
 from ..language.text import Text
 from ..language.tree import Node
@@ -119,7 +119,7 @@ class Language(Batched):
         laws = np.empty((len(contexts), self.lm.vocab_size))
 
         def note(found: NDArray[np.intp], logits: Any) -> None:
-            laws[found] = log_normalise(warp(logits, self.sampling)).double().cpu().numpy()
+            laws[found] = read(log_normalise(logits, self.sampling).double())
 
         tally = Tally(len(contexts))
         self.lm.laws([self._node(context) for context in contexts], np.arange(len(contexts)), tally, note)

@@ -16,7 +16,7 @@ from ...ppl.batching import groups
 from ...ppl.errors import InvalidWeight
 from ...ppl.keys import Keys
 from ..language.host import Tally
-from ..language.laws import draw, log_normalise, log_prob_of, warp
+from ..language.laws import drawn, log_normalise, log_prob_of, read
 from ..language.runs import Run, is_text, tokens_after
 from ..language.steps import Step
 from ..language.text import Text
@@ -28,6 +28,8 @@ from .potential import Potential
 from .potential import weights as weights_of
 
 Tokens = NDArray[np.int64]
+_LAWS = 2**24
+"""Most entries of laws, (n, V), that are weighed at once."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,20 @@ def begin(walks: Sequence[Walk]) -> None:
 def move(
     walks: Sequence[Walk], owners: NDArray[np.intp], keys: Keys, offset: int, tally: Tally, given: Tokens | None = None
 ) -> None:
-    """Move each walk by one token: one pass of the language model, one batch of each potential.
+    """Move each walk by one token: one wave of the language model, one batch of each potential, of a few walks or all.
 
     ``given`` (n,) forces the tokens, and nothing is drawn. The draws of a walk depend on its own key and on ``offset``
     alone.
     """
+    most = max(1, _LAWS // walks[0].request.step.lm.vocab_size)
+    for first in range(0, len(walks), most):
+        some = slice(first, first + most)
+        _move(walks[some], owners[some], keys[some], offset, tally, None if given is None else given[some])
+
+
+def _move(
+    walks: Sequence[Walk], owners: NDArray[np.intp], keys: Keys, offset: int, tally: Tally, given: Tokens | None
+) -> None:
     law = _own_laws(walks, owners, tally)
     alike = groups((w.request.potential.fingerprint, w.request.sampler, w.request.alone, w.ending) for w in walks)
     for rows in alike:
@@ -158,12 +169,9 @@ def _own_laws(walks: Sequence[Walk], owners: NDArray[np.intp], tally: Tally) -> 
         nonlocal law
         for part in groups(walks[i].request.step.sampling for i in own[found]):
             sampling = walks[own[found[part[0]]]].request.step.sampling
-            if len(part) == len(walks):
-                law = log_normalise(warp(logits, sampling))
-                return
             if law is None:
                 law = logits.new_zeros((len(walks), lm.vocab_size))
-            law[own[found[part]]] = log_normalise(warp(logits[part], sampling))
+            law[own[found[part]]] = log_normalise(logits[part], sampling)
 
     lm.laws([walks[i].run.node for i in rows], owners[rows], tally, weigh)
     return law
@@ -209,12 +217,14 @@ def _end_ids(request: Request) -> list[int]:
 def _drawn(total: Any, uniforms: Floats, given: Tokens | None) -> tuple[Tokens, Floats, Floats]:
     """Draw from the normalised law, or take what is given: tokens, log γ and log q, each (n,)."""
     if given is None:
-        tokens, log_q = draw(total, uniforms)
+        found = drawn(total, torch.from_numpy(uniforms).to(total.device))
+        chosen, log_q = found[:, 0].long(), found[:, 1]
     else:
-        tokens, log_q = given, log_prob_of(total, given)
-    index = torch.from_numpy(tokens.clip(min=0)).to(total.device)[:, None]
-    log_gamma = total.gather(1, index)[:, 0].double().cpu().numpy()
-    return tokens, np.where(tokens < 0, -math.inf, log_gamma), log_q
+        chosen = torch.from_numpy(given).to(total.device)
+        log_q = log_prob_of(total, chosen)
+    log_gamma = total.gather(1, chosen.clamp(min=0)[:, None])[:, 0].double()
+    tokens, gamma, q = read(torch.stack((chosen.double(), log_gamma, log_q), -1)).T
+    return tokens.astype(np.int64), np.where(tokens < 0, -math.inf, gamma), q
 
 
 def _rejected(
@@ -223,7 +233,7 @@ def _rejected(
     """Draw by rejection: tokens, log γ and the log of a random q with E[γ/q·1{x}] = γ(x), each (n,)."""
     potential, ends = request.potential, request.step.lm.eos
     size = potential.vocabulary.size
-    p = own.double().exp().cpu().numpy()
+    p = read(own.double().exp())
     known: dict[tuple[int, int], float] = {}
 
     def accepts(rows: Sequence[int], tokens: Sequence[int]) -> list[bool]:

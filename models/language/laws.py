@@ -41,10 +41,9 @@ _COUNTED_AT_ONCE = {"cpu": 2**18}
 _AT_ONCE_ELSEWHERE = 2**24
 
 
-def parts(logits: Any, limits: dict[str, int] = _AT_ONCE) -> Iterator[slice]:
-    """Cut the rows of (n, V) into blocks that are worked on at once."""
-    n, size = logits.shape
-    step = max(1, limits.get(logits.device.type, _AT_ONCE_ELSEWHERE) // size)
+def parts(n: int, logits: Any, limits: dict[str, int] = _AT_ONCE) -> Iterator[slice]:
+    """Cut n rows as long as those of some logits into blocks that are worked on at once."""
+    step = max(1, limits.get(logits.device.type, _AT_ONCE_ELSEWHERE) // logits.shape[-1])
     for first in range(0, n, step):
         yield slice(first, first + step)
 
@@ -98,7 +97,7 @@ def _floor(logits: Any, sampling: Sampling) -> Any:
         best = logits.topk(k).values
         floor = best[:, -1:] if top_p is None else _nucleus_of(best, logits, top_p)
     elif k is not None or top_p is not None:
-        floor = torch.cat([_counted(logits[rows], k, top_p) for rows in parts(logits, _COUNTED_AT_ONCE)])
+        floor = torch.cat([_counted(logits[rows], k, top_p) for rows in parts(len(logits), logits, _COUNTED_AT_ONCE)])
     if sampling.min_p:
         least = logits.amax(-1, keepdim=True) + math.log(sampling.min_p)
         floor = least if floor is None else torch.maximum(least, floor)
@@ -155,7 +154,7 @@ def _least(logits: Any, weights: Any, enough: Any) -> Any:
     bits = torch.where(negative, found - base, found)
     for place in rest:
         inside = digit == found
-        if logits.device.type == "cpu":  # where a shape may depend on the data, as nobody waits for it
+        if _at_hand(logits.device):  # a shape may depend on the data, as nobody waits for it
             columns = inside.any(0).nonzero()[:, 0]
             inside, weights, digits = inside[:, columns], weights[:, columns], digits[:, columns]
         weights = torch.where(inside, weights, 0)
@@ -165,6 +164,11 @@ def _least(logits: Any, weights: Any, enough: Any) -> Any:
         found = torch.where(negative, at, base - 1 - at)
         bits = bits * base + found
     return bits.to(torch.int32 if logits.dtype == torch.float32 else torch.int64).view(logits.dtype)
+
+
+def _at_hand(device: Any) -> bool:
+    """Return whether numbers on a device can be read without waiting for it."""
+    return bool(device.type == "cpu")
 
 
 def _sums(weights: Any, digit: Any, base: int) -> Any:
@@ -179,31 +183,34 @@ def _reach(sums: Any, enough: Any) -> tuple[Any, Any]:
     return at, enough - (running.gather(1, at) - sums.gather(1, at))
 
 
-def draw(law: Any, uniforms: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Draw one token per row from an unnormalised log-law, shape (n, V), at one uniform number per row, (n,).
+def laws(
+    logits: Any, sampling: Sampling = AS_IT_IS, masks: Sequence[Mask] | None = None, rows: Any = None
+) -> Iterator[tuple[slice, Any]]:
+    """Yield log-laws (k, V), not normalised, by blocks: the slice of the result that a block is, and the block.
 
-    Returns the tokens (n,) and their log-probabilities (n,): −1 and −inf for a row with no possible token.
+    The i-th is that of row ``rows[i]`` of the logits, or of row i, within ``masks[i]``, where these are given.
     """
-    return tokens_of(read(drawn(law, torch.from_numpy(uniforms).to(law.device))))
+    for part in parts(len(logits if rows is None else rows), logits):
+        mask = None if masks is None else stack(masks[part], logits.device)
+        yield part, warp(logits[part if rows is None else rows[part]], sampling, mask)
 
 
-def drawn(logits: Any, uniforms: Any, sampling: Sampling = AS_IT_IS, mask: Any = None) -> Any:
-    """Draw one token per row of logits (n, V) by a law, at one uniform number per row: a float64 tensor (n,).
+def drawn(
+    logits: Any, uniforms: Any, sampling: Sampling = AS_IT_IS, masks: Sequence[Mask] | None = None, rows: Any = None
+) -> Any:
+    """Draw one token from each of some `laws`, at one uniform number each: a float64 tensor (n,).
 
-    ``mask`` is a boolean tensor (n, V), or None. Returns a float64 tensor (n, 2) on their device, to be `read`: the
-    tokens, which float64 holds exactly, and their log-probabilities. They are −1 and −inf for a row with no possible
-    token; the log-probability is NaN where a logit is NaN or +inf.
+    Returns a float64 tensor (n, 2) on their device, to be `read`: the tokens, which float64 holds exactly, and their
+    log-probabilities. They are −1 and −inf where no token is possible; the log-probability is NaN where a logit is.
     """
-    result = torch.empty((len(logits), 2), dtype=torch.float64, device=logits.device)
-    for rows in parts(logits):
-        allowed = None if mask is None else mask[rows]
-        if sampling.temperature == 0:
-            best, token = _allowed(logits[rows], allowed).max(-1)
-            log_prob = _certain(best)
-            token = token.masked_fill_(log_prob == -math.inf, -1)
-        else:
-            token, log_prob = _invert_law(warp(logits[rows], sampling, allowed), uniforms[rows, None])
-        result[rows, 0], result[rows, 1] = token, log_prob
+    result = torch.empty((len(uniforms), 2), dtype=torch.float64, device=logits.device)
+    if sampling.temperature == 0:
+        for part, law in laws(logits, sampling, masks, rows):
+            log_prob, token = law.max(-1)
+            result[part, 0], result[part, 1] = token.masked_fill_(log_prob == -math.inf, -1), log_prob
+        return result
+    for part, law in laws(logits, sampling, masks, rows):
+        result[part, 0], result[part, 1] = _invert_law(law, uniforms[part, None])
     return result
 
 
@@ -213,7 +220,7 @@ def read(tensor: Any) -> Floats:
     Raises ValueError where a row's last number is NaN, as it is where the logits are.
     """
     array: Floats = tensor.cpu().numpy()
-    if np.isnan(array.reshape(len(array), -1)[:, -1:]).any():
+    if np.isnan(array if array.ndim == 1 else array[..., -1]).any():
         raise ValueError("the language model returned NaN logits; try dtype=torch.float32")
     return array
 
@@ -266,45 +273,45 @@ def _least_normal(dtype: Any) -> float:
     return 2 * float(torch.finfo(dtype).tiny)
 
 
-def log_normalise(law: Any) -> Any:
-    """Return the log-probabilities (n, V) of an unnormalised log-law; a row of −inf stays so."""
-    result = torch.empty_like(law)
-    for rows in parts(law):
-        weights, top = _weights(law[rows])
-        torch.sub(law[rows], top, out=result[rows]).sub_(weights.sum(-1, keepdim=True).log_().clamp_(min=-1e30))
-    read(result[:, -1])
+def log_normalise(logits: Any, sampling: Sampling = AS_IT_IS) -> Any:
+    """Return the log-probabilities (n, V) of the `laws` of some logits; NaN all over a row where a logit is."""
+    result = torch.empty_like(logits)
+    for part, law in laws(logits, sampling):
+        weights, top = _weights(law)
+        torch.sub(law, top, out=result[part]).sub_(weights.sum(-1, keepdim=True).log_())
     return result
 
 
-def log_prob_of(law: Any, tokens: NDArray[np.int64]) -> Floats:
-    """Return the log-probability (n,) of one given token per row of an unnormalised log-law (n, V)."""
-    index = torch.from_numpy(tokens).to(law.device)[:, None]
-    result = torch.empty(len(law), dtype=torch.float64, device=law.device)
-    for rows in parts(law):
-        weights, top = _weights(law[rows])
-        total = weights.sum(-1, keepdim=True).double().clamp_(min=1e-300)
-        result[rows] = ((law[rows].gather(1, index[rows]) - top).double() - total.log_())[:, 0]
-    return read(result)
+def log_prob_of(
+    logits: Any, tokens: Any, sampling: Sampling = AS_IT_IS, masks: Sequence[Mask] | None = None, rows: Any = None
+) -> Any:
+    """Return the log-probability of one given token under each of some `laws`, a float64 tensor (n,), to be `read`."""
+    result = torch.empty(len(tokens), dtype=torch.float64, device=logits.device)
+    for part, law in laws(logits, sampling, masks, rows):
+        weights, top = _weights(law)
+        chosen = law.gather(1, tokens[part, None]) - top
+        result[part] = (chosen.double() - weights.sum(-1, keepdim=True).double().log_())[:, 0]
+    return result
 
 
-def log_mass(law: Any, mask: Any) -> Floats:
-    """Return the log of the mass (n,) that a law (n, V) gives to the tokens of a boolean mask (n, V)."""
-    result = torch.empty(len(law), dtype=torch.float64, device=law.device)
-    for rows in parts(law):
-        weights, _ = _weights(law[rows])
+def log_mass(logits: Any, masks: Sequence[Mask], sampling: Sampling = AS_IT_IS) -> Any:
+    """Return the log of the mass that `laws` give to the tokens of a mask each, a float64 tensor (n,), to be `read`."""
+    result = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
+    for part, law in laws(logits, sampling):
+        weights, _ = _weights(law)
         weights = torch.threshold_(weights, 2 * _least_normal(law.dtype), 0.0)
-        inside = (weights * mask[rows].view(torch.uint8)).sum(-1).double()
-        result[rows] = inside.log_() - weights.sum(-1).double().clamp_(min=1e-300).log_()
-    return read(result)
+        inside = (weights * stack(masks[part], law.device).view(torch.uint8)).sum(-1).double()
+        result[part] = inside.log_() - weights.sum(-1).double().log_()
+    return result
 
 
-def summary(law: Any, what: str) -> Floats:
-    """Return what an unnormalised log-law (n, V) is summed up by, (n,): see `LanguageModel.read`; (n, V) for "law"."""
+def summary(logits: Any, sampling: Sampling, what: str) -> Floats:
+    """Return what the `laws` of some logits are summed up by, (n,): see `LanguageModel.read`; (n, V) for "law"."""
     if what == "law":
-        return log_normalise(law).double().cpu().numpy()  # type: ignore[no-any-return]
-    result = torch.empty(len(law), dtype=torch.float64, device=law.device)
-    for rows in parts(law):
-        result[rows] = _SUMMARIES[what](law[rows].double().softmax(-1))
+        return read(log_normalise(logits, sampling).double())
+    result = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
+    for part, law in laws(logits, sampling):
+        result[part] = _SUMMARIES[what](law.double().softmax(-1))
     return read(result)
 
 
@@ -321,13 +328,15 @@ _SUMMARIES: Mapping[str, Callable[[Any], Any]] = {
 
 
 def on(mask: Mask, device: Any) -> Any:
-    """Return a mask as a tensor (V,) on a device."""
+    """Return a mask as a tensor (V,) on a device, where it is kept."""
     if mask.tensor is None or mask.tensor.device != device:
         mask.tensor = torch.from_numpy(mask.allowed).to(device)
     return mask.tensor
 
 
-def stack(masks: Sequence[Mask | None], device: Any) -> Any:
-    """Return masks as a tensor (n, V) on a device; None where there are none. All are masks, or none is."""
-    given = [on(mask, device) for mask in masks if mask is not None]
-    return torch.stack(given) if given else None
+def stack(masks: Sequence[Mask], device: Any) -> Any:
+    """Return masks as a tensor (n, V) on a device, without a copy where all are one."""
+    lead = masks[0]
+    if all(mask is lead for mask in masks):
+        return on(lead, device).expand(len(masks), -1)
+    return torch.stack([on(mask, device) for mask in masks])

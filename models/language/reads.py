@@ -47,12 +47,12 @@ def read_all(lm: Host, items: Sequence[tuple[Text, Read]]) -> list[Any]:
             found[i] = state.copy()
 
     def sum_up(rows: NDArray[np.intp], logits: Any) -> None:
-        from .laws import summary, warp
+        from .laws import summary
 
         for part in groups(items[i][1] for i in laws[rows]):
             read = items[laws[rows[part[0]]]][1]
             assert read.sampling is not None
-            values = summary(warp(logits[part], read.sampling), read.what)
+            values = summary(logits[part], read.sampling, read.what)
             for i, value in zip(laws[rows[part]], values if read.what == "law" else values.tolist()):
                 found[i] = value
 

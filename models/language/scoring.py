@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from ...ppl.batching import groups
 from ...ppl.cost import charge
 from ...ppl.memory import Memory
 from ...ppl.score import Kind
-from .host import Floats, Host, Tally
+from .host import Host, Tally
 from .sampling import Sampling
 from .text import Text
 from .tree import Node
@@ -69,7 +68,7 @@ class Mass(OfModel):
 
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> list[float]:
         """Return the log-mass for each (text, mask, law)."""
-        from .laws import stack
+        from .laws import log_mass, read
 
         result = np.zeros(len(inputs))
         going = np.array([i for i, (text, *_) in enumerate(inputs) if not text.finished], np.intp)
@@ -77,8 +76,7 @@ class Mass(OfModel):
         def weigh(rows: NDArray[np.intp], logits: Any) -> None:
             for part in groups(inputs[i][2] for i in going[rows]):
                 own = going[rows[part]]
-                masks = stack([inputs[i][1] for i in own], logits.device)
-                result[own] = _log_mass(logits[part], masks, inputs[own[0]][2])
+                result[own] = read(log_mass(_rows(logits, part), [inputs[i][1] for i in own], inputs[own[0]][2]))
 
         if len(going):
             tally = Tally(len(inputs))
@@ -88,11 +86,6 @@ class Mass(OfModel):
         return numbers
 
 
-def _log_mass(logits: Any, masks: Any, sampling: Sampling) -> Floats:
-    from .laws import log_mass, warp
-
-    if sampling.temperature == 0:
-        # In the limit of temperature 0 the masked draw takes the best token allowed, which has mass 1 or 0.
-        inside = (warp(logits, sampling) > -math.inf).logical_and(masks).any(-1)
-        return np.where(inside.cpu().numpy(), 0.0, -math.inf)
-    return log_mass(warp(logits, sampling), masks)
+def _rows(logits: Any, rows: NDArray[np.intp]) -> Any:
+    """Return some rows of logits, without a copy where they are all."""
+    return logits if len(rows) == len(logits) else logits[rows]

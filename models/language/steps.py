@@ -173,14 +173,13 @@ class Step:
         start = Run(self)
         if start.over:
             return [start.text()]
-        from .laws import log_prob_of, stack, warp
+        from .laws import log_normalise, read, stack, warp
 
-        everything = np.arange(lm.vocab_size)
         log_prob = np.zeros(lm.vocab_size)
 
         def weigh(_: Any, logits: Any) -> None:
-            mask = stack([self.mask] * lm.vocab_size, logits.device)
-            log_prob[:] = log_prob_of(warp(logits.expand(lm.vocab_size, -1), self.sampling, mask), everything)
+            mask = None if self.mask is None else stack([self.mask], logits.device)
+            log_prob[:] = read(log_normalise(warp(logits, self.sampling, mask).double()))[0]
 
         tally = Tally(1)
         lm.laws([start.node], np.zeros(1, np.intp), tally, weigh)

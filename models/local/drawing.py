@@ -1,10 +1,9 @@
-"""The loop over the tokens of a wave of steps: a pass of the model, a draw for every history, and on."""
+"""The loop over the tokens of a wave of steps: passes of the model, draws from what each gives, and on."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,38 +11,82 @@ from numpy.typing import NDArray
 
 from ...ppl.keys import Keys, uniform
 from ..language.host import Floats, Tally
-from ..language.laws import draw, stack, warp
-from ..language.runs import Request, Run
-from ..language.sampling import Sampling
+from ..language.laws import drawn, read, tokens_of
+from ..language.runs import Run
+from ..language.sampling import Mask, Sampling
 from .forward import Forwarder
 from .histories import histories
+from .staging import send
+
+Which: TypeAlias = slice | NDArray[np.intp]
 
 
 def draw_steps(forwarder: Forwarder, runs: Sequence[Run], keys: Keys, tally: Tally) -> None:
-    """Advance runs to the ends of their steps. Each leaves as its step ends, and those that remain go on together."""
-    active = [i for i, run in enumerate(runs) if not run.over]
+    """Advance runs to the ends of their steps. Each leaves as its step ends, and those that remain go on together.
+
+    Each pass is drawn from as it comes, so that its logits need not stay; a token of all runs is read at once.
+    """
+    laws = Laws([run.request.sampling for run in runs], [run.request.mask for run in runs])
+    active = np.array([i for i, run in enumerate(runs) if not run.over], np.intp)
     offset = 0
     with torch.inference_mode():
-        while active:
-            owners = np.array(active, np.intp)
-            logits = forwarder.next_logits(histories([runs[i].node for i in active]), owners, tally)
-            uniforms = uniform(keys[owners], 1, offset=offset)[:, 0]
-            tokens, log_prob = _draw(logits, [runs[i].request for i in active], uniforms)
-            for i, token, value in zip(active, tokens.tolist(), log_prob.tolist()):
-                runs[i].advance(token, value)
-                tally.tokens_out[i] += token >= 0
-            active = [i for i in active if not runs[i].over]
+        while len(active):
+            going = [runs[i] for i in active]
+            wave = _Wave(laws, active, uniform(keys[active], 1, offset=offset)[:, 0])
+            forwarder.next_logits(histories([run.node for run in going]), active, tally, wave.take)
+            tokens, log_prob = wave.read()
+            tally.tokens_out[active] += tokens >= 0
+            for run, token, value in zip(going, tokens.tolist(), log_prob.tolist()):
+                run.advance(token, value)
+            active = active[[not run.over for run in going]]
             offset += 1
 
 
-def _draw(logits: Any, requests: Sequence[Request], uniforms: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Draw a token per row, each by its request's law: shapes (n,) and (n,)."""
-    groups: dict[tuple[Sampling, bool], list[int]] = defaultdict(list)
-    for i, request in enumerate(requests):
-        groups[request.sampling, request.mask is not None].append(i)
-    tokens, log_prob = np.zeros(len(requests), np.int64), np.zeros(len(requests))
-    for (sampling, _), rows in groups.items():
-        part = logits if len(groups) == 1 else logits[torch.tensor(rows, device=logits.device)]
-        mask = stack([requests[i].mask for i in rows], logits.device)
-        tokens[rows], log_prob[rows] = draw(warp(part, sampling, mask), uniforms[rows])
-    return tokens, log_prob
+class Laws:
+    """How tokens are drawn for some requests: the laws that differ are told apart once, for all their tokens."""
+
+    def __init__(self, samplings: Sequence[Sampling], masks: Sequence[Mask | None]) -> None:
+        self._masks = masks
+        known: dict[tuple[Sampling, bool], int] = {}
+        kinds = [known.setdefault((law, mask is not None), len(known)) for law, mask in zip(samplings, masks)]
+        self._kinds = np.array(kinds, np.intp)
+        self._known = list(known)
+
+    def alike(
+        self, requests: NDArray[np.intp]
+    ) -> Iterator[tuple[slice | NDArray[np.intp], Sampling, list[Mask] | None]]:
+        """Yield which of some requests (k,) share a law, the law, and their masks, if they have any."""
+        kinds = self._kinds[requests]
+        for kind, (sampling, masked) in enumerate(self._known):
+            which = slice(None) if len(self._known) == 1 else np.flatnonzero(kinds == kind)
+            own = requests[which]
+            if len(own):
+                masks = [mask for i in own if (mask := self._masks[i]) is not None]
+                yield which, sampling, masks if masked else None
+
+
+class _Wave:
+    """One token for each of some requests, as the passes come that it is drawn from."""
+
+    def __init__(self, laws: Laws, requests: NDArray[np.intp], uniforms: Floats) -> None:
+        self._laws = laws
+        self._requests = requests
+        self._uniforms = uniforms
+        self._drawn: list[Any] = []
+        self._places: list[NDArray[np.intp]] = []
+
+    def take(self, places: NDArray[np.intp], logits: Any, rows: NDArray[np.intp] | None) -> None:
+        """Draw for the requests at some places from the logits of a pass; nobody waits for the draws."""
+        index = np.arange(len(places)) if rows is None else rows
+        for which, sampling, masks in self._laws.alike(self._requests[places]):
+            own = places[which]
+            whole = rows is None and len(own) == len(places)
+            uniforms, *where = send(logits.device, self._uniforms[own], *(() if whole else (index[which],)))
+            self._drawn.append(drawn(logits, uniforms, sampling, masks, *where))
+            self._places.append(own)
+
+    def read(self) -> tuple[NDArray[np.int64], Floats]:
+        """Return the tokens (n,) and their log-probabilities: here the device is waited for."""
+        result = np.empty((len(self._requests), 2))
+        result[np.concatenate(self._places)] = read(torch.cat(self._drawn))
+        return tokens_of(result)

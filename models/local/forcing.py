@@ -11,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from ..language.host import Floats, Tally
-from ..language.laws import log_prob_of, on, warp
+from ..language.laws import log_prob_of, read
 from ..language.sampling import Law
+from .drawing import Laws
 from .forward import Forwarder
 from .histories import History
 from .jobs import Job
+from .staging import send
 
 _CHUNK = 1024
 
@@ -31,15 +33,32 @@ def forced(
     """Return the log-probability (n,) of the tokens of each history from position ``starts[i]`` to its end.
 
     The first of them may be known from the logits kept at the history before it; the rest go through the model
-    in chunks, shortest prefix first, each building on the last.
+    in chunks, shortest prefix first, each building on the last. Each pass is weighed as it comes; all is read at once.
     """
-    total = np.zeros(len(nodes))
-    going = [i for i, node in enumerate(nodes) if node.length > starts[i]]
-    if going:
-        before = [nodes[i].ancestor(starts[i]) for i in going]
-        given = np.array([nodes[i].tokens(starts[i])[0] for i in going], np.int64)
-        total[going] = _following(forwarder, before, given, [laws[i] for i in going], [owners[i] for i in going], tally)
-    at = list(starts)
+    found = _Found(Laws([sampling for sampling, _ in laws], [mask for _, mask in laws]))
+    going = np.array([i for i, node in enumerate(nodes) if node.length > starts[i]], np.intp)
+    with torch.inference_mode():
+        if len(going):
+            given = np.array([nodes[i].tokens(starts[i])[0] for i in going], np.int64)
+
+            def first(places: NDArray[np.intp], logits: Any, rows: NDArray[np.intp] | None) -> None:
+                found.weigh(going[places], given[places], logits, np.arange(len(places)) if rows is None else rows)
+
+            before = [nodes[i].ancestor(starts[i]) for i in going]
+            forwarder.next_logits(before, np.array(owners, np.intp)[going], tally, first)
+        _rest(forwarder, nodes, list(starts), found, owners, tally)
+    return found.sums(len(nodes))
+
+
+def _rest(
+    forwarder: Forwarder,
+    nodes: Sequence[History],
+    at: list[int],
+    found: _Found,
+    owners: Sequence[int],
+    tally: Tally,
+) -> None:
+    """Weigh the tokens of each history after position ``at[i]``, in passes of all positions."""
     while True:
         # Requests that need the same positions of the same history share them.
         wanted: dict[History, list[int]] = defaultdict(list)
@@ -48,42 +67,48 @@ def forced(
                 reach = forwarder.stretch(at[i], min(node.length - 1, at[i] + _CHUNK))
                 wanted[node.ancestor(reach)].append(i)
         if not wanted:
-            return total
+            return
 
         def add(jobs: Sequence[Job], logits: Any, wanted: dict[History, list[int]] = wanted) -> None:
+            width = logits.shape[1]
+            who: list[int] = []
+            given: list[int] = []
+            rows: list[NDArray[np.intp]] = []
             for row, job in enumerate(jobs):
                 users = wanted[job.node]
                 tally.forwarded(owners[users[0]], job.cost, job.again)
                 for i in users:
                     count = job.node.length - at[i]
-                    given = np.array(nodes[i].tokens(at[i] + 1)[:count], np.int64)
-                    sampling, mask = laws[i]
-                    allowed = None if mask is None else on(mask, logits.device).expand(count, -1)
-                    total[i] += log_prob_of(warp(logits[row, -count:], sampling, allowed), given).sum()
+                    who += [i] * count
+                    given += nodes[i].tokens(at[i] + 1)[:count]
+                    rows.append(np.arange((row + 1) * width - count, (row + 1) * width))
+            found.weigh(np.array(who, np.intp), np.array(given, np.int64), logits.flatten(0, 1), np.concatenate(rows))
 
         ends = list(wanted)
-        with torch.inference_mode():
-            tally.calls += forwarder.all_logits(ends, [min(at[i] for i in wanted[end]) for end in ends], add)
+        tally.calls += forwarder.all_logits(ends, [min(at[i] for i in wanted[end]) for end in ends], add)
         for end, users in wanted.items():
             for i in users:
                 at[i] = end.length
 
 
-def _following(
-    forwarder: Forwarder,
-    nodes: Sequence[History],
-    given: NDArray[np.int64],
-    laws: Sequence[Law],
-    owners: Sequence[int],
-    tally: Tally,
-) -> Floats:
-    """Return the log-probability (n,) of a given token (n,) after each history."""
-    result = np.zeros(len(nodes))
-    with torch.inference_mode():
-        logits = forwarder.next_logits(nodes, np.array(owners, np.intp), tally)
-        for law in set(laws):
-            rows = [i for i, other in enumerate(laws) if other == law]
-            part = logits[torch.tensor(rows, device=logits.device)]
-            allowed = None if law[1] is None else on(law[1], logits.device).expand(len(rows), -1)
-            result[rows] = log_prob_of(warp(part, law[0], allowed), given[rows])
-    return result
+class _Found:
+    """Log-probabilities of given tokens, each of one of some requests, that are read together."""
+
+    def __init__(self, laws: Laws) -> None:
+        self._laws = laws
+        self._owners: list[NDArray[np.intp]] = []
+        self._log_prob: list[Any] = []
+
+    def weigh(self, requests: NDArray[np.intp], given: NDArray[np.int64], logits: Any, rows: NDArray[np.intp]) -> None:
+        """Note the log-probability of a token of some requests, each under a row of logits; nobody waits for it."""
+        for which, sampling, masks in self._laws.alike(requests):
+            tokens, index = send(logits.device, given[which], rows[which])
+            self._log_prob.append(log_prob_of(logits, tokens, sampling, masks, index))
+            self._owners.append(requests[which])
+
+    def sums(self, n: int) -> Floats:
+        """Return the sum of each request's, (n,): here the device is waited for."""
+        total = np.zeros(n)
+        if self._log_prob:
+            np.add.at(total, np.concatenate(self._owners), read(torch.cat(self._log_prob)))
+        return total

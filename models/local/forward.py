@@ -21,7 +21,7 @@ from ..language.host import Tally
 from .allowance import Allowance
 from .histories import Histories, History
 from .jobs import Job
-from .kept import Kept, Wave, gather
+from .kept import Kept, Wave
 from .lens import Lens
 from .live import Live
 from .memory import give_back, ran_out
@@ -33,9 +33,14 @@ from .wrappers import core
 _POSITIONS = 8192
 """Most positions, padding included, in one pass of several rows."""
 _LOGITS = 2**26
-"""Most logits in one pass of several rows that keeps them at all positions."""
+"""Most logits that one pass of several rows gives."""
 
 Sink = Callable[[Sequence[Job], Any], None]
+Rows = Callable[[NDArray[np.intp], Any, NDArray[np.intp] | None], None]
+"""Is given the places of some histories among those asked about, (k,), logits (m, V), and which row is whose, (k,).
+
+None says that row i is that of place i. It neither writes to the logits nor keeps them, and asks no model.
+"""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,9 @@ class Forwarder(ABC):
         shortages: passes that ran out of the device's memory.
         allowance: how many bytes may be held.
     """
+
+    _keeps_logits: bool
+    """Whether the model can be asked for the logits at a last position alone."""
 
     def __init__(self, model: Any, tree: Histories, limit: int | None, max_batch: int, vocab_size: int) -> None:
         self.model = model
@@ -239,36 +247,44 @@ class Forwarder(ABC):
         weight = next(core(self.model).parameters())
         return weight.dtype, weight.device
 
-    def next_logits(self, nodes: Sequence[History], owners: NDArray[np.intp], tally: Tally) -> Any:
-        """Return the next-token logits after each history, a float32 tensor (n, V).
+    def next_logits(self, nodes: Sequence[History], owners: NDArray[np.intp], tally: Tally, sink: Rows) -> None:
+        """Give the next-token logits after each history to a sink, those of one pass at a time.
 
         Repeats are forwarded once; what is forwarded is charged to ``owners[i]`` of the first that needs it.
         """
         with self.hold():
-            return self._next_logits(nodes, owners, tally)
-
-    def _next_logits(self, nodes: Sequence[History], owners: NDArray[np.intp], tally: Tally) -> Any:
-        found: dict[History, tuple[Any, int]] = {}
-        missing: dict[History, int] = {}
-        for i, node in enumerate(nodes):
-            if node not in found and node not in missing:
-                kept = self._recall(node)
+            known: dict[int, tuple[Any, list[int], list[int]]] = {}
+            missing: dict[History, list[int]] = {}
+            for i, node in enumerate(nodes):
+                kept = None if node in missing else self._recall(node)
                 if kept is None:
-                    missing[node] = i
+                    missing.setdefault(node, []).append(i)
                 else:
-                    found[node] = kept
-        if missing:
-            fresh = list(missing)
+                    _, places, rows = known.setdefault(id(kept[0]), (kept[0], [], []))
+                    places.append(i)
+                    rows.append(kept[1])
+            while known:
+                logits, places, rows = known.popitem()[1]
+                _give(sink, logits, places, rows)
+            if missing:
+                self._next_logits(missing, len(nodes), owners, tally, sink)
 
-            def keep(jobs: Sequence[Job], logits: Any) -> None:
-                last = logits[:, -1]
-                for row, job in enumerate(jobs):
-                    tally.forwarded(owners[missing[job.node]], job.cost, job.again)
-                    found[job.node] = last, row
-                self.remember(jobs, last)
+    def _next_logits(
+        self, missing: dict[History, list[int]], width: int, owners: NDArray[np.intp], tally: Tally, sink: Rows
+    ) -> None:
+        def keep(jobs: Sequence[Job], logits: Any) -> None:
+            last = logits[:, -1]
+            places: list[int] = []
+            rows: list[int] = []
+            for row, job in enumerate(jobs):
+                users = missing[job.node]
+                tally.forwarded(owners[users[0]], job.cost, job.again)
+                places += users
+                rows += [row] * len(users)
+            self.remember(jobs, last)
+            _give(sink, last, places, rows)
 
-            tally.calls += self.run(fresh, [node.length - 1 for node in fresh], keep, len(nodes))
-        return gather([found[node] for node in nodes])
+        tally.calls += self.run(list(missing), [node.length - 1 for node in missing], keep, width)
 
     def all_logits(self, nodes: Sequence[History], first: Sequence[int], sink: Sink) -> int:
         """Forward histories; ``sink`` gets the logits at positions ``first[i]`` on. Returns the passes made.
@@ -380,7 +396,9 @@ class Forwarder(ABC):
 
     def _groups(self, jobs: Sequence[Job], every: bool) -> Iterator[list[Job]]:
         """Cut jobs into passes of similar shape, so that padding at most about doubles the work."""
-        limit = min(self._positions, _LOGITS // self.vocab_size) if every else self._positions
+        rows = max(1, _LOGITS // self.vocab_size)
+        limit = min(self._positions, rows) if every or not self._keeps_logits else self._positions
+        rows = min(rows, self.max_batch)
         group: list[Job] = []
         pending = length = 0
         for job in sorted(jobs, key=self.order):
@@ -388,7 +406,7 @@ class Forwarder(ABC):
             wide = n * job.pending > max(2 * (pending + job.pending), 64)
             longest = max(job.columns, max((other.columns for other in group[-1:]), default=0))
             long = n * longest > 2 * (length + job.columns) + 512
-            full = n > self.max_batch or n * job.pending > limit
+            full = n > rows or n * job.pending > limit
             if group and (full or wide or long or not self.together(group[0], job)):
                 yield group
                 group, pending, length = [], 0, 0
@@ -426,3 +444,8 @@ class Forwarder(ABC):
     def tensor(self, array: NDArray[Any]) -> Any:
         """Return an array as a tensor on the model's device."""
         return torch.from_numpy(array).to(core(self.model).device)
+
+
+def _give(sink: Rows, logits: Any, places: list[int], rows: list[int]) -> None:
+    whole = rows == list(range(len(logits)))
+    sink(np.array(places, np.intp), logits, None if whole else np.array(rows, np.intp))

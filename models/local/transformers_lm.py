@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ...ppl.keys import Keys
 from ...ppl.reals import whole_number
 from ..language.host import Floats, Offer, Sink, Tally
+from ..language.laws import parts
 from ..language.model import LanguageModel
 from ..language.runs import Run
 from ..language.sampling import Law, Sampling
@@ -25,6 +26,7 @@ from .hidden import depth, hidden
 from .histories import Histories, histories
 from .loading import load
 from .packed import pack
+from .staging import send
 from .varied import Varied
 from .workers import LocalWorkers
 from .wrappers import core
@@ -238,8 +240,14 @@ class TransformersLM(LanguageModel):
 
     def laws(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally, sink: Sink) -> None:
         """Say the law of the next token after each history, see `Host`."""
+
+        def pass_on(places: NDArray[np.intp], logits: Any, rows: NDArray[np.intp] | None) -> None:
+            (index,) = (None,) if rows is None else send(logits.device, rows)
+            for part in parts(len(places), logits, {}):
+                sink(places[part], logits[part if index is None else index[part]])
+
         with torch.inference_mode():
-            sink(np.arange(len(nodes)), self.forwarder.next_logits(histories(nodes), owners, tally))
+            self.forwarder.next_logits(histories(nodes), owners, tally, pass_on)
 
     @property
     def workers(self) -> LocalWorkers:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ...ppl.errors import OutOfMemory, Unsupported
 from ...ppl.keys import Keys, uniform
 from ..language.host import Floats, Tally
-from ..language.laws import drawn, log_prob_of, read, tokens_of, warp
+from ..language.laws import drawn, log_prob_of, read, tokens_of
 from ..language.together import Board, Play, Times
 from ..language.tree import Node
 from .attention import AttentionForwarder, turn
@@ -26,6 +26,7 @@ from .histories import Histories
 from .jobs import Job
 from .kept import Kept, Wave, gather
 from .memory import ran_out
+from .staging import send
 from .trial import distance, most_by_rounding, ordinary, trying
 from .turning import Pass, Turn, learn, passing
 from .wrappers import accepted, core
@@ -412,5 +413,6 @@ def _score(total: Floats, plays: Sequence[Play], logits: Any, places: Sequence[t
     """Add the log-probabilities of tokens to those of their plays: (play, row, text, column, token) for each."""
     if places:
         users, rows, texts, columns, tokens = map(list, zip(*places))
-        law = warp(logits[rows, texts, columns], plays[0].request.sampling)
-        np.add.at(total, users, log_prob_of(law, np.array(tokens)))
+        (given,) = send(logits.device, np.array(tokens))
+        log_prob = log_prob_of(logits[rows, texts, columns], given, plays[0].request.sampling)
+        np.add.at(total, users, read(log_prob))

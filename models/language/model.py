@@ -323,9 +323,9 @@ class LanguageModel(ABC):
                 probability; "margin": by how much it is larger than the second; "hidden": the hidden state of the last
                 token, (d,).
             layer: of the hidden state: 0 is that of the embedding, 1 that after the first layer, −1 the last, as
-                transformers has them (of the decoder, where an encoder reads the prompt). A layer that is not what goes
-                into the output embedding (any but the last; the last, too, of BERT and T5) costs one more position for
-                each text whose law was read before.
+                transformers has them (of the decoder, where an encoder reads the prompt). The first read of a layer
+                that is not what goes into the output embedding (any but the last; the last, too, of BERT and T5) costs
+                one more position for each text whose law was known before.
             sampling: keywords of `Sampling`, of the law that is read or summed up.
 
         Raises ValueError for a layer that the model does not have and for what cannot be read, TypeError for settings

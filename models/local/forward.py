@@ -226,7 +226,7 @@ class Forwarder(ABC):
         if isinstance(self.model, Varied):
             self.model.renew()
         repack(self.model)
-        self.lens.depth = None
+        self.lens.forget()
         form = self._type_and_place()
         if form != self._form:
             self.allowance.reopen()

@@ -42,13 +42,14 @@ def hidden(
     """Say the hidden state of a layer at the end of each history, see `Host`.
 
     It is that of the pass that gives the logits there, which are kept, so that what goes on from there does not forward
-    the position again. Where that pass was made already, and the layer is not the last, the position is forwarded anew.
+    the position again. Where a pass was made that did not take the layer (see `Lens`), the position is forwarded anew.
     """
-    known = depth(forwarder)
     with forwarder.hold():
+        known = depth(forwarder)
         wanted = [(node, forwarder.lens.key(layer % known)) for node, layer in zip(nodes, layers)]
         found: dict[tuple[History, int], tuple[Any, int]] = {}
         missing: dict[History, int] = {}
+        passed: set[History] = set()
         for i, (node, key) in enumerate(wanted):
             wave, row = node.logits or (None, 0)
             if wave is not None and key in wave.hidden:
@@ -56,17 +57,21 @@ def hidden(
                 found[node, key] = wave.hidden[key], row
             else:
                 missing.setdefault(node, i)
+                if wave is not None and wave.logits is not None:
+                    passed.add(node)
 
         def keep(jobs: Sequence[Job], logits: Any) -> None:
             taken = forwarder.lens.taken
             for row, job in enumerate(jobs):
-                tally.forwarded(owners[missing[job.node]], job.cost, job.again)
+                again = 0 if job.node in passed else job.again  # it was not forgotten: it was not looked at
+                forwarder.recomputed -= job.again - again
+                tally.forwarded(owners[missing[job.node]], job.cost, again)
                 found.update(((job.node, key), (states, row)) for key, states in taken.items())
             forwarder.remember(jobs, logits[:, -1])
 
         if missing:
             keys = {key for node, key in wanted if node in missing} - {INTO_HEAD}
-            with forwarder.lens.taking(lambda _: keys) if keys else nullcontext():
+            with forwarder.lens.taking(keys) if keys else nullcontext():
                 ends = [node.length - 1 for node in missing]
                 tally.calls += forwarder.run(list(missing), ends, keep, len(missing))
         for rows in groups(key for _, key in wanted):

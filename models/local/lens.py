@@ -14,6 +14,7 @@ from .wrappers import FAULTS, core
 
 INTO_HEAD = -1
 """The key of what goes into the output embedding."""
+_FEW = 1024
 _FIELDS = ("decoder_hidden_states", "hidden_states")
 """What models of transformers call their hidden states; those of a decoder, where there is one."""
 
@@ -22,7 +23,8 @@ class Lens:
     """Calls a model, and takes hidden states of the last position out of the pass.
 
     What goes into the output embedding costs nothing and is always taken. For most models it is the last of the states
-    that transformers gives; `measure` finds out. The others are given where they are asked for.
+    that transformers gives; `measure` finds out. Another layer is taken where it is asked for, and from then on in all
+    passes over few positions, since the model then holds those of all layers at once.
 
     Attributes:
         taken: of the last pass, hidden states (n, d) by layer; −1 is what went into the output embedding.
@@ -33,7 +35,8 @@ class Lens:
         self.taken: Mapping[int, Any] = NOTHING
         self.depth: int | None = None
         self._model = model
-        self._wanted: Callable[[int], Iterable[int]] | None = None
+        self._asked: set[int] = set()
+        self._taking: Callable[[int], Iterable[int]] | None = None
         self._last_goes_in = False
 
     def look(self, inputs: dict[str, Any]) -> Any:
@@ -45,12 +48,13 @@ class Lens:
                 taken[INTO_HEAD] = given[:, -1].clone()
 
         head = core(self._model).get_output_embeddings()
-        asked = {} if self._wanted is None else {"output_hidden_states": True}
+        wanted = self._taking or (self._layers if self._asked and _positions(inputs) <= _FEW else None)
+        more = {} if wanted is None else {"output_hidden_states": True}
         with nullcontext() if head is None else _watched(head, note):
-            out = self._model(**inputs, **asked)
-        if self._wanted is not None:
+            out = self._model(**inputs, **more)
+        if wanted is not None:
             states = _states(out)
-            taken.update((layer, states[layer][:, -1].clone()) for layer in self._wanted(len(states)))
+            taken.update((layer, states[layer][:, -1].clone()) for layer in wanted(len(states)))
         self.taken = taken
         return out
 
@@ -59,18 +63,32 @@ class Lens:
         self.taken = {layer: states[torch.tensor(order, device=states.device)] for layer, states in self.taken.items()}
 
     @contextmanager
-    def taking(self, wanted: Callable[[int], Iterable[int]]) -> Iterator[None]:
-        """Within the block those layers are taken, too, that ``wanted`` names, given how many there are."""
-        self._wanted = wanted
+    def taking(self, layers: Iterable[int]) -> Iterator[None]:
+        """Within the block some layers are taken, too, however many positions a pass has."""
+        self._asked.update(layers)
+        with self._taken_by(self._layers):
+            yield
+
+    def forget(self) -> None:
+        """Forget what the model was found to give, as it has changed."""
+        self.depth = None
+        self._asked.clear()
+
+    @contextmanager
+    def _taken_by(self, wanted: Callable[[int], Iterable[int]]) -> Iterator[None]:
+        self._taking = wanted
         try:
             yield
         finally:
-            self._wanted = None
+            self._taking = None
+
+    def _layers(self, _: int) -> Iterable[int]:
+        return self._asked
 
     def measure(self, run: Callable[[], Any]) -> None:
         """Find out, by a pass over a token, what hidden states the model gives. Raises Unsupported where it is none."""
         try:
-            with self.taking(range):
+            with self._taken_by(range):
                 run()
         except FAULTS as fault:
             name = type(core(self._model)).__name__
@@ -102,6 +120,13 @@ def _watched(module: Any, note: Callable[[Any], None]) -> Iterator[None]:
             del own["forward"]
         else:
             own["forward"] = before
+
+
+def _positions(inputs: dict[str, Any]) -> int:
+    """Return how many positions a pass has, of an encoder or a decoder."""
+    given = (inputs.get(name) for name in ("input_ids", "decoder_input_ids"))
+    most: int = max(ids.numel() for ids in given if ids is not None)
+    return most
 
 
 def _states(out: Any) -> Sequence[Any]:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 import transformers
-from zoo import FAMILIES, page, verdict
+from zoo import FAMILIES, NOT_TRIED, build, page, verdict, worst_error
+
+from feynkac.models.testing import tiny_lm
+from feynkac.ppl.errors import Unsupported
 
 PAGE = Path(__file__).parents[1] / "docs" / "model_families.md"
 QUICK = {
@@ -35,6 +38,34 @@ def test_all_families_are_what_the_page_says(role):
     rows = [row(family, role, verdict(family, role)) for family in FAMILIES[role]]
     written = PAGE.read_text().split(f"## {role.capitalize()}\n")[1].split("\n## ")[0]
     assert rows == [line for line in written.splitlines() if line.startswith("| ")][1:]
+
+
+NO_EXIT = {"git", "hrm_text", "longcat_flash", "modernbert-decoder", "phi4_multimodal"}
+"""Families whose layers are not in one list."""
+NO_CHOICE = {"beam", "deepseek_v4", "doge", "flint", "longcat_flash", "phimoe"}
+"""Families that have experts, but none as small models, or which do not choose them by their number, or not one."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("varied", ["layers", "experts"])
+@pytest.mark.parametrize("role", FAMILIES)
+def test_variants_of_all_families_are_exact_or_refused(role, varied):
+    refused, worst = {}, {}
+    for family in FAMILIES[role].keys() - NOT_TRIED.keys():
+        try:
+            lm = tiny_lm(model=build(family, role))
+        except Unsupported:
+            continue
+        try:
+            worst[family] = worst_error(lm.variant(**{varied: 1}))
+        except Unsupported as refusal:
+            refused[family] = str(refusal)
+    assert max(worst.values(), default=0.0) < 1e-3
+    if varied == "layers":
+        assert refused.keys() == (NO_EXIT if role == "causal" else set())
+    else:
+        assert {family for family, reason in refused.items() if "has no experts" not in reason} <= NO_CHOICE
+        assert len(worst) >= (50 if role == "causal" else 0)
 
 
 def test_a_page_has_a_row_for_each_verdict():

@@ -19,17 +19,17 @@ def prepare(*, model, n, tokens, prompt):
 
     def run(seed: int, tokens: int = tokens) -> dict:
         with fk.afresh():
-            lm.forwarder.forget()
             positions.forwarded, cpu = 0, cpu_seconds()
             lm.next_log_probs(start)
             before = cpu_seconds() - cpu
-            posterior = fk.infer(few_es(lm, start, tokens), engine, seed=seed)
-            store = lm.forwarder.store
+            session, store = fk.steps(few_es(lm, start, tokens), engine, seed=seed), lm.forwarder.store
+            held = max(store.bytes for _ in session)
+            posterior = session.posterior
             return {
                 "log_z": posterior.log_evidence,
                 "before": before,
                 "forwarded": positions.forwarded,
-                "held": store.peak / store.position_bytes,
+                "held": held / store.position_bytes,
                 "distinct": distinct(prompt, [text.tokens for text in posterior.values]),
             }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 
@@ -529,3 +530,39 @@ def test_keys_that_turn_otherwise_in_long_texts_are_refused_there():
     assert one(lm.together((text,), k))[0] == one(step)
     with pytest.raises(fk.errors.Unsupported, match="LongRoPE"):
         lm.together((text,), k + 1)
+
+
+FAMILIES = {
+    "cohere2": "some layers do not turn",
+    "gemma2": "scores are capped, and some layers see a window",
+    "gemma3_text": "layers turn at different speeds",
+    "glm4": "a half of each vector is turned, neighbour by neighbour",
+    "gpt_oss": "attention has a sink",
+    "phi": "a half of each vector is turned",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_that_attend_in_other_ways(family):
+    from zoo import build
+
+    model = build(family)
+    for layer in model.model.layers:
+        if family == "gemma2":
+            layer.self_attn.attn_logit_softcapping = 0.2
+    lm = tiny_lm(model=model)
+    lm.eos = frozenset()
+    (text,) = begun(lm, " a time")
+    alone, shared = lm.tokens(text, 12), lm.together((text,), 12)
+    truth, draws = (step.sample_batch([step] * 3, keyring(3)) for step in (alone, shared))
+    assert [value[0] for value in draws.values] == truth.values
+    np.testing.assert_allclose(draws.log_prob, truth.log_prob, atol=1e-4)
+
+
+def test_threads_share_a_model():
+    lm, other = lm_of(), lm_of()
+    texts = begun(lm, " Alice:", " Bob says:")
+    truth = [one(other.together(begun(other, " Alice:", " Bob says:"), 6), i) for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: one(lm.together(texts, 6), i), range(4)))
+    assert found == truth

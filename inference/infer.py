@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
+from ..ppl.collector import patience
 from ..ppl.cost import Budget, recorded
 from ..ppl.model import FeynmanKac
 from ..ppl.nesting import provide
@@ -115,7 +116,7 @@ def infer(
         return session.posteriors if many else session.posterior
 
     try:
-        with noticing(session.interrupt), Progress(session.standing, progress) as bar:
+        with patience(), noticing(session.interrupt), Progress(session.standing, progress) as bar:
             for step in session:
                 bar.update()
                 # Every callback sees every step, whoever asks to stop.

@@ -197,3 +197,32 @@ def test_the_collector_is_on_again_when_waves_of_threads_have_overlapped():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_the_collectors_thresholds_are_what_they_were_when_runs_of_threads_have_overlapped():
+    before = gc.get_threshold()
+
+    @fk.program
+    async def coin():
+        seen.add(gc.get_threshold())
+        await fk.factor("G", float(await fk.sample("heads", fk.dist.Bernoulli(0.5))))
+        assert fk.infer(die(), fk.SMC(2), seed=0).complete.all()
+
+    @fk.program
+    async def die():
+        await fk.sample("face", fk.dist.DiscreteUniform(1, 6))
+
+    @fk.program
+    async def broken():
+        await fk.factor("G", 0.0)
+        raise KeyError
+
+    def runs(seed):
+        fk.infer(coin(), fk.SMC(2), seed=seed)
+        with pytest.raises(KeyError):
+            fk.infer(broken(), fk.SMC(2), seed=seed)
+
+    seen = set()
+    at_once(runs, range(THREADS))
+    assert seen == {(*before[:2], 8 * before[2])}
+    assert gc.get_threshold() == before

@@ -138,6 +138,10 @@ def test_a_text_that_ended_goes_on_after_a_cut():
     assert str(open_) == str(text)
     assert str(text.append(" a")) == str(open_.append(" a")) == str(text) + " a"
     assert lm.encode(" a", text) == lm.encode(" a", open_)
+    data = {**text.to_json(), "shown": text.shown, "begin": text.begin}
+    del data["ends"]
+    old = lm.attach(Text.from_json(data))
+    assert old.append(" a").full == text.append(" a").full
     short = tiny_lm(context=12)
     full = draw([short.complete(short.prompt("Once"))])[0]
     assert full.finish_reason == "context"
@@ -174,8 +178,12 @@ def test_files_tell_where_steps_end():
     end = data.pop("ends")[-1]
     old = lm.attach(Text.from_json({**data, "shown": end[1], "begin": end[2]}))
     assert (str(old), old.steps, old.shown, old.begin) == (str(text), text.steps, text.shown, text.begin)
-    with pytest.raises(ValueError, match="does not tell where its steps begin"):
-        old.cut(1)
+    last = len(text.tokens) - text.ends[-2].tokens
+    assert last > 2
+    for n in range(last):
+        assert (old.cut(n).full, old.cut(n).steps) == (text.cut(n).full, text.cut(n).steps)
+    with pytest.raises(ValueError, match="tells of its last step alone where it begins: cut off fewer"):
+        old.cut(last + 2)
     longer = old.append(" and so on")
     assert same(longer.cut(to=len(text.tokens)), old)
     assert longer.cut(1).steps[:-1] == text.steps

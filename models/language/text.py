@@ -242,7 +242,7 @@ class Text:
             to: how many to keep.
 
         Raises ValueError for more tokens than there are, both or neither of n and ``to``, and for a text that was
-        loaded without its model, or whose file did not tell where a step begins that is cut through.
+        loaded without its model, or from a file of before that tells of the last step alone where it begins.
 
         >>> from feynkac.models.testing import tiny_lm
         >>> text = tiny_lm().prompt("Once upon").append(" a time").append(", there")

@@ -197,12 +197,16 @@ class Writer:
         reading = self._reading(text.prompt_tokens, ()).read(self.codec.decode, tokens[:to])
         if end.tokens == to or whole == len(text.steps):
             return replace(before, node=node, reading=reading)
-        if end.tokens < 0:
-            raise ValueError(
-                f"the file that {text!r} comes from does not tell where its steps begin, which is in one that is cut "
-                "through: cut off fewer tokens"
-            )
-        return before.grow(node, reading, reading.raw[end.begin :], (None, len(reading.raw)))
+        begin = end.begin
+        if end.tokens < 0:  # a file of before tells of the last step where it ended, and what it displays
+            last, step = text.ends[whole], text.steps[whole]
+            begin = max(0, (last.begin if last.shown is None else last.shown) - len(step))
+            if len(reading.raw) < begin:
+                raise ValueError(
+                    f"the file that {text!r} comes from tells of its last step alone where it begins: cut off fewer "
+                    "tokens"
+                )
+        return before.grow(node, reading, reading.raw[begin:], (None, len(reading.raw)))
 
     def _open(self, text: Text) -> Text:
         """Return where a text goes on: before the end token, if there is one."""

@@ -20,7 +20,8 @@ from .guard import guard
 from .sites import Running, Site, Tentative, address, check_name, short, shut
 
 if TYPE_CHECKING:
-    from .watch import Place, Watch
+    from .reach import Place
+    from .watch import Watch
 
 Log = tuple[Any, ...] | None
 """A persistent list of completed effects: (the log before, kind, name, request, value)."""

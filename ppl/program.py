@@ -22,8 +22,8 @@ from .forks import Forks
 from .guard import guard
 from .keys import Keys
 from .model import Advance, Index
+from .reach import Place, around, surroundings, tensors
 from .sites import Running, Site
-from .watch import Place, around, surroundings, tensors
 from .wave import Wave
 
 P = ParamSpec("P")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...ppl.errors import Unsupported
 from .attending import attention_configs
@@ -16,6 +14,8 @@ from .forward import CacheInfo, Forwarder
 from .histories import Histories, History
 from .jobs import Job
 from .kept import Kept
+from .masking import masking
+from .staging import send
 from .store import Placement, Store
 from .trial import Trial, trying
 from .trunked import Seen, Unshared, attending
@@ -168,7 +168,7 @@ class AttentionForwarder(Forwarder):
         """Return whether a history of some length can be kept while another is forwarded from it."""
         return 2 * length * self.store.position_bytes <= self.store.limit
 
-    def attempt(self, jobs: Sequence[Job], width: int, every: bool) -> Any:
+    def attempt(self, jobs: list[Job], width: int, every: bool) -> Any:
         """Forward jobs together, in a slab; logits (n, k, V), or None where the slab does not fit.
 
         Nor does a text with a padding token fit where that changes what the model makes of the rest.
@@ -178,6 +178,9 @@ class AttentionForwarder(Forwarder):
         placement = self.store.place(jobs, max(width, len(jobs)))
         if placement is None:
             return None
+        order = sorted(range(len(jobs)), key=lambda i: placement.rows[i].index)
+        jobs[:] = [jobs[i] for i in order]
+        placement.rows[:] = [placement.rows[i] for i in order]
         queries = max(job.pending for job in jobs)
         try:
             logits = self._forward(jobs, placement, queries, queries if every else 1)
@@ -200,41 +203,35 @@ class AttentionForwarder(Forwarder):
 
     def _forward(self, jobs: Sequence[Job], placement: Placement, queries: int, keep: int) -> Any:
         rows, end = placement.rows, placement.end
-        top = min(row.index for row in rows)
-        window = slice(top, top + len(rows))
+        window = slice(rows[0].index, rows[0].index + len(rows))
         low, origin = min(row.start for row in rows), min(row.origin for row in rows)
-        order = [row.index - top for row in rows]
+        start = np.array([[row.start] for row in rows])
         ids = np.zeros((len(jobs), queries), np.int64)
-        start = np.zeros((len(jobs), 1), np.int64)
-        zero = np.zeros((len(jobs), 1), np.int64)
-        base = np.zeros((len(jobs), 1), np.int64)
-        for i, job, row in zip(order, jobs, rows):
-            ids[i, queries - job.pending :] = job.node.tokens(job.base)
-            start[i], zero[i], base[i] = row.start, row.origin, job.base
-        positions = np.arange(end - queries, end) - zero
-        written = positions >= base
-        inputs: dict[str, Any] = {}
-        if self._takes_positions:
-            inputs[self.positions_name] = self.tensor(positions.clip(min=0) + self._first)
-        in_order = np.argsort(order).tolist()
+        for given, job in zip(ids, jobs):
+            given[queries - job.pending :] = job.node.tokens(job.base)
+        positions = np.arange(end - queries, end) - np.array([[row.origin] for row in rows])
+        written = positions >= np.array([[job.base] for job in jobs])
+        device = core(self.model).device
         seen = None
         if any(row.trunk is not None for row in rows):
-            seen = Seen([rows[k] for k in in_order], low, end - queries, end, core(self.model).device)
-        padded = seen is None and bool((start > low).any())
-        mask = self.tensor((np.arange(low, end) >= start).astype(np.int64)) if padded else None
-        if self._keeps_logits:
-            inputs["logits_to_keep"] = keep
-        valid = None if written.all() else self.tensor(written[:, None, :, None])
-        cache = SlabCache(placement.slab, window, low, end - queries, end - queries - origin, valid, seen)
-        with nullcontext() if seen is None else attending(self._configs, seen):
-            logits = self._call([jobs[k] for k in in_order], self.tensor(ids), mask, cache, inputs)
+            seen = Seen(rows, low, end - queries, end, device)
+        arrays = {"ids": ids}
+        if self._takes_positions:
+            arrays["positions"] = positions.clip(min=0) + self._first
+        if seen is None and (start > low).any():
+            arrays["mask"] = (np.arange(low, end) >= start).astype(np.int64)
+        if not written.all():
+            arrays["valid"] = written[:, None, :, None]
+        sent = dict(zip(arrays, send(device, *arrays.values())))
+        inputs: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
+        if "positions" in sent:
+            inputs[self.positions_name] = sent["positions"]
+        cache = SlabCache(placement.slab, window, low, end - queries, end - queries - origin, sent.get("valid"), seen)
+        with masking(self._configs) if seen is None else attending(self._configs, seen):
+            logits = self._call(jobs, sent["ids"], sent.get("mask"), cache, inputs)
         if not placement.slab.layers:
             raise Unsupported(f"{type(self.model).__name__} did not use its attention cache")
-        logits = logits[:, -keep:].float()
-        if order == sorted(order):
-            return logits
-        self.lens.reorder(order)
-        return logits[torch.tensor(order, device=logits.device)]
+        return logits[:, -keep:].float()
 
     def _call(self, jobs: Sequence[Job], ids: Any, mask: Any, cache: Any, inputs: dict[str, Any]) -> Any:
         """Run the model on the jobs in the order of the batch; logits (n, k or more, V)."""

@@ -10,12 +10,15 @@ trunk that nothing stands on, is freed by reference count alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from weakref import ref
 
+import numpy as np
 import torch
 from transformers import Cache
+
+from .staging import send
 
 
 class Trunk:
@@ -208,13 +211,16 @@ class SlabCache(Cache):  # type: ignore[misc]
         return -1
 
 
-def copy_rows(source: Any, source_rows: Sequence[int], target: Any, target_rows: Sequence[int]) -> None:
-    """Copy rows between tensors (rows, heads, columns, dim), as if all were read before any is written."""
-    shared = source.data_ptr() == target.data_ptr()
-    if source.device.type == "cpu" and not (shared and set(source_rows) & set(target_rows)):
-        for i, j in zip(source_rows, target_rows):
-            target[j].copy_(source[i])
-    else:
-        read = torch.tensor(source_rows, device=source.device)
-        write = torch.tensor(target_rows, device=source.device)
+def copy_rows(pairs: Iterable[tuple[Any, Any]], source_rows: Sequence[int], target_rows: Sequence[int]) -> None:
+    """Copy rows from one to the other tensor (rows, heads, columns, dim) of each pair, as if all were read first."""
+    overlap = not set(source_rows).isdisjoint(target_rows)
+    sent: dict[Any, list[Any]] = {}
+    for source, target in pairs:
+        if source.device.type == "cpu" and not (overlap and source.data_ptr() == target.data_ptr()):
+            for i, j in zip(source_rows, target_rows):
+                target[j].copy_(source[i])
+            continue
+        if source.device not in sent:
+            sent[source.device] = send(source.device, np.array(source_rows), np.array(target_rows))
+        read, write = sent[source.device]
         target.index_copy_(0, write, source.index_select(0, read))

@@ -67,7 +67,7 @@ class EncoderDecoderForwarder(AttentionForwarder):
         super().forget()
         self._encoded.peak = self._encoded.evictions = 0
 
-    def attempt(self, jobs: Sequence[Job], width: int, every: bool) -> Any:
+    def attempt(self, jobs: list[Job], width: int, every: bool) -> Any:
         """Forward jobs together; logits (n, k, V), or None where they or their prompts do not fit into memory."""
         users = {job.node.top: job.node for job in reversed(jobs)}
         missing = [root for root in users if _place(root) is None]

@@ -27,6 +27,7 @@ from .live import Live
 from .memory import give_back, ran_out
 from .packed import repack
 from .shared import Plan, plan
+from .staging import send
 from .varied import Varied
 from .wrappers import core
 
@@ -134,10 +135,11 @@ class Forwarder(ABC):
         """Find the longest kept beginning of a history, of at most ``first`` positions."""
 
     @abstractmethod
-    def attempt(self, jobs: Sequence[Job], width: int, every: bool) -> Any:
+    def attempt(self, jobs: list[Job], width: int, every: bool) -> Any:
         """Forward jobs together: logits (n, k, V), the last position alone unless ``every``.
 
-        None where they do not fit into memory together. ``width`` is how many rows will soon be wanted.
+        None where they do not fit into memory together. The jobs are brought into the order of the logits. ``width`` is
+        how many rows will soon be wanted.
         """
 
     @abstractmethod
@@ -350,7 +352,7 @@ class Forwarder(ABC):
                 logits = self._bare(group[0], every)
             sink([self._count(job) for job in group], logits)
 
-    def _attempt(self, jobs: Sequence[Job], width: int, every: bool) -> Any:
+    def _attempt(self, jobs: list[Job], width: int, every: bool) -> Any:
         """`attempt`; None, too, where the device runs out of memory: less is kept and passed from then on."""
         try:
             return self.attempt(jobs, width, every)
@@ -443,7 +445,7 @@ class Forwarder(ABC):
 
     def tensor(self, array: NDArray[Any]) -> Any:
         """Return an array as a tensor on the model's device."""
-        return torch.from_numpy(array).to(core(self.model).device)
+        return send(core(self.model).device, array)[0]
 
 
 def _give(sink: Rows, logits: Any, places: list[int], rows: list[int]) -> None:

@@ -58,10 +58,6 @@ class Lens:
         self.taken = taken
         return out
 
-    def reorder(self, order: Sequence[int]) -> None:
-        """Bring the rows of what was taken into another order."""
-        self.taken = {layer: states[torch.tensor(order, device=states.device)] for layer, states in self.taken.items()}
-
     @contextmanager
     def taking(self, layers: Iterable[int]) -> Iterator[None]:
         """Within the block some layers are taken, too, however many positions a pass has."""

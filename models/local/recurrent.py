@@ -93,7 +93,7 @@ class RecurrentForwarder(Forwarder):
     def remember(self, jobs: Sequence[Job], last: Any) -> None:
         """Do nothing: the logits after a history are kept with its state."""
 
-    def attempt(self, jobs: Sequence[Job], width: int, every: bool) -> Any:
+    def attempt(self, jobs: list[Job], width: int, every: bool) -> Any:
         """Forward jobs together; logits (n, k, V), or None where their states do not fit."""
         size = sum(self._row_bytes(job.node.length) for job in jobs)
         sources = [job.holder.state for job in jobs if job.holder is not None and job.holder.state is not None]

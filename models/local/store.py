@@ -324,12 +324,9 @@ def _fill(slab: Slab, jobs: Sequence[Job], rows: Sequence[Row]) -> None:
             key = source.slab, source.origin + row.base, row.start, job.base - row.base
             batches[key].append((source.index, row.index))
     for (old, read, write, count), pairs in batches.items():
-        for index, pair in old.layers.items():
-            for there, here in zip(pair, slab.layers[index]):
-                copy_rows(
-                    there[:, :, read : read + count], [i for i, _ in pairs],
-                    here[:, :, write : write + count], [j for _, j in pairs],
-                )  # fmt: skip
+        tensors = [both for index, pair in old.layers.items() for both in zip(pair, slab.layers[index])]
+        views = [(there[:, :, read : read + count], here[:, :, write : write + count]) for there, here in tensors]
+        copy_rows(views, [i for i, _ in pairs], [j for _, j in pairs])
 
 
 def _arrange(slab: Slab, claimed: dict[int, Row], forks: dict[int, Job], count: int, tip: int) -> dict[int, Row]:
@@ -370,10 +367,8 @@ def _arrange(slab: Slab, claimed: dict[int, Row], forks: dict[int, Job], count: 
         sources = [row for row, _ in (*moved, *copied)]
         places = [place for _, place in (*moved, *copied)]
         high = max([tip, *(row.origin + row.length for row, _ in moved)])
-        for pair in slab.layers.values():
-            for tensor in pair:
-                view = tensor[:, :, :high]
-                copy_rows(view, [row.index for row in sources], view, places)
+        views = [tensor[:, :, :high] for pair in slab.layers.values() for tensor in pair]
+        copy_rows(zip(views, views), [row.index for row in sources], places)
     for row, _ in moved:
         slab.slots[row.index] = None
     for row, place in moved:

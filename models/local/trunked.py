@@ -23,12 +23,12 @@ from transformers.masking_utils import (
     and_masks,
     causal_mask_function,
     chunked_overlay,
-    sdpa_mask,
     sliding_window_overlay,
 )
 
 from .attending import attending_by
 from .cache import Row, Trunk, chain
+from .masking import known_mask
 
 _NAME = "feynkac_trunks"
 _SCORES = 64 << 20
@@ -265,7 +265,7 @@ def _attend(
 def _mask(*args: Any, mask_function: Any = causal_mask_function, **kwargs: Any) -> Any:
     seen = _seen.get()
     if seen is None or kwargs.get("allow_is_bidirectional_skip"):
-        return sdpa_mask(*args, mask_function=mask_function, **kwargs)
+        return known_mask(*args, mask_function=mask_function, **kwargs)
     shape = kwargs["batch_size"], 1, kwargs["q_length"], kwargs["kv_length"]
     return seen.mask(mask_function, kwargs.get("local_size"), shape)
 

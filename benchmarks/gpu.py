@@ -100,10 +100,11 @@ def compare(folder: str, start: Callable[[str], Any], args: argparse.Namespace) 
     rows = []
     for name, made in results.items():
         rate = args.particles * args.tokens / np.median(made["seconds"])
-        rows.append({"name": name, "tokens/s": rate, "GiB": max(made["gib"]), **judge(model, made)})
+        compiled = {"compiled": made["compiled"][-1]} if "compiled" in made else {}
+        rows.append({"name": name, "tokens/s": rate, "GiB": max(made["gib"]), **judge(model, made), **compiled})
     columns = [("tokens/s", "{:,.0f}"), ("GiB", "{:.2f}"), ("off by", "{:.1e}"), ("law", "{:.1f}")]
     cells = [[row["name"], *(form.format(row[key]) if key in row else "" for key, form in columns)] for row in rows]
-    settings = {key: getattr(args, key) for key in ("model", "particles", "prompt", "tokens", "dtype", "compile")}
+    settings = {key: getattr(args, key) for key in ("model", "particles", "prompt", "tokens", "dtype")}
     about = machine(args.device)
     print(", ".join(f"{key}: {value}" for key, value in (about | settings).items()))
     table(["", *(key for key, _ in columns)], cells)

@@ -46,6 +46,7 @@ def prepare(*, model, n, tokens, prompt, dtype, device, weighs, compiled):
                 "prompt": list(start.prompt_tokens),
                 "texts": [list(text.tokens) for text in texts],
                 "log_probs": [text.log_prob for text in texts],
+                "compiled": bool(options),
                 "draws": one_more(lm, texts[0], n, seed),
             }
 

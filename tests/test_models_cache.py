@@ -135,10 +135,10 @@ def test_many_tokens_in_one_step_forward_each_once():
 
 
 def test_steady_state_copies_nothing(monkeypatch):
-    from feynkac.models.local import store
+    from feynkac.models.local import placing
 
-    copied, copy_rows = [], store.copy_rows
-    monkeypatch.setattr(store, "copy_rows", lambda *args: copied.append(args[1]) or copy_rows(*args))
+    copied, copy_rows = [], placing.copy_rows
+    monkeypatch.setattr(placing, "copy_rows", lambda *args: copied.append(args[1]) or copy_rows(*args))
     lm = tiny_lm()
     lm.eos = frozenset()
     texts = draw([lm.tokens(lm.prompt("Once"), 2)] * 4, 0)

@@ -77,7 +77,7 @@ def test_the_limit_is_never_passed_and_changes_nothing(kind, cache_bytes):
         assert (lm.forwarded == positions) == (info.recomputed == 0)
     else:
         assert lm.forwarded == positions + info.recomputed
-    assert (info.recomputed > 0) == (cache_bytes < 100_000)
+    assert (info.recomputed > 0) == (cache_bytes < 60_000 or (kind == "mamba" and cache_bytes < 100_000))
 
 
 def test_a_slab_grows_where_it_stands_if_there_is_no_room_beside_it(monkeypatch):

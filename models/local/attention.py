@@ -10,10 +10,10 @@ import numpy as np
 from ...ppl.errors import Unsupported
 from .attending import attention_configs
 from .cache import Row, SlabCache
-from .forward import CacheInfo, Forwarder
+from .forward import Forwarder
 from .histories import Histories, History
 from .jobs import Job
-from .kept import Kept
+from .kept import CacheInfo, Kept
 from .masking import masking
 from .staging import send
 from .store import Placement, Store
@@ -175,7 +175,7 @@ class AttentionForwarder(Forwarder):
         """
         if self._padding is not None and any(self._padding in job.node.tokens() for job in jobs):
             return None
-        placement = self.store.place(jobs, max(width, len(jobs)))
+        placement = self.store.place(jobs, max(width, len(jobs)), self._needed, self.more)
         if placement is None:
             return None
         order = sorted(range(len(jobs)), key=lambda i: placement.rows[i].index)
@@ -193,6 +193,20 @@ class AttentionForwarder(Forwarder):
             raise
         self.store.settle(jobs, placement)
         return logits
+
+    def fitting(self, jobs: Sequence[Job]) -> int:
+        """Return how many of some jobs, from the first on, may fit into memory together; not all."""
+        return self.store.fitting(jobs, self._needed())
+
+    def _needed(self) -> list[Job]:
+        """Find what other histories of the wave stand on, where that is most of them."""
+        found = [self.locate(node, node.length) for node in self.others]
+        return [job for job in found if job.base >= job.pending]
+
+    def begin(self) -> None:
+        """Note that a wave begins: what is used from now on is kept rather than what was used before."""
+        super().begin()
+        self.store.begin()
 
     def bare(self, job: Job, every: bool) -> Any:
         """Forward one whole history and keep nothing; logits (1, k, V)."""

@@ -73,7 +73,7 @@ class Row:
         length: positions of the history, the trunk's included.
     """
 
-    __slots__ = ("__weakref__", "base", "index", "length", "origin", "slab", "trunk")
+    __slots__ = ("__weakref__", "base", "index", "length", "origin", "slab", "trunk", "used")
 
     def __init__(
         self, slab: Slab, index: int, origin: int, length: int, base: int = 0, trunk: Trunk | None = None
@@ -84,6 +84,7 @@ class Row:
         self.length = length
         self.base = base
         self.trunk = trunk
+        self.used = 0
         slab.slots[index] = ref(self)
 
     @property
@@ -92,9 +93,19 @@ class Row:
         return self.origin + self.base
 
     @property
+    def columns(self) -> int:
+        """How many columns it takes."""
+        return self.length - self.base
+
+    @property
     def alive(self) -> bool:
         """Whether it is held still."""
-        return self.slab.alive and (self.trunk is None or self.trunk.alive)
+        return self.slab.alive and self.slab.at(self.index) is self and (self.trunk is None or self.trunk.alive)
+
+    def drop(self) -> None:
+        """Forget it; its histories are computed again when they are needed."""
+        self.slab.slots[self.index] = None
+        self.index = -1
 
     def fills(self, start: int, end: int) -> bool:
         """Return whether its slab holds some positions of its history and nothing else."""
@@ -126,7 +137,36 @@ class Slab:
     @property
     def bytes(self) -> int:
         """Bytes held."""
-        return sum(tensor.nbytes for pair in self.layers.values() for tensor in pair)
+        return sum(tensor.untyped_storage().nbytes() for pair in self.layers.values() for tensor in pair)
+
+    @property
+    def held(self) -> list[Row]:
+        """The rows that it holds, in order."""
+        return [row for slot in self.slots if slot is not None and (row := slot()) is not None]
+
+    @property
+    def room(self) -> int:
+        """How many positions there is memory for."""
+        tensor = next(iter(self.layers.values()), [None])[0]
+        if tensor is None:
+            return self.rows * self.cap
+        return int(tensor.untyped_storage().nbytes() // (tensor.element_size() * tensor.shape[1] * tensor.shape[3]))
+
+    def repack(self, starts: dict[Row, int], rows: int, cap: int) -> None:
+        """Have other numbers of rows and columns in the same memory; of its rows keep some, each from a column on."""
+        kept = []
+        for row in self.held:
+            if row in starts:
+                kept.append(row)
+            else:
+                row.drop()
+        moves = [(row.index, row.start, row.columns, starts[row]) for row in kept]
+        for index, pair in self.layers.items():
+            self.layers[index] = _repacked(pair[0], moves, rows, cap), _repacked(pair[1], moves, rows, cap)
+        self.rows, self.cap, self.slots = rows, cap, [None] * rows
+        for place, row in enumerate(kept):
+            row.index, row.origin = place, starts[row] - row.base
+            self.slots[place] = ref(row)
 
     def layer(self, index: int, keys: Any, values: Any) -> tuple[Any, Any]:
         """Return the tensors of a layer, made like ``keys`` and ``values`` (n, heads, any, dim) at first."""
@@ -138,12 +178,13 @@ class Slab:
     def extend(self, cap: int) -> None:
         """Make room for more columns, layer by layer."""
         old, self.cap = self.cap, cap
-        for index, pair in self.layers.items():
-            longer = []
-            for tensor in pair:
-                longer.append(self._blank(tensor))
-                longer[-1][:, :, :old] = tensor
-            self.layers[index] = longer[0], longer[1]
+        for index in self.layers:
+            for k in (0, 1):  # tensor by tensor, so that no more than one is there twice
+                longer = self._blank(self.layers[index][k])
+                longer[:, :, :old] = self.layers[index][k]
+                keys, values = self.layers[index]
+                self.layers[index] = (keys, longer) if k else (longer, values)
+                del keys, values
 
     def _blank(self, like: Any) -> Any:
         tensor = like.new_empty((self.rows, like.shape[1], self.cap, like.shape[3]))
@@ -165,6 +206,24 @@ class Slab:
         """Forget everything; histories that were held here are computed again when they are needed."""
         self.alive = False
         self.layers.clear()
+
+
+def _repacked(tensor: Any, moves: Sequence[tuple[int, int, int, int]], rows: int, cap: int) -> Any:
+    """Return a tensor (rows, heads, cap, dim) in the memory of another, with a few of its rows.
+
+    Row by row, in an order in which none is written over before it is read: as they keep their order, first those that
+    move up, from the last to the first, then those that move down.
+    """
+    _, heads, old, dim = tensor.shape
+    new = tensor.as_strided((rows, heads, cap, dim), (heads * cap * dim, cap * dim, dim, 1), 0)
+    up = [place for place, move in enumerate(moves) if place * cap >= move[0] * old]
+    down = [place for place, move in enumerate(moves) if place * cap < move[0] * old]
+    for place in (*reversed(up), *down):
+        index, start, length, to = moves[place]
+        part = tensor[index, :, start : start + length].clone()
+        new[place, :, :to] = 0  # masked columns must be finite
+        new[place, :, to : to + length] = part
+    return new
 
 
 class SlabCache(Cache):  # type: ignore[misc]

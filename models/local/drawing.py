@@ -18,28 +18,51 @@ from .forward import Forwarder
 from .histories import histories
 from .staging import send
 
+_SOON = 16
+"""Tokens that a step is expected to have at least."""
 Which: TypeAlias = slice | NDArray[np.intp]
 
 
 def draw_steps(forwarder: Forwarder, runs: Sequence[Run], keys: Keys, tally: Tally) -> None:
     """Advance runs to the ends of their steps. Each leaves as its step ends, and those that remain go on together.
 
-    Each pass is drawn from as it comes, so that its logits need not stay; a token of all runs is read at once.
+    Each pass is drawn from as it comes, so that its logits need not stay; a token of all runs is read at once. Where
+    memory is short, some wait until the others have ended their steps, so that no two evict each other in turn.
     """
     laws = Laws([run.request.sampling for run in runs], [run.request.mask for run in runs])
     active = np.array([i for i, run in enumerate(runs) if not run.over], np.intp)
-    offset = 0
+    waiting = active[:0]
+    most = max((run.request.ending.max_tokens for run in runs), default=0)
+    forwarder.begin()
     with torch.inference_mode():
         while len(active):
-            going = [runs[i] for i in active]
-            wave = _Wave(laws, active, uniform(keys[active], 1, offset=offset)[:, 0])
-            forwarder.next_logits(histories([run.node for run in going]), active, tally, wave.take)
-            tokens, log_prob = wave.read()
+            counts = np.array([runs[i].count for i in active])
+            wave = _Wave(laws, active, _uniforms(keys[active], counts))
+            # Few are expected as long as none has drawn many, as steps may end early.
+            more = min(most - 1 - int(counts.min()), max(_SOON, int(counts.max())))
+            forwarder.next_logits(histories([runs[i].node for i in active]), active, tally, wave.take, more)
+            gone, tokens, log_prob = wave.read()
+            if len(gone) < len(active):
+                waiting = np.concatenate([waiting, np.delete(active, gone)])
+                active = active[gone]
             tally.tokens_out[active] += tokens >= 0
-            for run, token, value in zip(going, tokens.tolist(), log_prob.tolist()):
-                run.advance(token, value)
-            active = active[[not run.over for run in going]]
-            offset += 1
+            for i, token, value in zip(active, tokens.tolist(), log_prob.tolist()):
+                runs[i].advance(token, value)
+            active = active[[not runs[i].over for i in active]]
+            if not len(active):
+                active, waiting = waiting, active
+
+
+def _uniforms(keys: Keys, counts: NDArray[np.int64]) -> Floats:
+    """Return the number by which each run draws its next token, (n,); they may have drawn unequally many before."""
+    least = int(counts[0])
+    if (counts == least).all():
+        return uniform(keys, 1, offset=least)[:, 0]
+    found = np.empty(len(counts))
+    for count in set(counts.tolist()):
+        which = counts == count
+        found[which] = uniform(keys[which], 1, offset=count)[:, 0]
+    return found
 
 
 class Laws:
@@ -85,8 +108,8 @@ class _Wave:
             self._drawn.append(drawn(logits, uniforms, sampling, masks, *where))
             self._places.append(own)
 
-    def read(self) -> tuple[NDArray[np.int64], Floats]:
-        """Return the tokens (n,) and their log-probabilities: here the device is waited for."""
-        result = np.empty((len(self._requests), 2))
-        result[np.concatenate(self._places)] = read(torch.cat(self._drawn))
-        return tokens_of(result)
+    def read(self) -> tuple[NDArray[np.intp], NDArray[np.int64], Floats]:
+        """Return which requests were drawn for, in order, their tokens and log-probs: the device is waited for."""
+        places = np.concatenate(self._places)
+        order = np.argsort(places)
+        return places[order], *tokens_of(read(torch.cat(self._drawn))[order])

@@ -14,10 +14,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ...ppl.errors import Unsupported
 from .attention import AttentionForwarder
-from .forward import CacheInfo
 from .histories import Histories, History
 from .jobs import Job
-from .kept import Kept, Wave
+from .kept import CacheInfo, Kept, Wave
 from .wrappers import core
 
 Layers = list[tuple[Any, Any]]

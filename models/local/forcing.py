@@ -59,6 +59,7 @@ def _rest(
     tally: Tally,
 ) -> None:
     """Weigh the tokens of each history after position ``at[i]``, in passes of all positions."""
+    forwarder.begin()
     while True:
         # Requests that need the same positions of the same history share them.
         wanted: dict[History, list[int]] = defaultdict(list)
@@ -79,16 +80,14 @@ def _rest(
                 tally.forwarded(owners[users[0]], job.cost, job.again)
                 for i in users:
                     count = job.node.length - at[i]
+                    at[i] = job.node.length
                     who += [i] * count
-                    given += nodes[i].tokens(at[i] + 1)[:count]
+                    given += nodes[i].tokens(at[i] - count + 1)[:count]
                     rows.append(np.arange((row + 1) * width - count, (row + 1) * width))
             found.weigh(np.array(who, np.intp), np.array(given, np.int64), logits.flatten(0, 1), np.concatenate(rows))
 
         ends = list(wanted)
         tally.calls += forwarder.all_logits(ends, [min(at[i] for i in wanted[end]) for end in ends], add)
-        for end, users in wanted.items():
-            for i in users:
-                at[i] = end.length
 
 
 class _Found:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from ..language.host import Tally
 from .allowance import Allowance
 from .histories import Histories, History
 from .jobs import Job
-from .kept import Kept, Wave
+from .kept import CacheInfo, Kept, Wave
 from .lens import Lens
 from .live import Live
 from .memory import give_back, ran_out
@@ -42,43 +42,6 @@ Rows = Callable[[NDArray[np.intp], Any, NDArray[np.intp] | None], None]
 
 None says that row i is that of place i. It neither writes to the logits nor keeps them, and asks no model.
 """
-
-
-@dataclass(frozen=True)
-class CacheInfo:
-    """What a model holds in memory between passes.
-
-    Attributes:
-        bytes: bytes of keys and values, states, encoded prompts and logits.
-        peak_bytes: most bytes held at once so far; where parts have their own limits, the sum of their peaks.
-        limit: the most that may be held: ``cache_bytes``, or what was decided where that is None; less after a pass
-            has run out of the device's memory.
-        slabs: batches of keys and values held, or of states.
-        evictions: batches of these, or of logits, dropped so far (or never kept) because memory was short.
-        forwarded: token positions forwarded so far.
-        recomputed: those of them that had been forwarded before, and were dropped because memory was short.
-        shortages: passes that ran out of the device's memory so far, and were made again in smaller ones.
-        trunks: beginnings held once for several histories.
-        shares: whether the model can be run so; where it cannot, each history has a copy of what it shares.
-    """
-
-    bytes: int
-    peak_bytes: int
-    limit: int
-    slabs: int
-    evictions: int
-    forwarded: int
-    recomputed: int
-    shortages: int
-    trunks: int = 0
-    shares: bool = False
-
-    def beside(self, kept: Kept) -> CacheInfo:
-        """Return the same with what else is kept."""
-        return replace(
-            self, bytes=self.bytes + kept.bytes, peak_bytes=self.peak_bytes + kept.peak, limit=self.limit + kept.limit,
-            evictions=self.evictions + kept.evictions,
-        )  # fmt: skip
 
 
 class Forwarder(ABC):
@@ -110,6 +73,10 @@ class Forwarder(ABC):
         self.recomputed = 0
         self.shortages = 0
         self._positions = _POSITIONS
+        self.others: Sequence[History] = ()
+        """Histories of the wave that are yet to go on, but for those of the pass at hand."""
+        self.more = 0
+        """How many tokens may follow in the wave."""
         self._calls = 0
         self._owed: dict[History, tuple[int, int]] = {}
         self._memory = 1
@@ -141,6 +108,14 @@ class Forwarder(ABC):
         None where they do not fit into memory together. The jobs are brought into the order of the logits. ``width`` is
         how many rows will soon be wanted.
         """
+
+    def fitting(self, jobs: Sequence[Job]) -> int:
+        """Return how many of some jobs, from the first on, may fit into memory together; not all."""
+        return len(jobs) // 2
+
+    def begin(self) -> None:
+        """Note that a wave begins: what is used from now on is kept rather than what was used before."""
+        self.others = ()
 
     @abstractmethod
     def bare(self, job: Job, every: bool) -> Any:
@@ -249,12 +224,18 @@ class Forwarder(ABC):
         weight = next(core(self.model).parameters())
         return weight.dtype, weight.device
 
-    def next_logits(self, nodes: Sequence[History], owners: NDArray[np.intp], tally: Tally, sink: Rows) -> None:
+    def next_logits(
+        self, nodes: Sequence[History], owners: NDArray[np.intp], tally: Tally, sink: Rows, more: int | None = None
+    ) -> None:
         """Give the next-token logits after each history to a sink, those of one pass at a time.
 
-        Repeats are forwarded once; what is forwarded is charged to ``owners[i]`` of the first that needs it.
+        Repeats are forwarded once; what is forwarded is charged to ``owners[i]`` of the first that needs it. Where
+        ``more`` tokens may follow in the wave, the sink is given those of at least one history, and of as many as there
+        is room for together: the others are to wait until these have ended their steps.
         """
         with self.hold():
+            if more is None:
+                self.begin()
             known: dict[int, tuple[Any, list[int], list[int]]] = {}
             missing: dict[History, list[int]] = {}
             for i, node in enumerate(nodes):
@@ -269,11 +250,12 @@ class Forwarder(ABC):
                 logits, places, rows = known.popitem()[1]
                 _give(sink, logits, places, rows)
             if missing:
-                self._next_logits(missing, len(nodes), owners, tally, sink)
+                self._next_logits(missing, len(nodes), owners, tally, sink, more)
 
     def _next_logits(
-        self, missing: dict[History, list[int]], width: int, owners: NDArray[np.intp], tally: Tally, sink: Rows
-    ) -> None:
+        self, missing: dict[History, list[int]], width: int, owners: NDArray[np.intp], tally: Tally, sink: Rows,
+        more: int | None,
+    ) -> None:  # fmt: skip
         def keep(jobs: Sequence[Job], logits: Any) -> None:
             last = logits[:, -1]
             places: list[int] = []
@@ -286,16 +268,20 @@ class Forwarder(ABC):
             self.remember(jobs, last)
             _give(sink, last, places, rows)
 
-        tally.calls += self.run(list(missing), [node.length - 1 for node in missing], keep, width)
+        tally.calls += self.run(list(missing), [node.length - 1 for node in missing], keep, width, more=more)
+        for node, (positions, again) in self._owed.items():  # of those that are to wait
+            tally.forwarded(owners[missing[node][0]], positions, again)
 
     def all_logits(self, nodes: Sequence[History], first: Sequence[int], sink: Sink) -> int:
         """Forward histories; ``sink`` gets the logits at positions ``first[i]`` on. Returns the passes made.
+
+        It is given at least one, and as many as there is room for together: the others wait until these have ended.
 
         ``sink(jobs, logits)`` gets a tensor (n, k, V) whose last ``job.pending`` positions belong to job i;
         these begin at ``first[i]`` or before. ``job.cost`` positions were forwarded for it.
         """
         with self.hold():
-            return self.run(nodes, first, sink, 1, every=True)
+            return self.run(nodes, first, sink, 1, every=True, more=0)
 
     def remember(self, jobs: Sequence[Job], last: Any) -> None:
         """Keep the logits (n, V) after some histories."""
@@ -304,8 +290,15 @@ class Forwarder(ABC):
             job.node.logits = wave, row
         self.kept.keep(wave)
 
-    def run(self, nodes: Sequence[History], first: Sequence[int], sink: Sink, width: int, every: bool = False) -> int:
-        """Forward distinct histories from position ``first[i]``, or before, on. Returns the passes made."""
+    def run(
+        self, nodes: Sequence[History], first: Sequence[int], sink: Sink, width: int, every: bool = False,
+        more: int | None = None,
+    ) -> int:  # fmt: skip
+        """Forward distinct histories from position ``first[i]``, or before, on. Returns the passes made.
+
+        Where ``more`` tokens may follow, those may be left out for which there is no room beside the others.
+        """
+        self.more = more or 0
         before = self._calls
         self._owed.clear()
         starts = dict(zip(nodes, first))
@@ -314,7 +307,7 @@ class Forwarder(ABC):
         if shared.first or shared.trunks or shared.stems:
             self._share(shared, starts, sink, every)
             jobs = [self.locate(job.node, starts[job.node]) for job in jobs if job.node not in shared.first]
-        self._passes(jobs, starts, sink, width, every)
+        self._passes(jobs, starts, sink, width, every, wait=more is not None)
         return self._calls - before
 
     def _share(self, shared: Plan, starts: dict[History, int], sink: Sink, every: bool) -> None:
@@ -330,27 +323,57 @@ class Forwarder(ABC):
             self._passes([self.locate(node, end) for node, end in ends.items()], ends, charge, 1, False)
         self._passes([self.locate(node, starts[node]) for node in shared.first], starts, sink, 1, every)
 
-    def _passes(self, jobs: Sequence[Job], starts: dict[History, int], sink: Sink, width: int, every: bool) -> None:
+    def _passes(
+        self, jobs: Sequence[Job], starts: dict[History, int], sink: Sink, width: int, every: bool, wait: bool = False
+    ) -> None:
+        """Forward jobs in rounds, each of those that there is room for; with ``wait`` in one round alone."""
+        while jobs:
+            left = self._round(jobs, starts, sink, width, every, wait)
+            if wait:
+                break
+            jobs = [self.locate(node, starts[node]) for node in left]
+
+    def _round(
+        self, jobs: Sequence[Job], starts: dict[History, int], sink: Sink, width: int, every: bool, wait: bool
+    ) -> list[History]:
+        """Forward those jobs that there is room for, at least one, and return the others.
+
+        What is still to come in the round is not dropped for what goes before it, nor, with ``wait``, what has gone.
+        """
         queue = deque(self._groups(jobs, every))
+        gone: list[History] = []
+        left: list[History] = []
         moved = False
         while queue:
             group = queue.popleft()
             if moved:  # an earlier group may have moved or dropped what this one was to start from
                 group, *rest = self._groups([self.locate(job.node, starts[job.node]) for job in group], every)
                 queue.extendleft(reversed(rest))
-            spare = width if len(group) == len(jobs) else len(group)
+            self.others = [*(job.node for other in queue for job in other), *(gone if wait else ())]
+            spare, shortages = width if len(group) == len(jobs) else len(group), self.shortages
             logits = self._attempt(group, min(spare, self.max_batch), every)
             moved = True
             if logits is None and len(group) > 1:
-                half = len(group) // 2
-                queue.extendleft((group[half:], group[:half]))
+                if self.shortages > shortages:  # the pass was too large, not what is kept
+                    half = len(group) // 2
+                    queue.extendleft((group[half:], group[:half]))
+                    continue
+                fit = self.fitting(group) or int(not gone and not queue)
+                left += [job.node for job in group[fit:]]
+                if fit:
+                    queue.appendleft(group[:fit])
+                continue
+            if logits is None and (gone or queue):
+                left.append(group[0].node)
                 continue
             if logits is None:  # a history alone may fit where it and what it goes on from do not
                 group = [Job(group[0].node, 0, None, None)]
                 logits = self._attempt(group, 1, every)
             if logits is None:
                 logits = self._bare(group[0], every)
+            gone += [job.node for job in group]
             sink([self._count(job) for job in group], logits)
+        return left
 
     def _attempt(self, jobs: list[Job], width: int, every: bool) -> Any:
         """`attempt`; None, too, where the device runs out of memory: less is kept and passed from then on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 from weakref import ref
@@ -11,6 +12,43 @@ from weakref import ref
 import torch
 
 NOTHING: Mapping[int, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What a model holds in memory between passes.
+
+    Attributes:
+        bytes: bytes of keys and values, states, encoded prompts and logits.
+        peak_bytes: most bytes held at once so far; where parts have their own limits, the sum of their peaks.
+        limit: the most that may be held: ``cache_bytes``, or what was decided where that is None; less after a pass
+            has run out of the device's memory.
+        slabs: batches of keys and values held, or of states.
+        evictions: batches of these, or of logits, dropped so far (or never kept) because memory was short.
+        forwarded: token positions forwarded so far.
+        recomputed: those of them that had been forwarded before, and were dropped because memory was short.
+        shortages: passes that ran out of the device's memory so far, and were made again in smaller ones.
+        trunks: beginnings held once for several histories.
+        shares: whether the model can be run so; where it cannot, each history has a copy of what it shares.
+    """
+
+    bytes: int
+    peak_bytes: int
+    limit: int
+    slabs: int
+    evictions: int
+    forwarded: int
+    recomputed: int
+    shortages: int
+    trunks: int = 0
+    shares: bool = False
+
+    def beside(self, kept: Kept) -> CacheInfo:
+        """Return the same with what else is kept."""
+        return replace(
+            self, bytes=self.bytes + kept.bytes, peak_bytes=self.peak_bytes + kept.peak, limit=self.limit + kept.limit,
+            evictions=self.evictions + kept.evictions,
+        )  # fmt: skip
 
 
 class Wave:

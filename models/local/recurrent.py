@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from ...ppl.errors import Unsupported
-from .forward import CacheInfo, Forwarder
+from .forward import Forwarder
 from .histories import Histories, History
 from .jobs import Job
-from .kept import Wave
+from .kept import CacheInfo, Wave
 from .memory import ran_out
 from .states import FIELDS, States, rebuild, select, tensors
 from .trial import distance, most_by_rounding, trying
@@ -98,6 +98,9 @@ class RecurrentForwarder(Forwarder):
         size = sum(self._row_bytes(job.node.length) for job in jobs)
         sources = [job.holder.state for job in jobs if job.holder is not None and job.holder.state is not None]
         using = {id(wave) for wave, _ in sources}
+        if self.kept.bytes + size > self.kept.limit:  # nor is what others of the wave are to go on from dropped
+            ahead = [job.holder for node in self.others if (job := self.locate(node, node.length)).base >= job.pending]
+            using |= {id(node.state[0]) for node in ahead if node is not None and node.state is not None}
         if not self.kept.make_room(size, lambda wave: id(wave) in using):
             return None
         state = select([(wave.state, row) for wave, row in sources]) if sources else None

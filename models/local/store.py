@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet, ref
+from weakref import WeakSet
 
 import torch
 
-from .cache import Row, Slab, Trunk, chain, copy_rows
+from .cache import Row, Slab, Trunk, chain
 from .histories import History
 from .jobs import Job, locate, rehome
+from .placing import aligned, arrange, fill
+from .room import Held, fitting, squeeze
 from .sealing import Seal, Stand, beginnings, grounds
 
+_LARGE = 8
+"""Of the limit a slab is large that takes more than one in so many bytes."""
 _HEADROOM = 64
 """Fewest columns that a new slab has to spare, of histories that are held whole; half of it of those on trunks."""
 _LEAST = 64
@@ -57,7 +60,7 @@ class Store:
         self._slabs: WeakSet[Slab] = WeakSet()
         self._trunks: WeakSet[Trunk] = WeakSet()
         self._shapes: dict[int, tuple[Any, Any]] = {}
-        self._clock = 0
+        self._clock = self._since = 0
 
     @contextmanager
     def eager(self) -> Iterator[None]:
@@ -120,17 +123,27 @@ class Store:
         """Return whether histories of two lengths have the same keys where they have the same tokens."""
         return self.turn is None or (one > self.turn) == (other > self.turn)
 
-    def place(self, jobs: Sequence[Job], width: int) -> Placement | None:
+    def begin(self) -> None:
+        """A wave begins: what is used from now on is kept rather than what was used before."""
+        self._since = self._clock + 1
+
+    def place(
+        self, jobs: Sequence[Job], width: int, needed: Callable[[], Sequence[Job]] = tuple, more: int = 0
+    ) -> Placement | None:
         """Give every job a row with its prefix in it: in place where possible, else in a new slab.
 
         ``width`` is how many rows will be wanted soon (forks of these), to leave room for them where there is
-        any. Returns None where the jobs do not fit into memory together.
+        any, and ``more`` how many tokens may follow. Returns None where the jobs do not fit into memory together
+        beside what ``needed`` names: what others of the wave stand on.
         """
         self._clock += 1
-        placement = self._in_place(jobs) or self._in_new(jobs, width) or self._in_longer(jobs)
+        placement = self._in_place(jobs)
+        if placement is None:
+            placement = self._making_room(jobs, width, needed(), more)
         if placement is not None:
             placement.slab.used = self._clock
             for row in placement.rows:
+                row.used = self._clock
                 for trunk, _ in chain(row.trunk, row.base):
                     trunk.used = self._clock
         return placement
@@ -164,14 +177,19 @@ class Store:
                 return None
             if isinstance(place, Row) and (place.slab is not slab or place.origin + job.base != tip):
                 return None
-        if len(jobs) > slab.rows or tip + lead.pending > slab.cap:
+        return self._put(slab, jobs, tip + lead.pending)
+
+    def _put(self, slab: Slab, jobs: Sequence[Job], end: int) -> Placement | None:
+        """Give jobs rows of a slab, so that all end at one column."""
+        if len(jobs) > slab.rows or end > slab.cap:
             return None
         # A row that ends where a job begins is extended by the first such job; the others copy theirs.
         claimed: dict[int, Row] = {}
         rows: dict[int, Row] = {}
         for i, job in enumerate(jobs):
             row = job.place
-            if isinstance(row, Row) and row.length == job.base and row.index not in claimed:
+            ends = isinstance(row, Row) and row.length == job.base and aligned(job, slab, end)
+            if isinstance(row, Row) and ends and row.index not in claimed:
                 claimed[row.index] = rows[i] = row
         forks = [i for i in range(len(jobs)) if i not in rows]
         if len(forks) > slab.free:
@@ -179,37 +197,109 @@ class Store:
             if len(forks) > slab.free:
                 return None
         try:
-            rows.update(_arrange(slab, claimed, {i: jobs[i] for i in forks}, len(jobs), tip))
+            rows.update(arrange(slab, claimed, {i: jobs[i] for i in forks}, len(jobs), end))
         except BaseException:
             slab.drop()  # half-moved rows must not be read
             raise
-        return Placement(slab, [rows[i] for i in range(len(jobs))], tip + lead.pending)
+        return Placement(slab, [rows[i] for i in range(len(jobs))], end)
 
-    def _in_longer(self, jobs: Sequence[Job]) -> Placement | None:
-        """Extend the slab that all jobs stand in, one layer at a time, so that no second one is needed."""
+    def _making_room(self, jobs: Sequence[Job], width: int, needed: Sequence[Job], more: int) -> Placement | None:
+        """Place jobs where there is room, or can be made.
+
+        First goes what the wave does not use; then columns that are free take the place of rows, and rows that of
+        others, the longest unused first, whose histories have ended their step.
+        """
+        rows = {job.place for job in needed if isinstance(job.place, Row)}
+        used: set[Slab | Trunk] = {held for held in self.held if held.used >= self._since}
+        stood_on = _using([*jobs, *needed])
+        wave = used | stood_on
+        slabs = {held for held in wave if isinstance(held, Slab)}
+        columns = max(job.columns for job in jobs)
+        size = (len(jobs) + len(rows)) * (columns + max(_HEADROOM, columns // 2)) * self.position_bytes
+        ample = sum(held.bytes for held in wave) + size <= self.limit
+        only = len(slabs) == 1 and _LARGE * sum(slab.bytes for slab in slabs) > self.limit
+        grows = only and any(isinstance(job.place, Row) for job in jobs)
+        return (
+            (self._in_new(jobs, width, wave) if (ample and not grows) or self._shared(jobs) else None)
+            or self._in_longer(jobs, wave)
+            or self._in_tighter(jobs, rows, more)
+            or (None if only else self._in_new(jobs, width, wave))
+            or (None if needed else self._in_new(jobs, width, stood_on))
+        )
+
+    def _shared(self, jobs: Sequence[Job]) -> bool:
+        """Return whether jobs have something to hold once for all."""
+        stands, paths = grounds(jobs, self._alike)
+        return self.shares and bool(beginnings(jobs, stands, paths, self.least, self.saved))
+
+    def _in_tighter(self, jobs: Sequence[Job], needed: set[Row], more: int) -> Placement | None:
+        """Take the places of rows that nobody in the wave needs, in the slab of the jobs, or else the largest."""
+        own = {row for job in jobs if isinstance(row := job.place, Row) and row.length == job.base}
+        stood_on = {row.slab for row in own}
+        if len(stood_on) > 1 or not self.slabs:
+            return None
+        slab = stood_on.pop() if stood_on else max(self.slabs, key=lambda slab: slab.bytes)
+        longest = max(job.columns for job in jobs)
+        sources = {job.place for job in jobs}
+        others = [row for row in slab.held if row not in own]
+        held = [Held(row.columns, row.used, row in needed or row in sources) for row in others]
+        found = squeeze(slab.room, len(jobs), longest + (more if len(own) < len(jobs) else 0), held)
+        if found is None:
+            return None
+        stay, cap = [others[i] for i in found[0]], found[1]
+        last = max((longest, *(row.columns for row in stay)))
+        end = min(max(longest, last - more), cap)
+        starts = {row: last - row.columns for row in stay}
+        starts.update((row, end - job.columns) for job in jobs if isinstance(row := job.place, Row) and row in own)
+        self.evictions += len(slab.held) - len(starts)
+        try:
+            slab.repack(starts, len(jobs) + len(stay), cap)
+        except BaseException:
+            slab.drop()  # half-moved rows must not be read
+            raise
+        return self._put(slab, jobs, end)
+
+    def fitting(self, jobs: Sequence[Job], needed: Sequence[Job]) -> int:
+        """Return how many of some jobs, from the first on, there may be room for; not all."""
+        slab = next((job.place.slab for job in jobs if isinstance(job.place, Row)), None)
+        slab = slab or max(self.slabs, key=lambda slab: slab.bytes, default=None)
+        room = self.limit // max(1, self.position_bytes) if slab is None else slab.room
+        rows = {job.place for job in needed} - {job.place for job in jobs}
+        held = [] if slab is None else [Held(row.columns, row.used, row in rows) for row in slab.held]
+        return min(len(jobs) - 1, fitting(room, max(job.columns for job in jobs), held))
+
+    def _in_longer(self, jobs: Sequence[Job], wave: set[Slab | Trunk]) -> Placement | None:
+        """Extend the slab that all jobs stand in, one tensor at a time, so that no second one is needed.
+
+        A large slab that is the only one of the wave is given all that is free: later there is no room for such steps.
+        """
         row = jobs[0].place
         if not isinstance(row, Row):
             return None
         slab, end = row.slab, row.origin + jobs[0].node.length
         if any(not isinstance(job.place, Row) or job.place.slab is not slab for job in jobs):
             return None
-        in_use = _using(jobs)
-        layer = max((sum(t.nbytes for t in pair) // slab.cap for pair in slab.layers.values()), default=0)
-        for cap in (end + max(_HEADROOM // 2 if row.trunk is not None else _HEADROOM, end // 2), end + 8, end):
-            if end > slab.cap and self._free(slab.rows * self.position_bytes * (cap - slab.cap) + layer * cap, in_use):
-                try:
-                    slab.extend(cap)
-                except BaseException:
-                    slab.drop()  # its layers may differ in length now
-                    raise
-                self.peak = max(self.peak, self.bytes + layer * cap)
-                return self._in_place(jobs)
-        return None
+        size = slab.rows * self.position_bytes
+        one = max((tensor.nbytes for pair in slab.layers.values() for tensor in pair), default=0)
+        most = (self.limit - sum(held.bytes for held in wave if held is not slab) - one) // size
+        wanted = end + max(_HEADROOM // 2 if row.trunk is not None else _HEADROOM, end // 2)
+        if _LARGE * slab.bytes > self.limit and not any(isinstance(held, Slab) and held is not slab for held in wave):
+            wanted = max(wanted, (self.limit - self.bytes + slab.bytes - one) // size)
+        cap = min(most, wanted)
+        if not slab.cap < end <= cap or not self._free(size * (cap - slab.cap) + one, wave | _using(jobs)):
+            return None
+        try:
+            slab.extend(cap)
+        except BaseException:
+            slab.drop()  # its layers may differ in length now
+            raise
+        self.peak = max(self.peak, self.bytes + one)
+        return self._in_place(jobs)
 
-    def _in_new(self, jobs: Sequence[Job], width: int) -> Placement | None:
+    def _in_new(self, jobs: Sequence[Job], width: int, wave: set[Slab | Trunk]) -> Placement | None:
         """Put the jobs in a new slab; what several of them begin with in trunks before, where that is worth it."""
         stands, paths = grounds(jobs, self._alike)
-        in_use = _using(jobs).union(*(_below(stand.made, stand.base) for stand in stands))
+        in_use = (wave | _using(jobs)).union(*(_below(stand.made, stand.base) for stand in stands))
         apart, seals = list(stands), []
         if self.shares:
             seals = beginnings(jobs, stands, paths, self.least, self.saved)
@@ -231,7 +321,7 @@ class Store:
             Row(slab, i, end - job.node.length, job.base, stand.base, stand.made)
             for i, (job, stand) in enumerate(zip(jobs, stands))
         ]
-        _fill(slab, jobs, places)
+        fill(slab, jobs, places)
         return Placement(slab, places, end)
 
     def _shape(
@@ -313,74 +403,3 @@ def _below(trunk: Trunk | None, end: int) -> set[Slab | Trunk]:
 def _age(held: Slab | Trunk) -> tuple[int, bool, int]:
     """Sort key of what to drop first: of what was last used together, what stands on others."""
     return held.used, isinstance(held, Trunk), -held.base if isinstance(held, Trunk) else 0
-
-
-def _fill(slab: Slab, jobs: Sequence[Job], rows: Sequence[Row]) -> None:
-    """Copy what rows of a new slab begin with from where the jobs stand."""
-    batches: dict[tuple[Slab, int, int, int], list[tuple[int, int]]] = defaultdict(list)
-    for job, row in zip(jobs, rows):
-        source = job.place
-        if isinstance(source, Row) and row.base < job.base:
-            key = source.slab, source.origin + row.base, row.start, job.base - row.base
-            batches[key].append((source.index, row.index))
-    for (old, read, write, count), pairs in batches.items():
-        tensors = [both for index, pair in old.layers.items() for both in zip(pair, slab.layers[index])]
-        views = [(there[:, :, read : read + count], here[:, :, write : write + count]) for there, here in tensors]
-        copy_rows(views, [i for i, _ in pairs], [j for _, j in pairs])
-
-
-def _arrange(slab: Slab, claimed: dict[int, Row], forks: dict[int, Job], count: int, tip: int) -> dict[int, Row]:
-    """Bring the claimed rows together in ``count`` neighbouring places, and copy the forks' rows to the rest.
-
-    Rows in the way change places with claimed rows or go to free places. Returns the forks' new rows: those that stand
-    on a trunk alone begin with nothing.
-    """
-    low, high = min(claimed, default=0), max(claimed, default=0)
-    first = min(low, slab.rows - count) if high - low < count else 0
-    window = range(first, first + count)
-    outside = [row for index, row in claimed.items() if index not in window]
-    free = [i for i in range(slab.rows) if i not in window and slab.at(i) is None]
-    waiting = list(forks)
-    moved: list[tuple[Row, int]] = []
-    copied: list[tuple[Row, int]] = []
-    made: dict[int, int] = {}
-    for place in window:
-        if place in claimed:
-            continue
-        occupant = slab.at(place)
-        if outside:
-            row = outside.pop()
-            moved.append((row, place))
-            if occupant is None:
-                free.append(row.index)
-            else:
-                moved.append((occupant, row.index))
-            continue
-        if occupant is not None:
-            moved.append((occupant, free.pop()))
-        i = waiting.pop()
-        made[i] = place
-        source = forks[i].place
-        if isinstance(source, Row):
-            copied.append((source, place))
-    if moved or copied:
-        sources = [row for row, _ in (*moved, *copied)]
-        places = [place for _, place in (*moved, *copied)]
-        high = max([tip, *(row.origin + row.length for row, _ in moved)])
-        views = [tensor[:, :, :high] for pair in slab.layers.values() for tensor in pair]
-        copy_rows(zip(views, views), [row.index for row in sources], places)
-    for row, _ in moved:
-        slab.slots[row.index] = None
-    for row, place in moved:
-        row.index = place
-        slab.slots[place] = ref(row)
-    rows = {}
-    for i, place in made.items():
-        job, source = forks[i], forks[i].place
-        if isinstance(source, Row):
-            rows[i] = Row(slab, place, source.origin, job.base, source.base, source.trunk)
-        else:
-            rows[i] = Row(slab, place, tip - job.base, job.base, job.base, source)
-            for tensor in (tensor for pair in slab.layers.values() for tensor in pair):
-                tensor[place, :, :tip] = 0  # masked columns must be finite
-    return rows

@@ -21,9 +21,9 @@ from ..language.tree import Node
 from .drawing import draw_steps
 from .families import choose, contexts, text_config
 from .forcing import forced
-from .forward import CacheInfo
 from .hidden import depth, hidden
 from .histories import Histories, histories
+from .kept import CacheInfo
 from .loading import load
 from .packed import pack
 from .staging import send

@@ -10,11 +10,12 @@ import transformers as hf
 from random_models import draw, fresh_log_prob, random_weights
 from test_models_cache import ARCHITECTURES, SMALL, wander
 from test_models_encdec import fresh_log_prob as fresh_log_prob_of_response
+from test_models_wrapped import TURN, law_of_generate, phi3
 from zoo import build
 
 import feynkac as fk
 from feynkac.models.local import store, trunked
-from feynkac.models.local.cache import chain
+from feynkac.models.local.cache import Slab, chain
 from feynkac.models.local.trunked import Unshared
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl.score import evaluate
@@ -77,16 +78,16 @@ def test_what_particles_share_after_resampling_is_held_once():
     lm.eos = frozenset()
     rng, n = np.random.default_rng(0), 32
     texts, ratios, depth = [lm.prompt("Once")] * n, [], 0
-    for t in range(60):
+    for t in range(45):
         texts = draw([lm.tokens(x, 8) for x in texts], t)
         ratios.append(lm.forwarder.store.positions / distinct(texts))
         depth = max(depth, deepest(lm))
         texts = [texts[i] for i in rng.choice(rng.integers(0, n, 3), n)]
-    assert texts[0].node.length > 480
+    assert texts[0].node.length > 360
     assert depth <= 4
     # Room for as many rows as there are particles, and for what each will write.
-    assert lm.forwarder.store.positions < 480 + n * (64 + 96)
-    assert max(ratios[30:]) < 8  # 22 where each has a whole row
+    assert lm.forwarder.store.positions < 360 + n * (64 + 96)
+    assert max(ratios[25:]) < 8  # 22 where each has a whole row
     assert max(abs(x.log_prob - fresh_log_prob(lm, x)) for x in texts[:4]) < 1e-3
 
 
@@ -159,7 +160,7 @@ def test_a_window_shorter_than_a_trunk_is_kept():
 
 @pytest.mark.parametrize("most", [1, 3000, 40_000])
 def test_scores_are_made_in_pieces(monkeypatch, eager, most):
-    monkeypatch.setattr(trunked, "_SCORES", most)
+    monkeypatch.setitem(trunked._SCORES, "cpu", most)
     sizes, block = [], trunked.Seen._block
 
     def measured(seen, layer, query, *rest):
@@ -230,6 +231,71 @@ def test_trunks_end_with_the_last_text():
     del prompt
     gc.collect()
     assert lm.cache_info().bytes == 0
+
+
+def test_a_row_much_longer_than_the_rest_does_not_widen_all():
+    """31 particles share all but their last tokens, and one of them has its own."""
+    lm = tiny_lm(context=2048)
+    lm.eos = frozenset()
+    texts = draw([lm.tokens(lm.prompt("Once"), 400)] * 2, 0)
+    texts = [texts[0]] * 31 + [texts[1]]
+    texts = draw([lm.tokens(x, 5) for x in texts], 1)
+    texts = draw([lm.tokens(x, 5) for x in texts], 2)
+    length = texts[0].node.length
+    assert lm.forwarder.store.positions < 3 * 2 * length  # 32 rows of half as much again are 48
+    assert max(abs(x.log_prob - fresh_log_prob(lm, x)) for x in texts[-4:]) < 1e-3
+
+
+def test_a_row_that_becomes_a_trunk_is_read_still_by_those_who_go_on_from_its_middle():
+    lm = tiny_lm(context=2048)
+    prompt, got = prompt_of(lm, 300), {}
+    texts = list(dict.fromkeys(draw([lm.next_token(prompt)] * 12, 0)))
+
+    def sink(jobs, logits):
+        got.update((job.node, row[-1]) for job, row in zip(jobs, logits))
+
+    nodes = [prompt.node, *(x.node for x in texts)]
+    with torch.inference_mode():
+        lm.forwarder.all_logits(nodes, [295] + [300] * len(texts), sink)
+    for node in nodes:
+        with torch.no_grad():
+            fresh = lm.model(input_ids=torch.tensor([node.tokens()]), use_cache=False).logits[0, -1]
+        assert torch.allclose(got[node], fresh, atol=1e-4)
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_what_was_never_written_is_never_read(monkeypatch, request, forced):
+    if forced:
+        request.getfixturevalue("eager")
+    blank = Slab._blank
+
+    def spoilt(slab, like):
+        tensor = blank(slab, like)
+        tensor[:, :, slab.pad :] = torch.nan
+        return tensor
+
+    monkeypatch.setattr(Slab, "_blank", spoilt)
+    lm = tiny_lm()
+    lm.eos = frozenset()
+    prompt = prompt_of(lm, 100)
+    texts = draw([lm.tokens(x, 3) for x in [prompt] * 16], 0)
+    for t in range(6):  # some begin anew on the trunk, in rows that others have left
+        texts = draw([lm.tokens(x, 2) for x in [*texts[: 16 - t], *[prompt] * t]], t + 1)
+        texts = [texts[i] for i in np.random.default_rng(t).integers(0, 16, 16)]
+        assert max(abs(x.log_prob - fresh_log_prob(lm, x)) for x in texts) < 1e-4
+
+
+def test_longrope_on_trunks(eager):
+    lm, model = tiny_lm(model=phi3()), phi3()
+    lm.eos = frozenset()
+    texts = [lm.prompt(list(range(20, 20 + n))) for n in (TURN - 5, TURN + 2, TURN - 5)]
+    most = 0
+    for t in range(8):
+        texts = draw([lm.tokens(x, 1 + t % 2) for x in texts], t)
+        texts = [texts[i] for i in (0, 1, t % 3)]
+        most = max(most, lm.cache_info().trunks)
+    assert most > 0
+    np.testing.assert_allclose([x.log_prob for x in texts], [law_of_generate(model, x) for x in texts], atol=1e-4)
 
 
 def test_prompts_that_begin_alike_stand_on_one_trunk():

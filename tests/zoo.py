@@ -208,7 +208,8 @@ def verdict(family: str, role: str = "causal") -> tuple[str, str]:
         "AttentionForwarder": "keys and values", "RecurrentForwarder": "states",
         "EncoderDecoderForwarder": "keys and values",
     }[type(lm.forwarder).__name__]  # fmt: skip
-    return kept, "exact" if lm.forwarder.ragged else "exact in groups"
+    once = "; shared ones once" if lm.cache_info().shares else ""
+    return kept + once, "exact" if lm.forwarder.ragged else "exact in groups"
 
 
 def page(verdicts: dict[tuple[str, str], tuple[str, str]]) -> str:
@@ -223,6 +224,9 @@ def page(verdicts: dict[tuple[str, str], tuple[str, str]]) -> str:
         "- **exact**: texts of any lengths share passes, and log-probabilities agree to 1e-3 (nearly all to 1e-5);",
         "- **exact in groups**: as exact, but only texts of one length share a pass;",
         "- **refused**: `TransformersLM` says why when the model is loaded.",
+        "",
+        "Where shared ones are kept once, what several texts begin with (a prompt, what particles have in common after",
+        "resampling) is held once and attended to by all; else each text has a copy of it.",
         "",
     ]
     for role in FAMILIES:

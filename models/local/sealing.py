@@ -64,7 +64,8 @@ def beginnings(
 ) -> list[Seal]:
     """Find what to make trunks of; ``stands`` are changed to those that the jobs will have.
 
-    A trunk is worth it from ``least`` positions on that need not be held ``saved`` times over, all copies together.
+    A trunk is worth it from ``least`` positions on, and where it spares ``saved`` of what all hold together. It may be
+    of one job alone, whose row would be much longer than all others, and a slab is as wide as its longest row.
     """
     before = list(stands)
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -83,21 +84,42 @@ def beginnings(
         stand = stands[group[0]]
         length = first[end - 1][1] - stand.base if end > depth else 0
         if length >= least and (len(group) - 1) * length >= saved:
-            seal = Seal(jobs[group[0]], stand.base, stand.base + length, stand.trunk, stand.base)
-            _join(seal, before, len(group))
-            row = seal.job.place
-            assert isinstance(row, Row)
-            users = sum(job.place is row for job in jobs)
-            seal.whole = not seal.joined and users == len(group) and row.fills(stand.base, seal.end)
-            seals.append(seal)
-            for i in group:
-                stands[i] = Stand(seal, seal.end)
+            seals.append(_seal(jobs, stands, before, group, stand.base + length))
         branches: dict[Element, list[int]] = defaultdict(list)
         for i in group:
             if len(paths[i]) > end:
                 branches[paths[i][end]].append(i)
         todo += [(branch, end) for branch in branches.values()]
-    return seals
+    own = [job.base - stand.base if path else 0 for job, stand, path in zip(jobs, stands, paths)]
+    lone = _stragglers(own, least, saved)
+    return seals + [_seal(jobs, stands, before, [i], jobs[i].base) for i in lone]
+
+
+def _seal(jobs: Sequence[Job], stands: list[Stand], before: Sequence[Stand], users: Sequence[int], end: int) -> Seal:
+    job, stand = jobs[users[0]], stands[users[0]]
+    row = job.place
+    assert isinstance(row, Row)
+    seal = Seal(job, stand.base, end, stand.trunk, stand.base)
+    _join(seal, before, len(users))
+    alone = sum(other.place is row for other in jobs) == len(users)
+    seal.whole = not seal.joined and alone and row.fills(seal.start, seal.end)
+    for i in users:
+        stands[i] = Stand(seal, end)
+    return seal
+
+
+def _stragglers(lengths: Sequence[int], least: int, saved: int) -> list[int]:
+    """Return which rows to make trunks of as they are so much longer than the rest: an eighth of all at most."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    few = most = 0
+    for k in range(1, len(order) // 8 + 1):
+        shortest, next_one = lengths[order[k - 1]], lengths[order[k]]
+        if shortest < least:
+            break
+        spared = (lengths[order[0]] - next_one) * len(order) - sum(lengths[i] for i in order[:k]) - k * saved
+        if spared > most:
+            few, most = k, spared
+    return order[:few]
 
 
 def _ground(job: Job, alike: Alike) -> tuple[Stand, list[Element]]:

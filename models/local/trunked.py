@@ -31,8 +31,8 @@ from .cache import Row, Trunk, chain
 from .masking import known_mask
 
 _NAME = "feynkac_trunks"
-_SCORES = 64 << 20
-"""Most bytes of scores at once."""
+_SCORES = {"cpu": 4 << 20, "cuda": 64 << 20}
+"""Most bytes of scores at once: on a CPU, what stays in its cache."""
 _TENSORS = ("position_ids", "cache_position")
 """Tensors that models give to their attention, and that say nothing new."""
 
@@ -131,7 +131,7 @@ class Seen:
     def attend(self, layer: int, query: Any, key: Any, value: Any, hidden: Any, softcap: Any, sinks: Any) -> Any:
         """Return what queries (n, h, q, d), scaled, get: (n, q, h, d). In pieces, where there are too many scores."""
         n, heads, queries, _ = query.shape
-        most = max(1, _SCORES // (4 * heads * (self.width + 1)))
+        most = max(1, _SCORES.get(query.device.type, 16 << 20) // (4 * heads * (self.width + 1)))
         if n * queries <= most:
             return self._block(layer, query, key, value, hidden, softcap, sinks, 0)
         step = max(1, most // n)

@@ -185,3 +185,20 @@ def test_what_is_sent_together_arrives_as_it_was():
     there = packed(torch.device("meta"), arrays)
     assert [tensor.shape for tensor in there] == [array.shape for array in arrays]
     assert len({tensor.untyped_storage()._cdata for tensor in packed(torch.device("cpu"), arrays)}) == 1
+
+
+def test_log_probs_of_a_model_in_bfloat16_are_not_rounded_to_it():
+    """The logits are of the model's type, and the law made of them is not: sums of tokens agree far below its step."""
+    lm = tiny_lm(model=tiny_lm().model.to(torch.bfloat16))
+    lm.eos = frozenset()
+    start = lm.prompt("Once upon")
+    step = lm.tokens(start, 4)
+    drawn = step.sample_batch([step] * 8, keyring(8))
+    for text, log_prob in zip(drawn.values, drawn.log_prob):
+        ids = torch.tensor([text.node.tokens()])
+        with torch.inference_mode():
+            logits = lm.model(input_ids=ids, use_cache=False).logits[0, -5:-1]
+        assert logits.dtype == torch.bfloat16
+        exact = logits.double().log_softmax(-1).gather(1, ids[0, -4:, None]).sum().item()
+        assert log_prob == pytest.approx(exact, abs=1e-4)
+        assert evaluate([lm.score(text)])[0] == pytest.approx(exact, abs=1e-4)

@@ -244,6 +244,7 @@ class SlabCache(Cache):  # type: ignore[misc]
         self._valid = valid
         self._seen = seen
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Write the new keys and values, and return all that the queries may see."""
         end = self._at + key_states.shape[2]

@@ -29,7 +29,7 @@ from .packed import repack
 from .shared import Plan, plan
 from .staging import send
 from .varied import Varied
-from .wrappers import core
+from .wrappers import core, running
 
 _POSITIONS = 8192
 """Most positions, padding included, in one pass of several rows."""
@@ -153,7 +153,8 @@ class Forwarder(ABC):
     def invoke(self, **inputs: Any) -> Any:
         """Call the model, and count it."""
         self._calls += 1
-        return self.lens.look(inputs)
+        with running(self.model):
+            return self.lens.look(inputs)
 
     def owe(self, node: History, positions: int, again: int = 0) -> None:
         """Charge a history of the wave for positions that were forwarded for its sake, ``again`` of them once more."""

@@ -18,6 +18,7 @@ from ..language.model import LanguageModel
 from ..language.runs import Run
 from ..language.sampling import Law, Sampling
 from ..language.tree import Node
+from .compiled import compile_layers
 from .drawing import draw_steps
 from .families import choose, contexts, text_config
 from .forcing import forced
@@ -48,6 +49,9 @@ class TransformersLM(LanguageModel):
         max_batch: most histories in one forward pass.
         packed: whether float32 linear layers on a CPU use a second, faster copy of their weights; None: up to
             2 GiB of them (see `pack`).
+        compile: whether the model's layers are compiled by torch (see `torch.compile`), by a backend, "inductor" where
+            it is True; a model that cannot be, or that gives other logits then, is refused. The layers are those of
+            ``model`` itself, and stay compiled.
         name: tells texts of this model from those of others; its path by default.
 
     With ``cache_bytes=None`` the limit is three quarters of the memory that is free on the device, beside the weights
@@ -97,6 +101,7 @@ class TransformersLM(LanguageModel):
         cache_bytes: int | None = None,
         max_batch: int = 128,
         packed: bool | None = None,
+        compile: bool | str = False,
         name: str | None = None,
     ) -> None:
         if not isinstance(model, torch.nn.Module) or not hasattr(tokenizer, "decode"):
@@ -112,6 +117,8 @@ class TransformersLM(LanguageModel):
         tree = Histories()
         limit = None if cache_bytes is None else whole_number("cache_bytes", cache_bytes, 0)
         self.forwarder, start = choose(model, tree, limit, max_batch)
+        if compile:
+            compile_layers(self.forwarder, "inductor" if compile is True else compile)
         self._workers: LocalWorkers | None = None
         super().__init__(
             tokenizer,
@@ -136,6 +143,7 @@ class TransformersLM(LanguageModel):
         cache_bytes: int | None = None,
         max_batch: int = 128,
         packed: bool | None = None,
+        compile: bool | str = False,
         **kwargs: Any,
     ) -> TransformersLM:
         """Load a model and its tokenizer: a local folder, a name on the hub, or ``"smollm2"`` (see `fetch`).
@@ -157,6 +165,7 @@ class TransformersLM(LanguageModel):
             cache_bytes=cache_bytes,
             max_batch=max_batch,
             packed=packed,
+            compile=compile,
             name=name_or_path,
         )
 

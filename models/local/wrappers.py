@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 FAULTS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a model may raise that is run otherwise than it can be."""
+
+COMPILED: WeakSet[Any] = WeakSet()
+"""Models whose layers are compiled, see `compiled.compile_layers`."""
 
 
 def core(model: Any) -> Any:
@@ -52,3 +58,13 @@ def _forwards(model: Any) -> Iterator[Callable[..., Any]]:
     base = getattr(inner, "base_model", inner)
     if base is not inner:
         yield base.forward
+
+
+@contextmanager
+def running(model: Any) -> Iterator[None]:
+    """Within the block layers that are compiled are compiled for a layer of any number, not for each."""
+    if core(model) not in COMPILED:
+        yield
+        return
+    with torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True):
+        yield

@@ -43,7 +43,12 @@ class Trunk:
 
     @property
     def alive(self) -> bool:
-        """Whether it is held still."""
+        """Whether it and what it stands on are held still."""
+        return self.held and (self.trunk is None or self.trunk.alive)
+
+    @property
+    def held(self) -> bool:
+        """Whether it takes memory still."""
         return bool(self.layers)
 
     @property

@@ -101,10 +101,10 @@ class EncoderDecoderForwarder(AttentionForwarder):
         self._width = out.encoder_last_hidden_state.shape[-1]
         wave = Wave(None, layers, sum(keys.nbytes + values.nbytes for keys, values in layers))
         self._source_bytes = wave.bytes // sources.numel()
+        self._encoded.keep(wave)
         for row, root in enumerate(roots):
             root.state = wave, row
             self._read(root, users[root], len(root.source) + len(root.prompt))
-        self._encoded.keep(wave)
         return _place(roots[0]) is not None
 
     def _read(self, root: History, user: History, positions: int) -> None:

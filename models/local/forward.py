@@ -287,9 +287,9 @@ class Forwarder(ABC):
     def remember(self, jobs: Sequence[Job], last: Any) -> None:
         """Keep the logits (n, V) after some histories."""
         wave = Wave(last, hidden=self.lens.taken)
-        for row, job in enumerate(jobs):
-            job.node.logits = wave, row
-        self.kept.keep(wave)
+        if self.kept.keep(wave):
+            for row, job in enumerate(jobs):
+                job.node.logits = wave, row
 
     def run(
         self, nodes: Sequence[History], first: Sequence[int], sink: Sink, width: int, every: bool = False,

@@ -80,7 +80,7 @@ class Store:
     @property
     def trunks(self) -> list[Trunk]:
         """The trunks in memory."""
-        return [trunk for trunk in self._trunks if trunk.alive]
+        return [trunk for trunk in self._trunks if trunk.held]
 
     @property
     def held(self) -> list[Slab | Trunk]:
@@ -357,7 +357,8 @@ class Store:
                     parts = [(first, *rest) for first, rest in zip(cut, parts)]
                 layers[index] = torch.cat(parts[0], 2), torch.cat(parts[1], 2)
         trunk = seal.made = Trunk(layers, seal.base, end, row.length, Stand(seal.below, seal.base).made)
-        trunk.used = self._clock
+        for below, _ in chain(trunk, end):
+            below.used = self._clock
         self._trunks.add(trunk)
         self.sealed += 1
         node = seal.job.holder

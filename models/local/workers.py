@@ -298,9 +298,10 @@ class LocalWorkers:
         self._note(owner, root.length, again, tally)
         self._like = {layer: (keys[:, :0], values[:, :0]) for layer, (keys, values) in now.kept.items()}
         size = sum(x.nbytes for pair in now.kept.values() for x in pair)
-        wave = self._prompts[root] = Wave(logits, now.kept, size, lasting=True)
-        self._passed[root] = self._forwarder.memory
+        wave = Wave(logits, now.kept, size, lasting=True)
         self._kept.keep(wave)
+        self._prompts[root] = wave
+        self._passed[root] = self._forwarder.memory
         return now.kept, logits
 
     # Places

@@ -13,6 +13,7 @@ from feynkac.models.local import forcing
 from feynkac.models.local.cache import Row, Slab
 from feynkac.models.local.room import Held, fitting, squeeze
 from feynkac.models.testing import tiny_lm
+from feynkac.ppl.cost import Ledger, recording
 from feynkac.ppl.score import evaluate
 
 POSITION = 256
@@ -100,8 +101,11 @@ def test_the_draws_are_those_of_plenty_of_memory(positions):
 
     plenty = wander(lm_of())
     lm = lm_of(positions)
-    texts = wander(lm)
+    with recording(Ledger()) as ledger:
+        texts = wander(lm)
     assert texts == plenty
+    assert ledger.total().tokens_in == lm.forwarded  # what was forwarded for those that wait, too
+    assert ledger.total().tokens_recomputed == lm.cache_info().recomputed
     np.testing.assert_allclose([x.log_prob for x in texts], [x.log_prob for x in plenty], atol=1e-4)
     info = lm.cache_info()
     assert info.peak_bytes <= info.limit
@@ -191,6 +195,17 @@ def test_what_is_needed_stays_and_of_the_rest_the_last_used():
     assert squeeze(59, 1, 25, held) is None
     assert fitting(120, 25, held) == 3
     assert fitting(20, 25, held) == 0
+
+
+@pytest.mark.parametrize(("kept", "cap"), [((0, 1, 2, 3), 15), ((0, 3, 5), 20), ((2, 3, 4, 5), 14), ((1, 4), 30)])
+def test_full_rows_are_packed_otherwise_and_none_is_written_over_before_it_is_read(kept, cap):
+    slab, like = Slab(6, 10, 0), torch.zeros(1, 2, 1, 3)
+    for tensor in slab.layer(0, like, like):
+        tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape))
+    before = slab.layers[0][1].clone()
+    rows = [Row(slab, i, 0, 10) for i in range(6)]
+    slab.repack({rows[i]: cap - 10 for i in kept}, len(kept), cap)
+    assert torch.equal(slab.layers[0][1][:, :, cap - 10 :], before[list(kept)])
 
 
 @pytest.mark.parametrize("seed", range(8))

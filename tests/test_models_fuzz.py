@@ -13,7 +13,7 @@ from random_models import random_weights
 from zoo import build
 
 import feynkac as fk
-from feynkac.models.local import store
+from feynkac.models.local import placing, store
 from feynkac.models.local.cache import Slab, Trunk
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl.score import evaluate
@@ -115,9 +115,9 @@ class Fuzz:
         for module in model.modules():
             if not list(module.children()):
                 module.register_forward_pre_hook(self.bomb.tick)
-        blank, copy_rows = Slab._blank, store.copy_rows
+        blank, copy_rows = Slab._blank, placing.copy_rows
         monkeypatch.setattr(Slab, "_blank", lambda slab, like: self.allocating.tick() or blank(slab, like))
-        monkeypatch.setattr(store, "copy_rows", lambda *args: self.allocating.tick() or copy_rows(*args))
+        monkeypatch.setattr(placing, "copy_rows", lambda *args: self.allocating.tick() or copy_rows(*args))
         seal = store.Store._seal
         monkeypatch.setattr(store.Store, "_seal", lambda held, one: self.allocating.tick() or seal(held, one))
         if seed % 2:
@@ -179,7 +179,7 @@ class Hand:
         self.texts = list(self.prompts)
 
     def prompt(self):
-        rng, most = self.rng, 40 if self.fuzz.name == "jamba" else 300
+        rng, most = self.rng, 20 if self.fuzz.name == "jamba" else 300
         shared = int(rng.integers(0, most)) if rng.random() < 0.7 else 0
         stem = np.random.default_rng(int(rng.integers(2))).integers(5, 290, 300)[:shared].tolist()
         own = rng.integers(5, 290, int(rng.integers(1, 6))).tolist()
@@ -188,7 +188,8 @@ class Hand:
     def pick(self, most=6):
         """Some texts, repeats included."""
         some = [self.texts[i] for i in self.rng.integers(0, len(self.texts), int(self.rng.integers(1, most + 1)))]
-        return [text for text in some if not text.finished and text.node.length < LONGEST - 40] or [self.prompts[0]]
+        longest = (self.lm.context or LONGEST) - 24
+        return [x for x in some if not x.finished and x.node.length < longest] or [self.prompts[0]]
 
     def keep(self, texts):
         self.texts += texts

@@ -27,7 +27,7 @@ def squeeze(room: int, wanted: int, columns: int, held: Sequence[Held]) -> tuple
     What is needed stays, and of the rest as many as there is room for, the last used first. None if it is too little.
 
     >>> squeeze(100, 2, 20, [Held(20, 3, False), Held(20, 1, False), Held(20, 2, False), Held(20, 0, True)])
-    ([0, 3], 25)
+    ([0, 2, 3], 20)
     """
     kept = [i for i, row in enumerate(held) if row.needed]
     most = max((columns, *(held[i].columns for i in kept)))

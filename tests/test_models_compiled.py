@@ -20,7 +20,8 @@ from feynkac.ppl.errors import Unsupported  # noqa: E402
 @pytest.fixture(autouse=True)
 def fresh():
     torch.compiler.reset()
-    yield
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # or what is too much would run as it was
+        yield
     torch.compiler.reset()
 
 
@@ -59,7 +60,7 @@ def test_compiled_layers_draw_the_same_and_are_compiled_once_for_all():
     lm = tiny_lm(model=model, compile="counting")
     assert walk(lm) == pytest.approx(plain, abs=1e-4)
     ready = len(graphs)
-    assert 0 < ready < 40  # for ten layers, of several graphs each, in passes of many shapes
+    assert 0 < ready < 100  # for all ten layers, in passes of many shapes
     lm.forwarder.clear()
     longer = [lm.tokens(lm.prompt("Once upon a time there was a river"), 9)] * 7
     longer[0].sample_batch(longer, keys.fold(keys.root(9), np.arange(7)))
@@ -71,7 +72,6 @@ def test_a_model_that_cannot_be_compiled_is_refused_by_name():
         tiny_lm(model=build("mamba"), compile="eager")
     with pytest.raises(Unsupported, match="nowhere"):
         tiny_lm(compile="nowhere")
-    assert not compiled.COMPILED
 
 
 @pytest.mark.slow
@@ -88,7 +88,7 @@ def test_a_model_whose_layers_give_other_logits_is_refused_and_runs_as_before():
     torch._dynamo.register_backend(wrong, name="wrong")
     with pytest.raises(Unsupported, match=r"LlamaForCausalLM cannot be compiled by 'wrong'.*other logits.*compile out"):
         tiny_lm(model=model, compile="wrong")
-    assert not compiled.COMPILED
+    assert model not in compiled.COMPILED
     assert walk(tiny_lm(model=model)).tolist() == plain.tolist()
 
 

@@ -18,6 +18,9 @@ FAULTS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, 
 COMPILED: WeakSet[Any] = WeakSet()
 """Models whose layers are compiled, see `compiled.compile_layers`."""
 
+_FORMS = 64
+"""Most forms of what a layer is given that it is compiled for: one row or several, one query or several, masks."""
+
 
 def core(model: Any) -> Any:
     """Return the model of transformers that a wrapper holds, or that the model is; else the model."""
@@ -62,9 +65,9 @@ def _forwards(model: Any) -> Iterator[Callable[..., Any]]:
 
 @contextmanager
 def running(model: Any) -> Iterator[None]:
-    """Within the block layers that are compiled are compiled for a layer of any number, not for each."""
+    """Within the block layers that are compiled are compiled for a layer of any number, and for every form of mask."""
     if core(model) not in COMPILED:
         yield
         return
-    with torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True):
+    with torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True, recompile_limit=_FORMS):
         yield

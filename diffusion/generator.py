@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..models.local.devices import find
+from ..models.local.weights.devices import find
 from ..ppl import keys as _keys
 from ..ppl.cost import charge, rows
 from ..ppl.errors import FeynkacError

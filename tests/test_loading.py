@@ -16,7 +16,7 @@ import feynkac as fk
 from feynkac.models import TransformersLM
 from feynkac.models.fetch import FetchError, resolve
 from feynkac.models.fetch.sources import SOURCES
-from feynkac.models.local import loading
+from feynkac.models.local.weights import loading
 from feynkac.models.rewards import Classifier
 from feynkac.models.testing import tiny_lm, tiny_tokenizer
 

@@ -135,7 +135,7 @@ def test_many_tokens_in_one_step_forward_each_once():
 
 
 def test_steady_state_copies_nothing(monkeypatch):
-    from feynkac.models.local import placing
+    from feynkac.models.local.memory import placing
 
     copied, copy_rows = [], placing.copy_rows
     monkeypatch.setattr(placing, "copy_rows", lambda *args: copied.append(args[1]) or copy_rows(*args))

@@ -11,7 +11,7 @@ hf = pytest.importorskip("transformers")
 from zoo import build  # noqa: E402
 
 from feynkac.models import TransformersLM  # noqa: E402
-from feynkac.models.local import compiled  # noqa: E402
+from feynkac.models.local.passes import compiled  # noqa: E402
 from feynkac.models.testing import tiny_lm  # noqa: E402
 from feynkac.ppl import keys  # noqa: E402
 from feynkac.ppl.errors import Unsupported  # noqa: E402

@@ -13,8 +13,8 @@ from random_models import random_weights
 from zoo import build
 
 import feynkac as fk
-from feynkac.models.local import placing, store
-from feynkac.models.local.cache import Slab, Trunk
+from feynkac.models.local.memory import placing, store
+from feynkac.models.local.memory.cache import Slab, Trunk
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl.score import evaluate
 

@@ -113,7 +113,7 @@ def test_strings_condition_texts_of_programs():
 
 
 def scripted(lm, monkeypatch, *tokens):
-    from feynkac.models.local import drawing
+    from feynkac.models.local.passes import drawing
 
     script = iter(tokens)
     monkeypatch.setattr(

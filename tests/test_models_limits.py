@@ -11,7 +11,8 @@ from random_models import draw, fresh_log_prob, random_weights
 
 import feynkac as fk
 from feynkac.models import TransformersLM
-from feynkac.models.local import allowance, memory
+from feynkac.models.local.memory import allowance
+from feynkac.models.local.memory import shortage as memory
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl.cost import Ledger, recording
 from feynkac.ppl.score import evaluate

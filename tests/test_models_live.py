@@ -8,7 +8,7 @@ import transformers as hf
 from random_models import draw, fresh_log_prob, random_weights
 
 import feynkac as fk
-from feynkac.models.local.live import Live
+from feynkac.models.local.weights.live import Live
 from feynkac.models.rewards import Classifier, Embedding, Grader, Judge, StepTokenPRM, ValueHeadPRM
 from feynkac.models.testing import tiny_lm, tiny_tokenizer
 from feynkac.ppl.score import evaluate
@@ -275,7 +275,7 @@ def test_the_mode_is_put_back_after_an_error():
 
 def test_weights_are_packed_again_for_a_change_and_not_for_a_run(monkeypatch):
     packed = []
-    monkeypatch.setattr("feynkac.models.local.forward.repack", packed.append)
+    monkeypatch.setattr("feynkac.models.local.passes.forward.repack", packed.append)
     lm = tiny_lm()
 
     @fk.program

@@ -8,8 +8,8 @@ from random_models import draw, random_weights
 
 import feynkac as fk
 from feynkac.models import TransformersLM
-from feynkac.models.local.cache import Slab
-from feynkac.models.local.kept import Kept, Wave
+from feynkac.models.local.memory.cache import Slab
+from feynkac.models.local.memory.kept import Kept, Wave
 from feynkac.models.testing import tiny_lm, tiny_tokenizer
 from feynkac.ppl import keys
 from feynkac.ppl.score import evaluate

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from feynkac.models.local import packed
-from feynkac.models.local.packed import PackedLinear, pack
+from feynkac.models.local.weights import packed
+from feynkac.models.local.weights.packed import PackedLinear, pack
 from feynkac.models.testing import tiny_lm
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")

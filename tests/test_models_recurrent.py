@@ -9,8 +9,8 @@ import transformers as hf
 from random_models import draw, fresh_log_prob, random_weights, two_tokens
 
 import feynkac as fk
-from feynkac.models.local.recurrent import RecurrentForwarder
-from feynkac.models.local.states import States, select
+from feynkac.models.local.memory.states import States, select
+from feynkac.models.local.passes.recurrent import RecurrentForwarder
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl.cost import Ledger, assign, recording
 from feynkac.ppl.errors import Unsupported

@@ -9,9 +9,9 @@ import transformers as hf
 from random_models import draw, fresh_log_prob, random_weights
 
 import feynkac as fk
-from feynkac.models.local import forcing
-from feynkac.models.local.cache import Row, Slab
-from feynkac.models.local.room import Held, fitting, squeeze
+from feynkac.models.local.memory.cache import Row, Slab
+from feynkac.models.local.memory.room import Held, fitting, squeeze
+from feynkac.models.local.passes import forcing
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl.cost import Ledger, recording
 from feynkac.ppl.score import evaluate

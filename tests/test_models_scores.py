@@ -61,7 +61,7 @@ def test_a_continuation_after_an_end_token_is_scored_whole_where_it_was_taken_of
 
 
 def test_long_responses_are_scored_in_chunks(monkeypatch):
-    from feynkac.models.local import forcing, forward
+    from feynkac.models.local.passes import forcing, forward
 
     monkeypatch.setattr(forcing, "_CHUNK", 3)
     monkeypatch.setattr(forward, "_LOGITS", 2000)

@@ -25,7 +25,7 @@ def force(lm, monkeypatch, *tokens):
     """Make the model say the given tokens, one a step."""
     import torch
 
-    from feynkac.models.local import drawing
+    from feynkac.models.local.passes import drawing
 
     script = iter(tokens)
 

@@ -14,9 +14,10 @@ from test_models_wrapped import TURN, law_of_generate, phi3
 from zoo import build
 
 import feynkac as fk
-from feynkac.models.local import store, trunked
-from feynkac.models.local.cache import Slab, chain
-from feynkac.models.local.trunked import Unshared
+from feynkac.models.local.memory import store
+from feynkac.models.local.memory.cache import Slab, chain
+from feynkac.models.local.passes import trunked
+from feynkac.models.local.passes.trunked import Unshared
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl.score import evaluate
 from laws import Z_LIMIT, z_score

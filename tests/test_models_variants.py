@@ -16,8 +16,8 @@ from test_models_live import LAYERS, SMALL, with_adapters
 from test_threads import at_once
 
 import feynkac as fk
-from feynkac.models.local.packed import PackedLinear
-from feynkac.models.local.wrappers import core
+from feynkac.models.local.weights.packed import PackedLinear
+from feynkac.models.local.weights.wrappers import core
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl.score import evaluate
 from laws import check_unbiased

@@ -13,10 +13,10 @@ from test_models_encdec import fresh_log_prob as fresh_log_prob_of_response
 from zoo import build
 
 import feynkac as fk
-from feynkac.models.local import trial
-from feynkac.models.local.attention import AttentionForwarder
-from feynkac.models.local.live import Live
-from feynkac.models.local.wrappers import accepted
+from feynkac.models.local.passes import trial
+from feynkac.models.local.passes.attention import AttentionForwarder
+from feynkac.models.local.weights.live import Live
+from feynkac.models.local.weights.wrappers import accepted
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl.errors import Unsupported
 from feynkac.ppl.score import evaluate
@@ -318,7 +318,7 @@ def test_trials_know_rounding_from_wrong_positions(make, dtype, monkeypatch):
 
 
 def trial_of(model):
-    from feynkac.models.local.histories import Histories
+    from feynkac.models.local.memory.histories import Histories
 
     return AttentionForwarder(model, Histories(), 1 << 30, 128, 300)
 

@@ -287,7 +287,7 @@ def test_runs_of_a_language_model_keep_its_cache(engine):
 def scripted_lm(monkeypatch, *script):
     """A model that says the given tokens, one after another; None is the end token."""
     torch = pytest.importorskip("torch")
-    from feynkac.models.local import drawing
+    from feynkac.models.local.passes import drawing
     from feynkac.models.testing import tiny_lm
 
     lm = tiny_lm()

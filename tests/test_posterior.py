@@ -481,7 +481,7 @@ class Pair(NamedTuple):
 
 def test_texts_in_a_posterior_keep_no_node_of_the_models_cache():
     pytest.importorskip("torch")
-    from feynkac.models.local.histories import History
+    from feynkac.models.local.memory.histories import History
     from feynkac.models.testing import tiny_lm
 
     lm = tiny_lm()

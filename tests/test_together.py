@@ -15,9 +15,9 @@ from random_models import random_weights
 
 import feynkac as fk
 from feynkac.models.language.together import Together
-from feynkac.models.local.blocks import NEVER, Blocks, Seat
-from feynkac.models.local.kept import Kept, Wave
-from feynkac.models.local.workers import LocalWorkers
+from feynkac.models.local.hogwild.blocks import NEVER, Blocks, Seat
+from feynkac.models.local.hogwild.workers import LocalWorkers
+from feynkac.models.local.memory.kept import Kept, Wave
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl.cost import Ledger, recording
 from laws import check_unbiased
@@ -152,7 +152,7 @@ def test_one_text_goes_on_as_it_does_alone(opening):
 
 @pytest.mark.parametrize("most", [2**26, 1])
 def test_given_texts_are_scored_as_they_were_drawn(monkeypatch, most):
-    monkeypatch.setattr("feynkac.models.local.workers._LOGITS", most)  # 1: a pass for each tick
+    monkeypatch.setattr("feynkac.models.local.hogwild.workers._LOGITS", most)  # 1: a pass for each tick
     lm = tiny_lm()
     start = begun(lm, " Alice:", " Bob says:")
     requests = [lm.together(start, 4), lm.together(start, 9), lm.together(start[::-1], 1)] * 2

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear, normalize
 
-from ...models.local.loading import load
+from ...models.local.weights.loading import load
 from ...ppl.errors import ContextOverflow, FeynkacError
 from .images import check_range, colours, fitted
 

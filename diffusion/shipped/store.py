@@ -12,7 +12,7 @@ from typing import Any
 
 from ...models.fetch.shelf import DamagedWeights as DamagedWeights
 from ...models.fetch.shelf import Shelf
-from ...models.local.devices import find
+from ...models.local.weights.devices import find
 
 
 def shipped() -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ...ppl.errors import Unsupported
-from .attention import AttentionForwarder
-from .encdec import EncoderDecoderForwarder
-from .forward import Forwarder
-from .histories import Histories
-from .recurrent import RecurrentForwarder
-from .wrappers import core, first_position
+from .memory.histories import Histories
+from .passes.attention import AttentionForwarder
+from .passes.encdec import EncoderDecoderForwarder
+from .passes.forward import Forwarder
+from .passes.recurrent import RecurrentForwarder
+from .weights.wrappers import core, first_position
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 

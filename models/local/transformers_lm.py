@@ -18,19 +18,19 @@ from ..language.model import LanguageModel
 from ..language.runs import Run
 from ..language.sampling import Law, Sampling
 from ..language.tree import Node
-from .compiled import compile_layers
-from .drawing import draw_steps
 from .families import choose, contexts, text_config
-from .forcing import forced
-from .hidden import depth, hidden
-from .histories import Histories, histories
-from .kept import CacheInfo
-from .loading import load
-from .packed import pack
-from .staging import send
-from .varied import Varied
-from .workers import LocalWorkers
-from .wrappers import core
+from .hogwild.workers import LocalWorkers
+from .memory.histories import Histories, histories
+from .memory.kept import CacheInfo
+from .passes.compiled import compile_layers
+from .passes.drawing import draw_steps
+from .passes.forcing import forced
+from .passes.hidden import depth, hidden
+from .weights.loading import load
+from .weights.packed import pack
+from .weights.staging import send
+from .weights.varied import Varied
+from .weights.wrappers import core
 
 _made = count()
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ...ppl.score import Kind
-from ..local.loading import load
+from ..local.weights.loading import load
 from .base import Template, TextReward
 from .encoding import Truncate
 from .heads import Reader

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...ppl.cost import rows
-from ..local.loading import load
+from ..local.weights.loading import load
 from .base import Input, Template, TextReward, as_input
 from .encoding import Truncate
 from .heads import Reader

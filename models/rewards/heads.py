@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 
 from ...ppl.cost import charge
-from ..local.live import Live
-from ..local.wrappers import accepted, core, first_position
+from ..local.weights.live import Live
+from ..local.weights.wrappers import accepted, core, first_position
 from .encoding import Encoder, Encoding, Truncate, chunks, pad
 
 R = TypeVar("R")

@@ -11,7 +11,7 @@ from ...ppl.memory import Memory
 from ...ppl.sites import short
 from ..language.encoding import Codec, ending_space
 from ..language.host import Host
-from ..local.loading import load
+from ..local.weights.loading import load
 from .answers import Answers
 from .base import DetailedReward, as_input
 from .encoding import Encoding

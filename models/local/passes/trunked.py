@@ -26,8 +26,8 @@ from transformers.masking_utils import (
     sliding_window_overlay,
 )
 
+from ..memory.cache import Row, Trunk, chain
 from .attending import attending_by
-from .cache import Row, Trunk, chain
 from .masking import known_mask
 
 _NAME = "feynkac_trunks"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .kept import Wave
+from ..memory.kept import Wave
 from .turning import Pass, Turn, angles_of
 
 NEVER = 2**62

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ...ppl.errors import Unsupported
-from .kept import NOTHING
-from .wrappers import FAULTS, core
+from ....ppl.errors import Unsupported
+from ..memory.kept import NOTHING
+from ..weights.wrappers import FAULTS, core
 
 INTO_HEAD = -1
 """The key of what goes into the output embedding."""

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from ...ppl.errors import Unsupported
+from ....ppl.errors import Unsupported
+from ..memory.cache import Row, SlabCache
+from ..memory.histories import Histories, History
+from ..memory.jobs import Job
+from ..memory.kept import CacheInfo, Kept
+from ..memory.store import Placement, Store
+from ..weights.staging import send
+from ..weights.wrappers import accepted, core, first_position
 from .attending import attention_configs
-from .cache import Row, SlabCache
 from .forward import Forwarder
-from .histories import Histories, History
-from .jobs import Job
-from .kept import CacheInfo, Kept
 from .masking import masking
-from .staging import send
-from .store import Placement, Store
 from .trial import Trial, trying
 from .trunked import Seen, Unshared, attending
-from .wrappers import accepted, core, first_position
 
 
 class AttentionForwarder(Forwarder):

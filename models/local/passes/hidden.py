@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ppl.batching import groups
-from ..language.host import Sink, Tally
+from ....ppl.batching import groups
+from ...language.host import Sink, Tally
+from ..memory.histories import Histories, History
+from ..memory.jobs import Job
+from ..memory.kept import gather
 from .forward import Forwarder
-from .histories import Histories, History
-from .jobs import Job
-from .kept import gather
 from .lens import INTO_HEAD
 
 

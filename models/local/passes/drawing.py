@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ppl.keys import Keys, uniform
-from ..language.host import Floats, Tally
-from ..language.laws import drawn, read, tokens_of
-from ..language.runs import Run
-from ..language.sampling import Mask, Sampling
+from ....ppl.keys import Keys, uniform
+from ...language.host import Floats, Tally
+from ...language.laws import drawn, read, tokens_of
+from ...language.runs import Run
+from ...language.sampling import Mask, Sampling
+from ..memory.histories import histories
+from ..weights.staging import send
 from .forward import Forwarder
-from .histories import histories
-from .staging import send
 
 _SOON = 16
 """Tokens that a step is expected to have at least."""

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ppl.errors import Unsupported
+from ....ppl.errors import Unsupported
+from ..memory.histories import Histories, History
+from ..memory.jobs import Job
+from ..memory.shortage import ran_out
+from ..weights.wrappers import FAULTS, core
 from .forward import Forwarder
-from .histories import Histories, History
-from .jobs import Job
-from .memory import ran_out
-from .wrappers import FAULTS, core
 
 _TOKENS = 10
 """Most tokens of a history that is tried."""

@@ -7,8 +7,8 @@ from threading import Lock
 from typing import Any
 from weakref import WeakSet
 
-from .memory import share
-from .wrappers import core
+from ..weights.wrappers import core
+from .shortage import share
 
 _adding = Lock()
 

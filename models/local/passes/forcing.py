@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..language.host import Floats, Tally
-from ..language.laws import log_prob_of, read
-from ..language.sampling import Law
+from ...language.host import Floats, Tally
+from ...language.laws import log_prob_of, read
+from ...language.sampling import Law
+from ..memory.histories import History
+from ..memory.jobs import Job
+from ..weights.staging import send
 from .drawing import Laws
 from .forward import Forwarder
-from .histories import History
-from .jobs import Job
-from .staging import send
 
 _CHUNK = 1024
 

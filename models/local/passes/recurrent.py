@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...ppl.errors import Unsupported
+from ....ppl.errors import Unsupported
+from ..memory.histories import Histories, History
+from ..memory.jobs import Job
+from ..memory.kept import CacheInfo, Wave
+from ..memory.shortage import ran_out
+from ..memory.states import FIELDS, States, rebuild, select, tensors
+from ..weights.wrappers import FAULTS, accepted, core
 from .forward import Forwarder
-from .histories import Histories, History
-from .jobs import Job
-from .kept import CacheInfo, Wave
-from .memory import ran_out
-from .states import FIELDS, States, rebuild, select, tensors
 from .trial import distance, most_by_rounding, trying
-from .wrappers import FAULTS, accepted, core
 
 _PROBE = 12
 _ROWS = 3

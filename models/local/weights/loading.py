@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ...ppl.errors import FeynkacError
-from ..fetch import hint, resolve
+from ....ppl.errors import FeynkacError
+from ...fetch import hint, resolve
 from .devices import find
 
 _SHARED = (

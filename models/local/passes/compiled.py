@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...ppl.errors import Unsupported
+from ....ppl.errors import Unsupported
+from ..memory.histories import Histories
+from ..memory.jobs import Job
+from ..weights.wrappers import COMPILED, core
 from .attention import AttentionForwarder
 from .forward import Forwarder
-from .histories import Histories
-from .jobs import Job
 from .trial import distance, most_by_rounding, ordinary, trying
-from .wrappers import COMPILED, core
 
 _TOKENS = 10
 

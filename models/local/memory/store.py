@@ -44,7 +44,7 @@ class Store:
         least: fewest positions of a trunk.
         saved: fewest positions that a trunk must save.
         sealed: trunks made so far.
-        turn: the length past which keys are others (see `feynkac.models.local.attention.turn`), if there is one.
+        turn: the length past which keys are others (see `feynkac.models.local.passes.attention.turn`), if there is one.
     """
 
     def __init__(self, limit: int, turn: int | None = None) -> None:

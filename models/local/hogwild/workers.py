@@ -13,23 +13,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ppl.errors import OutOfMemory, Unsupported
-from ...ppl.keys import Keys, uniform
-from ..language.host import Floats, Tally
-from ..language.laws import drawn, log_prob_of, read, tokens_of
-from ..language.together import Board, Play, Times
-from ..language.tree import Node
-from .attention import AttentionForwarder, turn
+from ....ppl.errors import OutOfMemory, Unsupported
+from ....ppl.keys import Keys, uniform
+from ...language.host import Floats, Tally
+from ...language.laws import drawn, log_prob_of, read, tokens_of
+from ...language.together import Board, Play, Times
+from ...language.tree import Node
+from ..memory.histories import Histories
+from ..memory.jobs import Job
+from ..memory.kept import Kept, Wave, gather
+from ..memory.shortage import ran_out
+from ..passes.attention import AttentionForwarder, turn
+from ..passes.forward import Forwarder
+from ..passes.trial import distance, most_by_rounding, ordinary, trying
+from ..weights.staging import send
+from ..weights.wrappers import accepted, core
 from .blocks import Blocks, Layers, Prompt, Seat, Writing, size
-from .forward import Forwarder
-from .histories import Histories
-from .jobs import Job
-from .kept import Kept, Wave, gather
-from .memory import ran_out
-from .staging import send
-from .trial import distance, most_by_rounding, ordinary, trying
 from .turning import Pass, Turn, learn, passing
-from .wrappers import accepted, core
 
 _HEADROOM = 64
 _LOGITS = 2**26

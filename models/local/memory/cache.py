@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import Cache
 
-from .staging import send
+from ..weights.staging import send
 
 
 class Trunk:

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, Cache
 
-from ...ppl.errors import Unsupported
-from .attending import attending_by, attention_configs
-from .trial import most_by_rounding
-from .wrappers import core
+from ....ppl.errors import Unsupported
+from ..passes.attending import attending_by, attention_configs
+from ..passes.trial import most_by_rounding
+from ..weights.wrappers import core
 
 _NAME = "feynkac_together"
 _FAR = 4096

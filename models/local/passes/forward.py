@@ -15,21 +15,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ppl.errors import OutOfMemory
-from ...ppl.memory import Recall
-from ..language.host import Tally
-from .allowance import Allowance
-from .histories import Histories, History
-from .jobs import Job
-from .kept import CacheInfo, Kept, Wave
+from ....ppl.errors import OutOfMemory
+from ....ppl.memory import Recall
+from ...language.host import Tally
+from ..memory.allowance import Allowance
+from ..memory.histories import Histories, History
+from ..memory.jobs import Job
+from ..memory.kept import CacheInfo, Kept, Wave
+from ..memory.shared import Plan, plan
+from ..memory.shortage import give_back, ran_out
+from ..weights.live import Live
+from ..weights.packed import repack
+from ..weights.staging import send
+from ..weights.varied import Varied
+from ..weights.wrappers import core, running
 from .lens import Lens
-from .live import Live
-from .memory import give_back, ran_out
-from .packed import repack
-from .shared import Plan, plan
-from .staging import send
-from .varied import Varied
-from .wrappers import core, running
 
 _POSITIONS = 8192
 """Most positions, padding included, in one pass of several rows."""

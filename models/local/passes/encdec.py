@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from transformers import Cache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from ...ppl.errors import Unsupported
+from ....ppl.errors import Unsupported
+from ..memory.histories import Histories, History
+from ..memory.jobs import Job
+from ..memory.kept import CacheInfo, Kept, Wave
+from ..weights.wrappers import core
 from .attention import AttentionForwarder
-from .histories import Histories, History
-from .jobs import Job
-from .kept import CacheInfo, Kept, Wave
-from .wrappers import core
 
 Layers = list[tuple[Any, Any]]
 Place = tuple[Layers, int]

@@ -15,6 +15,7 @@ from random_models import random_weights
 
 import feynkac as fk
 from feynkac.models.language.together import Together
+from feynkac.models.local.hogwild import workers
 from feynkac.models.local.hogwild.blocks import NEVER, Blocks, Seat
 from feynkac.models.local.hogwild.workers import LocalWorkers
 from feynkac.models.local.memory.kept import Kept, Wave
@@ -317,6 +318,43 @@ def test_a_pass_that_fails_leaves_no_trace(monkeypatch):
     assert lm.cache_info().recomputed > 0  # what a failed pass has written is not read
     assert draws[0].values == draws[1].values
     np.testing.assert_allclose(draws[0].log_prob, draws[1].log_prob, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["prompt", "blocks", "pass"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_where_memory_runs_out_less_is_held_at_once(monkeypatch, place, n):
+    truth, lm = lm_of(), lm_of()
+    left = [0]
+    lm.workers.turn
+    room, name = {
+        "prompt": (workers.Prompt, "write"),
+        "blocks": (workers.Blocks, "__init__"),
+        "pass": (workers.Writing, "write"),
+    }[place]
+    kept = getattr(room, name)
+
+    def short(*args):
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return kept(*args)
+
+    def draw(model):
+        begins = [begun(model, f" {i}:", " Bob says:") for i in range(n)]
+        teams = [model.together(texts, 4) for texts in begins]
+        return teams[0].sample_batch(teams, keyring(n))
+
+    expected = draw(truth)
+    monkeypatch.setattr(room, name, short)
+    left[0] = 1
+    draws = draw(lm)
+    assert draws.values == expected.values
+    assert lm.cache_info().shortages == 1
+    np.testing.assert_allclose(draws.log_prob, expected.log_prob, atol=1e-5)
+    lm.refresh()
+    left[0] = 100
+    with pytest.raises(fk.errors.OutOfMemory, match=r"tokens .*does not fit into the memory of cpu"):
+        draw(lm)
 
 
 def test_plain_texts_are_observed_as_texts_of_the_cache():

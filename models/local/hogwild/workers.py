@@ -6,6 +6,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -193,7 +194,9 @@ class LocalWorkers:
                 if board.known is not None and board.known.logits.logits is not None:
                     found[board] = board.known.logits.logits, board.known.seat.row
                 elif board.length == board.prompt.length:
-                    logits = self._prompt(board.prompt, owner, tally)[1]
+                    logits = self._forwarder.alone(
+                        partial(self._prompt, board.prompt, owner, tally), f"a prompt of {board.length} tokens"
+                    )[1]
                     found[board] = logits[:, None].expand(-1, len(board.nodes), -1), 0
                 elif board not in tasks:
                     tasks[board] = _Task(board, self.board(board.nodes, board.written()), owner)
@@ -218,27 +221,38 @@ class LocalWorkers:
         queue = [list(tasks)] if tasks else []
         while queue:
             part = queue.pop(0)
-            roots = {task.end.prompt: task.owner for task in reversed(part)}
-            prompts = {root: self._prompt(root, owner, tally)[0] for root, owner in roots.items()}
-            seats = self._place(part)
-            logits = None if seats is None else self._attempt(part, seats, prompts, every, tally)
-            if seats is None or logits is None:
+            written = self._attempt(part, every, tally)
+            if written is None:
                 queue[:0] = part[: len(part) // 2], part[len(part) // 2 :]
             else:
-                yield part, seats, logits
+                yield part, *written
 
-    def _attempt(
-        self, tasks: Sequence[_Task], seats: Sequence[Seat], prompts: Mapping[Node, Layers], every: bool, tally: Tally
-    ) -> Any:
-        """Return logits; None where the device runs out of memory and fewer tasks may do: less is kept then."""
+    def _attempt(self, tasks: Sequence[_Task], every: bool, tally: Tally) -> tuple[Sequence[Seat], Any] | None:
+        """Write tasks together: where they sit, and logits; None where fewer of them may fit: less is kept then."""
+        if len(tasks) == 1:
+            end = tasks[0].end
+            what = f"{len(end.nodes)} texts of {end.length} tokens in all"
+            alone: tuple[Sequence[Seat], Any] = self._forwarder.alone(lambda: self._together(tasks, every, tally), what)
+            return alone
         try:
-            return self._pass(tasks, seats, prompts, every, tally)
-        except BaseException as error:
-            self._kept.drop(seats[0].wave)  # half-written blocks must not be read
-            if not (ran_out(error) and len(tasks) > 1):
+            return self._together(tasks, every, tally)
+        except Exception as error:
+            if not ran_out(error):
                 raise
         self._forwarder.run_short()
         return None
+
+    def _together(self, tasks: Sequence[_Task], every: bool, tally: Tally) -> tuple[Sequence[Seat], Any] | None:
+        roots = {task.end.prompt: task.owner for task in reversed(tasks)}
+        prompts = {root: self._prompt(root, owner, tally)[0] for root, owner in roots.items()}
+        seats = self._place(tasks)
+        if seats is None:
+            return None
+        try:
+            return seats, self._pass(tasks, seats, prompts, every, tally)
+        except BaseException:
+            self._kept.drop(seats[0].wave)  # half-written blocks must not be read
+            raise
 
     def _pass(
         self, tasks: Sequence[_Task], seats: Sequence[Seat], prompts: Mapping[Node, Layers], every: bool, tally: Tally

@@ -399,8 +399,16 @@ class Forwarder(ABC):
 
     def _bare(self, job: Job, every: bool) -> Any:
         """`bare`, if need be with nothing else in memory."""
+        length = job.node.length + len(job.node.top.source)
+        return self.alone(lambda: self.bare(job, every), f"a text of {length} tokens")
+
+    def alone(self, task: Callable[[], Any], what: str) -> Any:
+        """Run a task; where the device runs out of memory, once more with nothing else in it.
+
+        Raises `OutOfMemory`, naming ``what``, where there is not enough for it even then.
+        """
         try:
-            return self.bare(job, every)
+            return task()
         except Exception as error:
             if not ran_out(error):
                 raise
@@ -409,15 +417,14 @@ class Forwarder(ABC):
         gc.collect()
         give_back(core(self.model).device)
         try:
-            return self.bare(job, every)
+            return task()
         except Exception as error:
             if not ran_out(error):
                 raise
             raise OutOfMemory(
-                f"a text of {job.node.length + len(job.node.top.source)} tokens does not fit into the memory of "
-                f"{core(self.model).device} beside {type(core(self.model)).__name__}, alone and with nothing kept: "
-                "load the model in half precision (dtype=torch.bfloat16), give other models of the device a smaller "
-                "cache_bytes, or use shorter texts"
+                f"{what} does not fit into the memory of {core(self.model).device} beside "
+                f"{type(core(self.model)).__name__}, alone and with nothing kept: load the model in half precision "
+                "(dtype=torch.bfloat16), give other models of the device a smaller cache_bytes, or use shorter texts"
             ) from error
 
     def _groups(self, jobs: Sequence[Job], every: bool) -> Iterator[list[Job]]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from .cells import NO_WRITES, Writes, after, beside
 from .effects import Effect, Gather
@@ -21,7 +21,6 @@ from .sites import Running, Site, Tentative, address, check_name, short, shut
 
 if TYPE_CHECKING:
     from .reach import Place
-    from .watch import Watch
 
 Log = tuple[Any, ...] | None
 """A persistent list of completed effects: (the log before, kind, name, request, value)."""
@@ -83,6 +82,19 @@ class Finished(NamedTuple):
     writes: Writes
 
 
+class Watching(Protocol):
+    """What looks whether a branch or an iteration changes what is not its own; see `feynkac.ppl.watch`."""
+
+    own: list[Place]
+    shared: list[Place]
+
+    def begin(self) -> list[tuple[Any, ...]]:
+        """Look at what particles share, before a piece of code runs."""
+
+    def check(self, fiber: Fiber, begun: Sequence[tuple[Any, ...]]) -> None:
+        """Raise `SharedMutation` if it has changed something around it."""
+
+
 class Fiber:
     """One coroutine of a run, and what it has done so far."""
 
@@ -117,8 +129,8 @@ class Fiber:
         self.results: list[Any] = []
         self.writes = NO_WRITES  # to cells, since the last step end
         self.checkpoint: Checkpoint | None = None
-        self.watch: Watch | None = None  # on what is not this branch's or iteration's own
-        self.inside: Watch | None = None  # the same for the iterations of the scan that the fiber waits for
+        self.watch: Watching | None = None  # on what is not this branch's or iteration's own
+        self.inside: Watching | None = None  # the same for the iterations of the scan that the fiber waits for
 
     def visited(self, name: str) -> tuple[str, int, bool]:
         """Return the full name and the visit of what is no effect, and whether a handler hides it; count the visit."""

@@ -20,7 +20,7 @@ from .reach import Place, Reach, package
 from .sites import address
 
 if TYPE_CHECKING:
-    from .fibers import Fiber
+    from .fibers import Fiber, Watching
 
 STEADY: set[type] = set(LEAVES)
 """Types whose values cannot be changed in place, as far as they have been met."""
@@ -125,9 +125,9 @@ class Watches:
             times |= dict.fromkeys(around.seen, 2)
         return _watching([place for key, place in whole.own.items() if times[key] > 1], whole)
 
-    def of_iteration(self, fiber: Any, carry: Any, x: Any) -> Watch | None:
+    def of_iteration(self, fiber: Fiber, carry: Any, x: Any) -> Watching | None:
         """Return the watch on a scan's step, and on the iteration's carry and input where these can change."""
-        watch: Watch | None = fiber.inside
+        watch = fiber.inside
         reach = Reach(*fiber.run.program.surroundings)
         reach.add(carry, "carry")
         reach.add(x, "x")

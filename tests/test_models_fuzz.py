@@ -313,7 +313,7 @@ class Hand:
         with lm.forwarder.hold():
             lm.forwarder.allowance.limit = limit
             lm.forwarder.allot(limit)
-            lm.forwarder.max_batch, lm.forwarder._positions = int(self.rng.integers(1, 20)), 8192
+            lm.forwarder.max_batch, lm.forwarder.most_positions = int(self.rng.integers(1, 20)), 8192
 
     def evict(self):
         forwarder = self.lm.forwarder

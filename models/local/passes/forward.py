@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ....ppl.errors import OutOfMemory
 from ....ppl.memory import Recall
 from ...language.host import Tally
 from ..memory.allowance import Allowance
@@ -23,12 +21,13 @@ from ..memory.histories import Histories, History
 from ..memory.jobs import Job
 from ..memory.kept import CacheInfo, Kept, Wave
 from ..memory.shared import Plan, plan
-from ..memory.shortage import give_back, ran_out
 from ..weights.live import Live
 from ..weights.packed import repack
 from ..weights.staging import send
 from ..weights.varied import Varied
 from ..weights.wrappers import core, running
+from .frugal import Frugal
+from .grouping import grouped
 from .lens import Lens
 
 _POSITIONS = 8192
@@ -44,7 +43,7 @@ None says that row i is that of place i. It neither writes to the logits nor kee
 """
 
 
-class Forwarder(ABC):
+class Forwarder(Frugal):
     """Runs a model over the token tree: each history once, what they share once, in passes of like shape.
 
     Those who inherit from it say how a history goes on from what is kept of its beginning. Threads take turns, and what
@@ -55,8 +54,6 @@ class Forwarder(ABC):
         lens: takes hidden states out of its passes.
         forwarded: token positions forwarded so far, padding not counted.
         recomputed: those of them that had been forwarded before and were dropped as memory was short.
-        shortages: passes that ran out of the device's memory.
-        allowance: how many bytes may be held.
     """
 
     _keeps_logits: bool
@@ -72,7 +69,7 @@ class Forwarder(ABC):
         self.forwarded = 0
         self.recomputed = 0
         self.shortages = 0
-        self._positions = _POSITIONS
+        self.most_positions = _POSITIONS
         self.others: Sequence[History] = ()
         """Histories of the wave that are yet to go on, but for those of the pass at hand."""
         self.more = 0
@@ -90,24 +87,12 @@ class Forwarder(ABC):
         """Return what is held in memory."""
 
     @abstractmethod
-    def allot(self, limit: int) -> None:
-        """Share a number of bytes out among what is held, and drop what is beyond."""
-
-    @abstractmethod
     def measure(self) -> None:
         """Try the model on a few tokens, to learn what things take."""
 
     @abstractmethod
     def locate(self, node: History, first: int) -> Job:
         """Find the longest kept beginning of a history, of at most ``first`` positions."""
-
-    @abstractmethod
-    def attempt(self, jobs: list[Job], width: int, every: bool) -> Any:
-        """Forward jobs together: logits (n, k, V), the last position alone unless ``every``.
-
-        None where they do not fit into memory together. The jobs are brought into the order of the logits. ``width`` is
-        how many rows will soon be wanted.
-        """
 
     def fitting(self, jobs: Sequence[Job]) -> int:
         """Return how many of some jobs, from the first on, may fit into memory together; not all."""
@@ -116,10 +101,6 @@ class Forwarder(ABC):
     def begin(self) -> None:
         """Note that a wave begins: what is used from now on is kept rather than what was used before."""
         self.others = ()
-
-    @abstractmethod
-    def bare(self, job: Job, every: bool) -> Any:
-        """Forward one whole history and keep nothing; logits (1, k, V)."""
 
     @abstractmethod
     def keeps(self, length: int) -> bool:
@@ -352,7 +333,7 @@ class Forwarder(ABC):
                 queue.extendleft(reversed(rest))
             self.others = [*(job.node for other in queue for job in other), *(gone if wait else ())]
             spare, shortages = width if len(group) == len(jobs) else len(group), self.shortages
-            logits = self._attempt(group, min(spare, self.max_batch), every)
+            logits = self.tried(group, min(spare, self.max_batch), every)
             moved = True
             if logits is None and len(group) > 1:
                 if self.shortages > shortages:  # the pass was too large, not what is kept
@@ -369,85 +350,18 @@ class Forwarder(ABC):
                 continue
             if logits is None:  # a history alone may fit where it and what it goes on from do not
                 group = [Job(group[0].node, 0, None, None)]
-                logits = self._attempt(group, 1, every)
+                logits = self.tried(group, 1, every)
             if logits is None:
-                logits = self._bare(group[0], every)
+                logits = self.tried_bare(group[0], every)
             gone += [job.node for job in group]
             sink([self._count(job) for job in group], logits)
         return left
 
-    def _attempt(self, jobs: list[Job], width: int, every: bool) -> Any:
-        """`attempt`; None, too, where the device runs out of memory: less is kept and passed from then on."""
-        try:
-            return self.attempt(jobs, width, every)
-        except Exception as error:
-            if not ran_out(error):
-                raise
-        self.run_short()  # here the error is gone, and with it what its traceback held
-        pending = max(job.pending for job in jobs)
-        if pending == 1:
-            self.max_batch = max(1, len(jobs) // 2)
-        else:
-            self._positions = max(1, len(jobs) * pending // 2)
-        return None
-
-    def run_short(self) -> None:
-        """Take notice that a pass ran out of the device's memory: less is kept from then on."""
-        self.shortages += 1
-        give_back(core(self.model).device)
-        self.allot(self.allowance.lower())
-
-    def _bare(self, job: Job, every: bool) -> Any:
-        """`bare`, if need be with nothing else in memory."""
-        length = job.node.length + len(job.node.top.source)
-        return self.alone(lambda: self.bare(job, every), f"a text of {length} tokens")
-
-    def alone(self, task: Callable[[], Any], what: str) -> Any:
-        """Run a task; where the device runs out of memory, once more with nothing else in it.
-
-        Raises `OutOfMemory`, naming ``what``, where there is not enough for it even then.
-        """
-        try:
-            return task()
-        except Exception as error:
-            if not ran_out(error):
-                raise
-        self.shortages += 1
-        self.clear()
-        gc.collect()
-        give_back(core(self.model).device)
-        try:
-            return task()
-        except Exception as error:
-            if not ran_out(error):
-                raise
-            raise OutOfMemory(
-                f"{what} does not fit into the memory of {core(self.model).device} beside "
-                f"{type(core(self.model)).__name__}, alone and with nothing kept: load the model in half precision "
-                "(dtype=torch.bfloat16), give other models of the device a smaller cache_bytes, or use shorter texts"
-            ) from error
-
     def _groups(self, jobs: Sequence[Job], every: bool) -> Iterator[list[Job]]:
-        """Cut jobs into passes of similar shape, so that padding at most about doubles the work."""
-        rows = max(1, _LOGITS // self.vocab_size)
-        limit = min(self._positions, rows) if every or not self._keeps_logits else self._positions
-        rows = min(rows, self.max_batch)
-        group: list[Job] = []
-        pending = length = 0
-        for job in sorted(jobs, key=self.order):
-            n = len(group) + 1
-            wide = n * job.pending > max(2 * (pending + job.pending), 64)
-            longest = max(job.columns, max((other.columns for other in group[-1:]), default=0))
-            long = n * longest > 2 * (length + job.columns) + 512
-            full = n > rows or n * job.pending > limit
-            if group and (full or wide or long or not self.together(group[0], job)):
-                yield group
-                group, pending, length = [], 0, 0
-            group.append(job)
-            pending += job.pending
-            length += job.columns
-        if group:
-            yield group
+        most = max(1, _LOGITS // self.vocab_size)
+        whole = every or not self._keeps_logits
+        positions = min(self.most_positions, most) if whole else self.most_positions
+        return grouped(sorted(jobs, key=self.order), self.together, min(most, self.max_batch), positions)
 
     def _count(self, job: Job) -> Job:
         """Count a job that was forwarded, and return it with all that it cost."""

@@ -14,6 +14,8 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock, local
+from typing import ClassVar
+from weakref import WeakSet
 
 _PATIENCE = 8
 """How many times as long it is between two walks through everything while there are runs."""
@@ -47,29 +49,39 @@ def wake() -> None:
         _mine.off = False
 
 
+class _Run:
+    """A run, for as long as its frame lives."""
+
+    __slots__ = ("__weakref__",)
+
+
 class _Runs:
-    """The runs of all threads, and the collector's thresholds as they were before."""
+    """The runs of all threads, and the collector's thresholds as they were before, and as they are meanwhile."""
 
     lock = Lock()
-    count = 0
+    live: ClassVar[WeakSet[_Run]] = WeakSet()
     before = gc.get_threshold()
+    meanwhile: tuple[int, int, int] | None = None
 
 
 @contextmanager
 def patience() -> Iterator[None]:
     """Within the block, which is a run, the collector looks through what has been there for long less often.
 
-    What is young, and has most of the garbage, it looks through as ever.
+    What is young, and has most of the garbage, it looks through as ever. Where Ctrl-C cuts into the end of the last
+    run, the thresholds are put back at the end of the next.
     """
+    run = _Run()
     with _Runs.lock:
-        _Runs.count += 1
-        if _Runs.count == 1:
+        if not _Runs.live and gc.get_threshold() != _Runs.meanwhile:
             _Runs.before = young, middle, old = gc.get_threshold()
-            gc.set_threshold(young, middle, _PATIENCE * old)
+            _Runs.meanwhile = young, middle, _PATIENCE * old
+            gc.set_threshold(*_Runs.meanwhile)
+        _Runs.live.add(run)
     try:
         yield
     finally:
         with _Runs.lock:
-            _Runs.count -= 1
-            if not _Runs.count:
+            _Runs.live.discard(run)
+            if not _Runs.live:
                 gc.set_threshold(*_Runs.before)

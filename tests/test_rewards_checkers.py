@@ -220,7 +220,10 @@ def test_reward_calls_are_those_that_were_made(brief):
         ("raise KeyboardInterrupt", "KeyboardInterrupt: "),
         ("import sys; sys.stdout.close()\ndef f(x): return 2", ""),
         ("import os; os.fork()\ndef f(x): return 2", ""),
-        ("import os\nfor d in range(3, 30):\n    try: os.write(d, b'no')\n    except OSError: pass", ".*written over"),
+        (
+            "import os\nfor d in range(3, 999):\n    try: os.write(d, b'no')\n    except OSError: pass",
+            ".*written over",
+        ),
     ],
 )
 def test_how_a_run_ends(code, reason):

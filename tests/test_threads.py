@@ -199,8 +199,27 @@ def test_the_collector_is_on_again_when_waves_of_threads_have_overlapped():
         gc.enable()
 
 
+def usual_thresholds():
+    with collector.patience():  # another test may have cut a run short
+        pass
+    return gc.get_threshold()
+
+
+def test_the_collectors_thresholds_are_put_back_by_the_next_run_where_the_end_of_one_was_cut_short(monkeypatch):
+    before = usual_thresholds()
+
+    def cut(*thresholds):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), collector.patience():
+        monkeypatch.setattr(gc, "set_threshold", cut)
+    monkeypatch.undo()
+    assert gc.get_threshold() == (*before[:2], 8 * before[2])
+    assert usual_thresholds() == before
+
+
 def test_the_collectors_thresholds_are_what_they_were_when_runs_of_threads_have_overlapped():
-    before = gc.get_threshold()
+    before = usual_thresholds()
 
     @fk.program
     async def coin():

@@ -15,7 +15,7 @@ EDITABLE := --no-build-isolation --config-settings editable_mode=strict --editab
 
 # A strict editable install links each file of the library, so it is made again whenever the list of files changes:
 # the name of its stamp carries a checksum of the list.
-FILES := $(sort py.typed $(wildcard *.py diffusion/shipped/weights/* models/tasks/weights/* $(addsuffix *.py,$(dir $(wildcard */__init__.py */*/__init__.py)))))
+FILES := $(sort py.typed $(wildcard *.py diffusion/shipped/weights/* models/tasks/weights/* $(addsuffix *.py,$(dir $(wildcard */__init__.py */*/__init__.py */*/*/__init__.py)))))
 INSTALLED := $(VENV)/.installed
 LINKED := $(VENV)/.linked-$(firstword $(shell echo $(FILES) | cksum))
 

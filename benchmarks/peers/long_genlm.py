@@ -6,7 +6,7 @@ import asyncio
 
 import numpy as np
 import torch
-from genlm.control import PromptedLLM, direct_token_sampler
+from genlm.control import EOS, PromptedLLM, direct_token_sampler
 from letters import Positions, distinct, held, penalties, prompt_of
 from text_genlm import NEVER, FewEs
 from worker import cpu_seconds, serve
@@ -41,7 +41,9 @@ def prepare(*, model, n, tokens, prompt):
             "before": before,
             "forwarded": positions.forwarded,
             "held": held(past),
-            "distinct": distinct(prompt, [[token.token_id for token in context] for context in sequences.contexts]),
+            "distinct": distinct(
+                prompt, [[token.token_id for token in context if token is not EOS] for context in sequences.contexts]
+            ),
         }
 
     return run

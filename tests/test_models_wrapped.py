@@ -312,7 +312,7 @@ def test_trials_know_rounding_from_wrong_positions(make, dtype, monkeypatch):
     assert tiny_lm(model=make().to(dtype)).forwarder.ragged
     wrong = tiny_lm(model=patched(make().to(dtype), dropping))
     assert not wrong.forwarder.ragged
-    monkeypatch.setattr(AttentionForwarder, "_ways", lambda self: [(False, True)])
+    monkeypatch.setattr(AttentionForwarder, "_ways", lambda self: [(False, True, False)])
     with pytest.raises(Unsupported, match=r"off by 0\.\d+ of their spread, rounding by|off by \d"):
         trial_of(patched(make().to(dtype), dropping))
 

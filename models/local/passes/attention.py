@@ -57,6 +57,8 @@ class AttentionForwarder(Forwarder):
         self._turn = turn(core(model).config.to_dict())
         self.store = Store(0, self._turn)
         self._configs: list[Any] = []
+        self._masks = False
+        """Whether masks of the model are made here, so that nobody waits for the device."""
         self.longest = min((n for n in (longest, self._turn) if n is not None), default=None)
         """The longest history to try the model on."""
         super().__init__(model, tree, limit, max_batch, vocab_size)
@@ -93,9 +95,9 @@ class AttentionForwarder(Forwarder):
         fault: Exception | None = None
         for tried in (padding, None) if known else (None,):
             trial = Trial(self, self.roots, self.longest, tried)
-            for numbered, ragged in self._ways():
+            for numbered, ragged, masks in self._ways():
                 self.clear()
-                self._takes_positions, self.ragged = numbered, ragged
+                self._takes_positions, self.ragged, self._masks = numbered, ragged, masks
                 fault = trial.fault()
                 if fault is None:
                     self._padding = padding if known and tried is None else None
@@ -111,10 +113,15 @@ class AttentionForwarder(Forwarder):
             fault = trial.fault()
             self.store.shares = self.store.shares and fault is None and self.store.sealed > 0
 
-    def _ways(self) -> list[tuple[bool, bool]]:
-        """Whether to number positions, and whether to pad: from what serves best to what asks least of a model."""
-        takes = self.positions_name in accepted(self.model)
-        return [*([(True, True)] if takes else []), (False, True), (False, False)]
+    def _ways(self) -> list[tuple[bool, bool, bool]]:
+        """Whether to number positions, to pad, and to make the masks: from what serves best to what asks least.
+
+        Models that look by themselves at the name of the function by which they attend make their own masks.
+        """
+        numbered = [True, False] if self.positions_name in accepted(self.model) else [False]
+        sdpa = any(config._attn_implementation == "sdpa" for config in self._configs)
+        ways = [*((number, True) for number in numbered), (False, False)]
+        return [(*way, masks) for way in ways for masks in ([True, False] if sdpa else [False])]
 
     def info(self) -> CacheInfo:
         """Return what is held in memory."""
@@ -241,7 +248,8 @@ class AttentionForwarder(Forwarder):
         if "positions" in sent:
             inputs[self.positions_name] = sent["positions"]
         cache = SlabCache(placement.slab, window, low, end - queries, end - queries - origin, sent.get("valid"), seen)
-        with masking(self._configs) if seen is None else attending(self._configs, seen):
+        own = masking(self._configs if self._masks else ())
+        with own if seen is None else attending(self._configs, seen):
             logits = self._call(jobs, sent["ids"], sent.get("mask"), cache, inputs)
         if not placement.slab.layers:
             raise Unsupported(f"{type(self.model).__name__} did not use its attention cache")

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import transformers as hf
 
 import feynkac as fk
+from feynkac.models.testing import tiny_lm
+
+MAMBA = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+T5 = {"vocab_size": 300, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+OTHERS = {
+    "mamba": lambda: hf.MambaForCausalLM(hf.MambaConfig(**MAMBA)),
+    "t5": lambda: hf.T5ForConditionalGeneration(hf.T5Config(**T5, decoder_start_token_id=0)),
+}
+KINDS = ["llama", "mamba", "t5"]
 
 
 def random_weights(make, seed=0, std=0.2):
@@ -17,6 +27,13 @@ def random_weights(make, seed=0, std=0.2):
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=std)
     return model
+
+
+def lm_of(kind, **options):
+    """Return a tiny model of a kind, one of `KINDS`, whose texts do not end."""
+    lm = tiny_lm(**options) if kind == "llama" else tiny_lm(model=random_weights(OTHERS[kind], seed=1), **options)
+    lm.eos = frozenset()
+    return lm
 
 
 def draw(requests, *path):

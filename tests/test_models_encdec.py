@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from random_models import draw, random_weights, two_tokens
+from random_models import T5, draw, random_weights, two_tokens
 
 import feynkac as fk
 from feynkac.models import Text
@@ -18,7 +18,6 @@ from feynkac.ppl.errors import ContextOverflow, Unsupported
 from feynkac.ppl.score import evaluate
 from laws import Z_LIMIT, z_score
 
-T5 = {"vocab_size": 300, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 BART = {
     "vocab_size": 300, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from random_models import draw, fresh_log_prob, random_weights
+from random_models import KINDS, draw, fresh_log_prob, lm_of, random_weights
 
 import feynkac as fk
 from feynkac.models import TransformersLM
@@ -18,19 +18,6 @@ from feynkac.ppl.cost import Ledger, recording
 from feynkac.ppl.score import evaluate
 
 GIB = 1 << 30
-MAMBA = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
-T5 = {"vocab_size": 300, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-OTHERS = {
-    "mamba": lambda: hf.MambaForCausalLM(hf.MambaConfig(**MAMBA)),
-    "t5": lambda: hf.T5ForConditionalGeneration(hf.T5Config(**T5, decoder_start_token_id=0)),
-}
-KINDS = ["llama", "mamba", "t5"]
-
-
-def lm_of(kind, **options):
-    lm = tiny_lm(**options) if kind == "llama" else tiny_lm(model=random_weights(OTHERS[kind], seed=1), **options)
-    lm.eos = frozenset()
-    return lm
 
 
 # The share of what is free

@@ -3,33 +3,20 @@
 import numpy as np
 import pytest
 import torch
-import transformers as hf
-from random_models import draw, random_weights
+from random_models import KINDS, draw, lm_of
 
 import feynkac as fk
 from feynkac.models import TransformersLM
 from feynkac.models.local.memory.cache import Slab
 from feynkac.models.local.memory.kept import Kept, Wave
-from feynkac.models.testing import tiny_lm, tiny_tokenizer
+from feynkac.models.testing import tiny_tokenizer
 from feynkac.ppl import keys
 from feynkac.ppl.score import evaluate
 
-MAMBA = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
-T5 = {"vocab_size": 300, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-OTHERS = {
-    "mamba": lambda: hf.MambaForCausalLM(hf.MambaConfig(**MAMBA)),
-    "t5": lambda: hf.T5ForConditionalGeneration(hf.T5Config(**T5, decoder_start_token_id=0)),
-}
-KINDS = ["llama", "mamba", "t5"]
 
-
-def lm_of(kind, dtype=None, **options):
-    if kind == "llama":
-        lm = tiny_lm(**options)
-    else:
-        lm = tiny_lm(model=random_weights(OTHERS[kind], seed=1), **options)
-    if dtype is not None:
-        lm = TransformersLM(lm.model.to(dtype), lm.tokenizer, name=f"{kind}-{dtype}", packed=False)
+def rounded(kind, dtype):
+    lm = lm_of(kind)
+    lm = TransformersLM(lm.model.to(dtype), lm.tokenizer, name=f"{kind}-{dtype}", packed=False)
     lm.eos = frozenset()
     return lm
 
@@ -228,7 +215,7 @@ def test_a_prompt_that_only_its_continuations_need_is_forwarded_once(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_half_precision_the_law_recorded_is_the_law_sampled(kind, dtype):
-    lm = lm_of(kind, dtype)
+    lm = rounded(kind, dtype)
     assert lm.model.dtype == dtype
     text = lm.prompt("Once")
     n = 4000

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from random_models import draw, fresh_log_prob, random_weights
+from random_models import MAMBA, draw, fresh_log_prob, random_weights
 
 import feynkac as fk
 from feynkac.models.local.memory.cache import Row, Slab
@@ -18,7 +18,6 @@ from feynkac.ppl.score import evaluate
 
 POSITION = 256
 """Bytes of a position of the tiny model."""
-MAMBA = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
 
 
 def lm_of(positions=None, **options):

@@ -16,7 +16,7 @@ import torch
 from transformers import AttentionInterface, Cache
 
 from ....ppl.errors import Unsupported
-from ..passes.attending import attending_by, attention_configs
+from ..passes.attending import attending_by
 from ..passes.trial import most_by_rounding
 from ..weights.wrappers import core
 
@@ -104,14 +104,14 @@ AttentionInterface.register(_NAME, _attend)
 
 
 @contextmanager
-def passing(model: Any, now: Pass) -> Iterator[None]:
-    """Within the block the layers of a model attend as a pass says."""
+def passing(configs: Sequence[Any], now: Pass) -> Iterator[None]:
+    """Within the block the layers of a model with some configs attend as a pass says."""
     if not now.attends:
         yield
         return
     token = _passing.set(now)
     try:
-        with attending_by(_NAME, attention_configs(model)):
+        with attending_by(_NAME, configs):
             yield
     finally:
         _passing.reset(token)

@@ -23,7 +23,6 @@ from ...language.tree import Node
 from ..memory.histories import Histories
 from ..memory.jobs import Job
 from ..memory.kept import Kept, Wave, gather
-from ..memory.shortage import ran_out
 from ..passes.attention import AttentionForwarder, turn
 from ..passes.forward import Forwarder
 from ..passes.trial import distance, most_by_rounding, ordinary, trying
@@ -93,7 +92,7 @@ class LocalWorkers:
             raise Unsupported(f"{name} has positions in several dimensions (M-RoPE)")
         self.turn = turn(core(model).config.to_dict())
         """The longest cache in which keys are turned as they are in a short one (LongRoPE); None for any."""
-        self._forwarder = forwarder
+        self._forwarder: AttentionForwarder = forwarder
         self._keeps_logits = "logits_to_keep" in accepted(model)
         self._boards: WeakValueDictionary[tuple[tuple[Node, ...], Times], Board] = WeakValueDictionary()
         self._prompts: WeakKeyDictionary[Node, Wave] = WeakKeyDictionary()
@@ -229,18 +228,12 @@ class LocalWorkers:
 
     def _attempt(self, tasks: Sequence[_Task], every: bool, tally: Tally) -> tuple[Sequence[Seat], Any] | None:
         """Write tasks together: where they sit, and logits; None where fewer of them may fit: less is kept then."""
-        if len(tasks) == 1:
-            end = tasks[0].end
-            what = f"{len(end.nodes)} texts of {end.length} tokens in all"
-            alone: tuple[Sequence[Seat], Any] = self._forwarder.alone(lambda: self._together(tasks, every, tally), what)
-            return alone
-        try:
-            return self._together(tasks, every, tally)
-        except Exception as error:
-            if not ran_out(error):
-                raise
-        self._forwarder.run_short()
-        return None
+        write = partial(self._together, tasks, every, tally)
+        end = tasks[0].end
+        what = f"{len(end.nodes)} texts of {end.length} tokens in all"
+        written: tuple[Sequence[Seat], Any] | None
+        written = self._forwarder.alone(write, what) if len(tasks) == 1 else self._forwarder.unless_short(write)
+        return written
 
     def _together(self, tasks: Sequence[_Task], every: bool, tally: Tally) -> tuple[Sequence[Seat], Any] | None:
         roots = {task.end.prompt: task.owner for task in reversed(tasks)}
@@ -293,7 +286,7 @@ class LocalWorkers:
         forwarder = self._forwarder
         inputs = {"logits_to_keep": keep} if self._keeps_logits else {}
         tally.calls += 1
-        with passing(forwarder.model, now):
+        with passing(forwarder.configs, now):
             logits = forwarder.invoke(
                 input_ids=forwarder.tensor(ids), position_ids=forwarder.tensor(positions), past_key_values=now,
                 use_cache=True, **inputs,

@@ -17,7 +17,7 @@ from ..weights.staging import send
 from ..weights.wrappers import accepted, core, first_position
 from .attending import attention_configs
 from .forward import Forwarder
-from .masking import masking
+from .masking import maskable, masking
 from .trial import Trial, trying
 from .trunked import Seen, Unshared, attending
 
@@ -56,7 +56,8 @@ class AttentionForwarder(Forwarder):
         """What texts have that are written side by side, once any are (see `LocalWorkers`)."""
         self._turn = turn(core(model).config.to_dict())
         self.store = Store(0, self._turn)
-        self._configs: list[Any] = []
+        self.configs: list[Any] = []
+        """What tells the parts of the model by what function they attend."""
         self._masks = False
         """Whether masks of the model are made here, so that nobody waits for the device."""
         self.longest = min((n for n in (longest, self._turn) if n is not None), default=None)
@@ -77,7 +78,7 @@ class AttentionForwarder(Forwarder):
     def measure(self) -> None:
         """Try the model on a few tokens: how can it be run exactly, and what does a position take?"""
         self.store.reset()
-        self._configs = attention_configs(core(self.model))
+        self.configs = attention_configs(core(self.model))
         batch, self.max_batch = self.max_batch, max(self.max_batch, 4)
         try:  # unlimited, or histories that should meet in a pass might not
             with self.live.hold(), self.unlimited(), trying(self.model):
@@ -119,9 +120,9 @@ class AttentionForwarder(Forwarder):
         Models that look by themselves at the name of the function by which they attend make their own masks.
         """
         numbered = [True, False] if self.positions_name in accepted(self.model) else [False]
-        sdpa = any(config._attn_implementation == "sdpa" for config in self._configs)
+        masked = [True, False] if maskable(self.configs) else [False]
         ways = [*((number, True) for number in numbered), (False, False)]
-        return [(*way, masks) for way in ways for masks in ([True, False] if sdpa else [False])]
+        return [(*way, masks) for way in ways for masks in masked]
 
     def info(self) -> CacheInfo:
         """Return what is held in memory."""
@@ -248,8 +249,8 @@ class AttentionForwarder(Forwarder):
         if "positions" in sent:
             inputs[self.positions_name] = sent["positions"]
         cache = SlabCache(placement.slab, window, low, end - queries, end - queries - origin, sent.get("valid"), seen)
-        own = masking(self._configs if self._masks else ())
-        with own if seen is None else attending(self._configs, seen):
+        own = masking(self.configs if self._masks else ())
+        with own if seen is None else attending(self.configs, seen):
             logits = self._call(jobs, sent["ids"], sent.get("mask"), cache, inputs)
         if not placement.slab.layers:
             raise Unsupported(f"{type(self.model).__name__} did not use its attention cache")

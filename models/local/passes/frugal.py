@@ -53,24 +53,27 @@ class Frugal(ABC):
 
     def tried(self, jobs: list[Job], width: int, every: bool) -> Any:
         """`attempt`; None, too, where the device runs out of memory: less is kept and passed from then on."""
+        shortages = self.shortages
+        logits = self.unless_short(lambda: self.attempt(jobs, width, every))
+        if self.shortages > shortages:
+            pending = max(job.pending for job in jobs)
+            if pending == 1:
+                self.max_batch = max(1, len(jobs) // 2)
+            else:
+                self.most_positions = max(1, len(jobs) * pending // 2)
+        return logits
+
+    def unless_short(self, task: Callable[[], Any]) -> Any:
+        """Run a task; None where the device runs out of memory: less is kept from then on."""
         try:
-            return self.attempt(jobs, width, every)
+            return task()
         except Exception as error:
             if not ran_out(error):
                 raise
-        self.run_short()  # here the error is gone, and with it what its traceback held
-        pending = max(job.pending for job in jobs)
-        if pending == 1:
-            self.max_batch = max(1, len(jobs) // 2)
-        else:
-            self.most_positions = max(1, len(jobs) * pending // 2)
-        return None
-
-    def run_short(self) -> None:
-        """Take notice that a pass ran out of the device's memory: less is kept from then on."""
-        self.shortages += 1
+        self.shortages += 1  # here the error is gone, and with it what its traceback held
         give_back(core(self.model).device)
         self.allot(self.allowance.lower())
+        return None
 
     def tried_bare(self, job: Job, every: bool) -> Any:
         """`bare`, if need be with nothing else in memory."""

@@ -15,10 +15,15 @@ from .attending import attending_by
 _NAME = "feynkac_masked"
 
 
+def maskable(configs: Sequence[Any]) -> list[Any]:
+    """Return those of some configs by which a part of a model attends by sdpa."""
+    return [config for config in configs if config._attn_implementation == "sdpa"]
+
+
 @contextmanager
 def masking(configs: Sequence[Any]) -> Iterator[None]:
     """Within the block a model with some configs, where it attends by sdpa, makes its masks by `known_mask`."""
-    with attending_by(_NAME, [config for config in configs if config._attn_implementation == "sdpa"]):
+    with attending_by(_NAME, maskable(configs)):
         yield
 
 

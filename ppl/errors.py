@@ -67,6 +67,18 @@ class Unsupported(FeynkacError):
     """An engine needs something that this model does not offer."""
 
 
+class NotTraceable(FeynkacError, TypeError):
+    """JAX cannot trace a program, or a step of a scan, that was to be compiled; the site is named."""
+
+
+class NotDifferentiable(FeynkacError, TypeError):
+    """A density has no gradient at a site: a discrete value, or code that gradients cannot pass; the site is named."""
+
+
+class InconsistentDensity(FeynkacError):
+    """The density that a model gives for moves is not that of the paths it makes, so that moves would be wrong."""
+
+
 class ContextOverflow(FeynkacError, ValueError):
     """A text is longer than the context of its language model.
 

@@ -1,0 +1,1 @@
+"""Whether engines are right: simulation-based calibration."""

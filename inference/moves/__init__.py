@@ -1,0 +1,1 @@
+"""Markov kernels on the continuous choices of paths."""

@@ -1,0 +1,1 @@
+"""Engines that reach their target from the prior by degrees."""

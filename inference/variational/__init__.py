@@ -1,0 +1,1 @@
+"""Guides: programs with parameters that are fitted to a model."""

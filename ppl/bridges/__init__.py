@@ -1,0 +1,1 @@
+"""Programs from NumPyro's models, and NumPyro's models from programs."""

@@ -1,0 +1,1 @@
+"""Programs traced by JAX: what a program is where values are symbols."""

@@ -111,12 +111,13 @@ def infer(
         return []
     check_run("infer", models, engine, budget)
     session = Session(models, engine, seed, budget)
+    particles = len(models) * engine.chains * engine.particles
 
     def found() -> Posterior | list[Posterior]:
         return session.posteriors if many else session.posterior
 
     try:
-        with patience(), noticing(session.interrupt), Progress(session.standing, progress) as bar:
+        with patience(particles), noticing(session.interrupt), Progress(session.standing, progress) as bar:
             for step in session:
                 bar.update()
                 # Every callback sees every step, whoever asks to stop.

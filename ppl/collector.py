@@ -5,7 +5,8 @@ time of a light program. It is one for all threads: the wave that put it off put
 work between the steps of one thread while another's go on.
 
 What a run keeps of its particles makes it walk through all that there is, torch included, each time that this has grown
-by a quarter, and find nothing: a fifth of the time of a light program. Within a run it does so less often.
+by a quarter, and find nothing: a fifth of the time of a light program. Within a run it does so less often, and it looks
+through what is young only when that is much more than the particles of a wave leave behind.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from weakref import WeakSet
 
 _PATIENCE = 8
 """How many times as long it is between two walks through everything while there are runs."""
+_YOUNG = 200
+"""How many young objects there may be for each particle of a run before the collector looks through them."""
+_MOST_YOUNG = 200_000
+"""How many there may be in all."""
 
 
 class _Mine(local):
@@ -65,17 +70,18 @@ class _Runs:
 
 
 @contextmanager
-def patience() -> Iterator[None]:
-    """Within the block, which is a run, the collector looks through what has been there for long less often.
+def patience(particles: int = 1) -> Iterator[None]:
+    """Within the block, which is a run of so many particles, the collector looks through what there is less often.
 
-    What is young, and has most of the garbage, it looks through as ever. Where Ctrl-C cuts into the end of the last
-    run, the thresholds are put back at the end of the next.
+    Most of what is young, the particles of the wave before, is gone by itself when it does. Where Ctrl-C cuts into the
+    end of the last run, the thresholds are put back at the end of the next.
     """
     run = _Run()
     with _Runs.lock:
         if not _Runs.live and gc.get_threshold() != _Runs.meanwhile:
             _Runs.before = young, middle, old = gc.get_threshold()
-            _Runs.meanwhile = young, middle, _PATIENCE * old
+            most = max(young, min(_YOUNG * particles, _MOST_YOUNG)) if young else 0  # 0: somebody has put it off
+            _Runs.meanwhile = most, middle, _PATIENCE * old
             gc.set_threshold(*_Runs.meanwhile)
         _Runs.live.add(run)
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from types import CoroutineType
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -210,7 +211,8 @@ class Scan(Effect):
 
     def iterate(self, carry: Any, x: Any) -> Any:
         """Return the coroutine of an iteration."""
-        return _coroutine(self.step(carry, x), f"what the step of {self.name!r} returns")
+        made = self.step(carry, x)
+        return made if type(made) is CoroutineType else _coroutine(made, f"what the step of {self.name!r} returns")
 
     @property
     def request(self) -> Any:

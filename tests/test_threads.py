@@ -218,6 +218,14 @@ def test_the_collectors_thresholds_are_put_back_by_the_next_run_where_the_end_of
     assert usual_thresholds() == before
 
 
+def test_the_collector_looks_at_what_is_young_more_rarely_where_there_are_many_particles():
+    young = usual_thresholds()[0]
+    for particles, most in ((1, young), (1_000, 200_000), (10**9, 200_000)):
+        with collector.patience(particles):
+            assert gc.get_threshold()[0] == most
+    assert usual_thresholds()[0] == young
+
+
 def test_the_collectors_thresholds_are_what_they_were_when_runs_of_threads_have_overlapped():
     before = usual_thresholds()
 

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from .inference.mcmc.particle_gibbs import ParticleGibbs
     from .inference.mcmc.power_sampling import PowerSampling
     from .inference.mcmc.suffix_mh import SuffixMH
+    from .inference.moves.pcn import PCN
+    from .inference.moves.random_walk import RandomWalk
     from .inference.particles.entropic import EntropicParticleFilter
     from .inference.particles.importance import ImportanceSampling
     from .inference.particles.look_ahead import LookAheadSMC
@@ -85,6 +87,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DVTS",
     "MCTS",
+    "PCN",
     "SMC",
     "SVDD",
     "AStar",
@@ -117,6 +120,7 @@ __all__ = [
     "Posterior",
     "PowerSampling",
     "Program",
+    "RandomWalk",
     "Rebase",
     "Reward",
     "RolloverBudget",
@@ -185,12 +189,14 @@ _HOME = {
     "MCTS": "inference.search.mcts",
     "MarkovKernel": "inference.base.paths",
     "NoiseSearch": "inference.search.noise_search",
+    "PCN": "inference.moves.pcn",
     "ParallelTempering": "inference.mcmc.parallel_tempering",
     "ParticleFilter": "inference.particles.particle_filter",
     "ParticleGibbs": "inference.mcmc.particle_gibbs",
     "PathSearch": "inference.particles.path_search",
     "Posterior": "inference.results.posterior",
     "PowerSampling": "inference.mcmc.power_sampling",
+    "RandomWalk": "inference.moves.random_walk",
     "Rebase": "inference.search.rebase",
     "RolloverBudget": "inference.particles.rollover",
     "SMC": "inference.particles.smc",

@@ -11,7 +11,7 @@ where ``log_prior`` holds log|det dx/du|. The two are kept apart, so that temper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -47,8 +47,14 @@ class Density:
         fixed: a pytree of arrays of n rows: what differs from path to path and does not move.
         logdensity: a function of JAX ``(u: (d,), fixed of one row) -> (log_prior, log_potential)``, the *same object*
             for paths of the same shape, so that what is compiled for it can be kept; None where it is none of JAX's.
-        gaussian: mean (d,) and lower Cholesky factor (d, d) of the prior where it is one normal law, else None.
+        gaussian: mean (d,) and lower Cholesky factor (d, d) of the prior where it is one normal law, else None. The
+            factor is (d,) where it is diagonal.
         tolerance: relative difference to be expected between ``evaluate`` and a replay.
+        signature: what paths of this shape have in common, to know them again; with d it tells densities apart.
+        sites: (d,) the address of the site that each coordinate belongs to, for messages; () where that is not known.
+        estimated: the address of a site by which the potential is a random estimate (a run inside the program), or
+            None. ``choices`` leaves that site free, a replay draws it anew, and ``evaluate`` gives ``log_prior`` alone:
+            its ``log_potential`` means nothing.
     """
 
     rows: Index
@@ -60,6 +66,9 @@ class Density:
     logdensity: Callable[..., Any] | None = None
     gaussian: tuple[Floats, Floats] | None = None
     tolerance: float = 1e-6
+    signature: Hashable = ()
+    sites: tuple[str, ...] = ()
+    estimated: str | None = None
 
 
 @runtime_checkable

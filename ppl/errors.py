@@ -75,6 +75,10 @@ class NotDifferentiable(FeynkacError, TypeError):
     """A density has no gradient at a site: a discrete value, or code that gradients cannot pass; the site is named."""
 
 
+class ImpossibleStart(FeynkacError):
+    """A Markov kernel was to move a run from where the density is zero or no number, or its gradient is not finite."""
+
+
 class InconsistentDensity(FeynkacError):
     """The density that a model gives for moves is not that of the paths it makes, so that moves would be wrong."""
 

@@ -26,6 +26,7 @@ from .step import Step
 from .weights import spread
 
 T = TypeVar("T")
+K = TypeVar("K", bound="MarkovKernel")
 Asking: TypeAlias = Generator[Start | Move, Advance[Any], T]
 """A part of an engine's run that asks for steps, and returns a T."""
 
@@ -95,6 +96,37 @@ class MarkovKernel(Protocol):
         Returns:
             The n paths after the move, and the share of proposals that were accepted.
         """
+
+
+def adapts(kernel: Any) -> bool:
+    """Whether a kernel learns from the populations that it moves, so that an engine's evidence is only consistent."""
+    return callable(getattr(kernel, "tuned", None)) and bool(getattr(kernel, "adaptive", True))
+
+
+def tune(
+    kernel: K,
+    model: FeynmanKac[Any],
+    paths: Sequence[Path],
+    log_weights: Floats,
+    horizon: int | None,
+    inverse: Floats,
+    acceptance: float | None,
+) -> K:
+    """Return a kernel as it has learned from the weighted population that it is about to move, if it does learn.
+
+    Args:
+        kernel: a Markov kernel. It learns by a method ``tuned`` with the other arguments, which returns a kernel.
+        model: see `MarkovKernel`; so are ``paths``, ``horizon`` and ``inverse``.
+        paths: n of them, as they are weighted.
+        log_weights: (n,) by which they have the target that the kernel is to leave invariant.
+        horizon: see above.
+        inverse: (n,)
+        acceptance: what the kernel's last use returned; None before the first.
+    """
+    if not adapts(kernel):
+        return kernel
+    learned: K = kernel.tuned(model, paths, log_weights, horizon, inverse, acceptance)  # type: ignore[attr-defined]
+    return learned
 
 
 def check_kernel(name: str, kernel: Any) -> None:

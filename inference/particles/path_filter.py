@@ -12,7 +12,7 @@ from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, retry
 from ..base.engine import Growing, Move, Start
-from ..base.paths import Asking, MarkovKernel, Path, extend
+from ..base.paths import Asking, MarkovKernel, Path, extend, tune
 from ..base.resampling import Scheme, conditional, resample
 from ..base.weights import logmeanexp, normalize, spread
 
@@ -57,7 +57,7 @@ def path_filter(
         watch: makes a report of each step, which is yielded.
         reference: a finished path that particle 0 repeats: conditional SMC.
         ancestor_sampling: whether the reference's past is drawn anew at each resampling.
-        move: a kernel that moves the paths after each resampling.
+        move: a kernel that moves the paths after each resampling, and may learn from them before it.
     """
     n, line = settings.particles, [] if reference is None else reference.steps()
     pinned = int(bool(line))
@@ -88,9 +88,10 @@ def path_filter(
                 ancestors = conditional(normalize(guided), n, draw, settings.resampling, kept)
             else:
                 ancestors = resample(guided, n, draw, settings.resampling)
-            made = [made[a] for a in ancestors.tolist()]
+            before, made = made, [made[a] for a in ancestors.tolist()]
             lineage = _keys.inherit(lineage, ancestors, depth)
             if move is not None:
+                move = tune(move, model, before, guided, depth + 1, np.ones(n), rates[-1] if rates else None)
                 kicks = _keys.fold(lineage, _keys.tag("move"), depth)
                 made, accepted = yield from move.move(model, made, kicks, depth + 1, np.ones(n))
                 rates.append(accepted)

@@ -13,7 +13,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import fraction, one_of, positive
 from ..base.engine import Growing, Guarantee, Move, Ranking, Report, Run, Start, check_alive
-from ..base.paths import MarkovKernel, Path, check_kernel, describe_paths, growing
+from ..base.paths import MarkovKernel, Path, adapts, check_kernel, describe_paths, growing
 from ..base.resampling import SCHEMES, Scheme, resample
 from ..base.step import Step
 from ..base.weights import logmeanexp, spread
@@ -36,9 +36,11 @@ class SMC:
         resampling: "systematic", "stratified", "residual", "ssp" or "multinomial".
         chains: independent runs, pooled in proportion to their evidence; several give a standard error.
         all_dead: "error" raises `AllParticlesDead` when all weights are zero; "zero" returns log Z = −inf.
-        move: a Markov kernel such as ``SuffixMH(3)``, which moves the particles after each resampling and leaves their
-            target as it is (resample–move): it brings back what resampling lost. The history is then a tree,
-            ``info["acceptance"]`` the share of moves accepted, and standard errors need several chains.
+        move: a Markov kernel such as ``SuffixMH(3)`` or ``RandomWalk(5)``, which moves the particles after each
+            resampling and leaves their target as it is (resample–move): it brings back what resampling lost. The
+            history is then a tree, ``info["acceptance"]`` the share of moves accepted, and standard errors need several
+            chains. With a kernel that learns from the particles (a step size that is not given), Ẑ is consistent
+            and no longer unbiased, and ``guarantee`` says so.
 
     Source: Gordon, Salmond and Smith (1993), doi:10.1049/ip-f-2.1993.0015; twists as in Whiteley and Lee (2014),
     doi:10.1214/13-AOS1167; moves: Gilks and Berzuini (2001), doi:10.1111/1467-9868.00280.
@@ -62,7 +64,6 @@ class SMC:
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
     move: MarkovKernel | None = None
-    guarantee: ClassVar[Guarantee] = "unbiased"
     ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
@@ -73,6 +74,11 @@ class SMC:
         one_of("all_dead", self.all_dead, ("error", "zero"))
         if self.move is not None:
             check_kernel("move", self.move)
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What it promises: less, where its kernel learns from the particles."""
+        return "consistent" if adapts(self.move) else "unbiased"
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

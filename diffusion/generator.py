@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..models.local.weights.devices import find
 from ..ppl import keys as _keys
 from ..ppl.cost import charge, rows
+from ..ppl.density import Density
 from ..ppl.errors import FeynkacError
 from ..ppl.keys import Keys
 from ..ppl.model import Advance, Index
@@ -34,12 +35,15 @@ class InvalidOutput(FeynkacError, ValueError):
 
 @dataclass(frozen=True)
 class Moved:
-    """Where a batch of n particles has gone, with the parts of its weight; each (n,) but ``x`` and ``fields``."""
+    """Where a batch of n particles has gone, with the parts of its weight; each (n,) but ``x`` and ``fields``.
+
+    ``log_potential`` may be a tensor, through which there is a gradient.
+    """
 
     x: Any
     log_prob: Floats
     log_proposal: Floats
-    log_potential: Floats
+    log_potential: Any
     fields: dict[str, Any] = field(default_factory=dict)
 
 
@@ -101,8 +105,8 @@ class Generator:
         """How many steps a generation takes after its start."""
         return len(self.schedule)
 
-    def begin(self, latents: Latents) -> tuple[Floats, Latents]:
-        """Return log G_0 (n,) of particles of pure noise, and the particles with their fields."""
+    def begin(self, latents: Latents) -> tuple[Any, Latents]:
+        """Return log G_0 (n,) of particles of pure noise, an array or tensor, and the particles with their fields."""
         return np.zeros(len(latents)), self.look(latents)
 
     def move(self, latents: Latents, noise: Any, given: Any) -> Moved:
@@ -206,13 +210,11 @@ class Generator:
         return data if self.decode is None or not len(data) else self.decode(data)
 
     def _advance(
-        self, latents: Latents, log_prob: Floats, log_proposal: Floats, log_potential: Floats
+        self, latents: Latents, log_prob: Floats, log_proposal: Floats, log_potential: Any
     ) -> Advance[Latents]:
-        n = len(latents)
+        n, weighed = len(latents), np.asarray(log_potential)
         choices: Any = latents.x.detach().cpu().numpy()
-        return Advance(
-            latents, choices, log_prob, log_proposal, log_potential, np.zeros(n), latents.done, np.ones(n, bool)
-        )
+        return Advance(latents, choices, log_prob, log_proposal, weighed, np.zeros(n), latents.done, np.ones(n, bool))
 
     def _noise(self, keys: Keys) -> Any:
         """Return standard normal noise, one key per particle."""
@@ -349,7 +351,7 @@ class Diffusion(Generator):
         steered = f", {self.steering!r}" if self.steering is not None else ""
         return f"Diffusion({len(self.schedule)} steps, shape {self.shape}, eta={self.eta:g}{steered})"
 
-    def begin(self, latents: Latents) -> tuple[Floats, Latents]:
+    def begin(self, latents: Latents) -> tuple[Any, Latents]:
         """Return log G_0 (n,) and the particles with estimate and rewards."""
         if self.steering is None:
             return super().begin(latents)
@@ -374,6 +376,12 @@ class Diffusion(Generator):
             return Moved(x, log_prob, log_proposal, np.zeros(len(x)), self.look(there).fields)
         log_potential, there = self.steering.weigh(self, latents, there)
         return Moved(x, log_prob, log_proposal, log_potential, there.fields)
+
+    def unconstrained(self, paths: Sequence[Any], horizon: int | None) -> list[Density]:
+        """Return the density of paths over their noise, with its gradient; see `feynkac.diffusion.increments`."""
+        from .increments import densities
+
+        return densities(self, paths, horizon)
 
     def renoise(self, state: Latents, keys: Keys, depth: int) -> Advance[Latents]:
         """Take particles back to an earlier depth, by adding noise as the forward process does.

@@ -81,13 +81,13 @@ class Steering:
         if self.gradient and self.every != 1:
             raise ValueError("a gradient is used at every step: leave every=1")
 
-    def begin(self, generator: Generator, latents: Latents) -> tuple[Floats, Latents]:
-        """Weigh pure noise: log G_0 (n,), and the particles with their fields."""
+    def begin(self, generator: Generator, latents: Latents) -> tuple[Any, Latents]:
+        """Weigh pure noise: log G_0, a tensor (n,), and the particles with their fields."""
         latents = self._look(generator, latents, torch.zeros(len(latents), dtype=torch.float64))
         return self._weigh(latents, None)
 
-    def weigh(self, generator: Generator, before: Latents, there: Latents) -> tuple[Floats, Latents]:
-        """Weigh particles that have moved: log G_t (n,), and the particles with their fields."""
+    def weigh(self, generator: Generator, before: Latents, there: Latents) -> tuple[Any, Latents]:
+        """Weigh particles that have moved: log G_t, a tensor (n,), and the particles with their fields."""
         there = self._look(generator, there, before.fields["reward"])
         return self._weigh(there, before)
 
@@ -130,7 +130,7 @@ class Steering:
             latents, estimate=looked.fields["estimate"].detach(), reward=value.detach(), gradient=gradient.detach()
         )
 
-    def _weigh(self, latents: Latents, before: Latents | None) -> tuple[Floats, Latents]:
+    def _weigh(self, latents: Latents, before: Latents | None) -> tuple[Any, Latents]:
         """Apply the potential; ``given`` is the log of the product so far, ``trace`` the running max or sum."""
         reward = latents.fields["reward"]
         nothing = torch.zeros_like(reward)
@@ -147,7 +147,7 @@ class Steering:
         log_g = torch.where(due, log_g, 0.0)
         log_g = torch.where(done, reward - past["given"], log_g)
         latents = replace_fields(latents, given=past["given"] + log_g, trace=trace)
-        return log_g.numpy(), latents
+        return log_g, latents
 
 
 def _finite_on_the_way(reward: Any, latents: Latents, owners: NDArray[np.intp]) -> Any:

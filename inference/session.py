@@ -162,7 +162,9 @@ class Session:
         request, made = None, []
         while request is None:
             try:
-                item = self._tasks[i].run.send(answer)  # type: ignore[arg-type]
+                with recording(self.ledger):  # what it computes itself, such as gradients
+                    assign(np.array([self._tasks[i].owner]))
+                    item = self._tasks[i].run.send(answer)  # type: ignore[arg-type]
             except StopIteration:
                 break
             except AllParticlesDead as error:

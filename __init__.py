@@ -52,7 +52,12 @@ if TYPE_CHECKING:
     from .inference.mcmc.particle_gibbs import ParticleGibbs
     from .inference.mcmc.power_sampling import PowerSampling
     from .inference.mcmc.suffix_mh import SuffixMH
+    from .inference.moves.elliptical_slice import EllipticalSlice
+    from .inference.moves.hmc import HMC
+    from .inference.moves.mala import MALA
+    from .inference.moves.nuts import NUTS
     from .inference.moves.pcn import PCN
+    from .inference.moves.pcnl import PCNL
     from .inference.moves.random_walk import RandomWalk
     from .inference.particles.entropic import EntropicParticleFilter
     from .inference.particles.importance import ImportanceSampling
@@ -86,8 +91,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DVTS",
+    "HMC",
+    "MALA",
     "MCTS",
+    "NUTS",
     "PCN",
+    "PCNL",
     "SMC",
     "SVDD",
     "AStar",
@@ -101,6 +110,7 @@ __all__ = [
     "Comparison",
     "Cost",
     "Draws",
+    "EllipticalSlice",
     "Engine",
     "EntropicParticleFilter",
     "Enumeration",
@@ -180,16 +190,21 @@ _HOME = {
     "BestOfN": "inference.pools.best_of_n",
     "Comparison": "inference.comparison.table",
     "DVTS": "inference.search.dvts",
+    "EllipticalSlice": "inference.moves.elliptical_slice",
     "Engine": "inference.base.engine",
     "EntropicParticleFilter": "inference.particles.entropic",
     "FirstFinish": "inference.pools.first_finish",
+    "HMC": "inference.moves.hmc",
     "ImportanceSampling": "inference.particles.importance",
     "LinearTwist": "inference.results.linear_twist",
     "LookAheadSMC": "inference.particles.look_ahead",
+    "MALA": "inference.moves.mala",
     "MCTS": "inference.search.mcts",
     "MarkovKernel": "inference.base.paths",
+    "NUTS": "inference.moves.nuts",
     "NoiseSearch": "inference.search.noise_search",
     "PCN": "inference.moves.pcn",
+    "PCNL": "inference.moves.pcnl",
     "ParallelTempering": "inference.mcmc.parallel_tempering",
     "ParticleFilter": "inference.particles.particle_filter",
     "ParticleGibbs": "inference.mcmc.particle_gibbs",

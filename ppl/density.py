@@ -70,6 +70,12 @@ class Density:
     sites: tuple[str, ...] = ()
     estimated: str | None = None
 
+    @property
+    def named(self) -> str:
+        """Its sites, as messages name them; "" where they are not known."""
+        sites = [repr(site) for site in dict.fromkeys(self.sites)]
+        return f" (at {', '.join(sites[:5])}{', …' if len(sites) > 5 else ''})" if sites else ""
+
 
 @runtime_checkable
 class Unconstrained(Protocol):

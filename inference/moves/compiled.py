@@ -13,7 +13,7 @@ from ...ppl import keys as _keys
 from ...ppl.density import Density
 from ...ppl.keys import Keys
 from ...ppl.model import Floats
-from .kernel import Continuous, Stepping
+from .kernel import Continuous, Fared, Stepping
 from .target import UNTUNED, Point, Shape, log_density, stretch
 
 
@@ -58,16 +58,16 @@ def walk_compiled(
     size: float,
     keys: Keys,
     inverse: Floats,
-) -> tuple[Point, Point, Floats]:
-    """Make the moves of n walkers from z (n, d): where they begin, where they end, and the mean chance (n,)."""
+) -> tuple[Point, Point, Fared]:
+    """Make the moves of n walkers from z (n, d): where they begin, where they end, and how they fared."""
     import jax
 
     words = np.ascontiguousarray(_keys.fold(keys, _keys.tag("jax"))).view(np.uint32).reshape(-1, 2)
     with jax.enable_x64(True):
         run = _compiled(density.logdensity, settings_of(kernel))
         begin, end, fared = run(z, density.fixed, inverse, words, size, shape.center, shape.scale)
-        begin, end, chance = jax.device_get((begin, end, fared.chance))
-    return Point(*begin), Point(*end), chance.mean(1)
+        begin, end, fared = jax.device_get((begin, end, fared))
+    return begin, end, Fared(*(np.mean(part, 1) for part in fared))
 
 
 def settings_of(kernel: Continuous) -> Continuous:

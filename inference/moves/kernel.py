@@ -40,14 +40,14 @@ class Fared(NamedTuple):
 class Moved(NamedTuple):
     """Walkers after their moves: their position in the density's own coordinates (n, d), and its parts there, (n,).
 
-    ``changed`` (n,) says which are elsewhere than before, and ``acceptance`` (n,) is the mean chance of each.
+    ``changed`` (n,) says which are elsewhere than before, and ``fared`` has the mean of each over its moves.
     """
 
     position: Floats
     log_prior: Floats
     log_potential: Floats
     changed: NDArray[np.bool_]
-    acceptance: Floats
+    fared: Fared
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ class Continuous:
         moved = self.transition(density, keys, inverse)
         rows = np.flatnonzero(moved.changed)
         if not len(rows):
-            return olds, moved.acceptance
+            return olds, moved.fared.chance
         made = yield from rebuild(model, density, olds, moved.position, rows, _keys.fold(keys, _keys.tag("replay")))
         check_paths(density, made, rows, moved.position, moved.log_prior, moved.log_potential)
-        return _by_twist(olds, made, rows, keys), moved.acceptance
+        return _by_twist(olds, made, rows, keys), moved.fared.chance
 
     def _estimated(
         self, model: FeynmanKac[Any], density: Density, olds: list[Path], keys: Keys, inverse: Floats
@@ -142,19 +142,20 @@ class Continuous:
         if density.logdensity is not None:
             from .compiled import walk_compiled
 
-            begin, end, chance = walk_compiled(self, density, shape, z, self.size(d), keys, inverse)
+            begin, end, fared = walk_compiled(self, density, shape, z, self.size(d), keys, inverse)
             check_start(self.name, density, begin, self.gradient)
         else:
             target = Target(density, inverse, shape)
             begin = end = target.at(z, self.gradient)
             check_start(self.name, density, begin, self.gradient)
-            chance = np.zeros(len(z))
+            steps = []
             for k in range(self.moves):
-                end, fared = self.walk(target, end, _keys.fold(keys, _keys.tag("walk"), k), self.size(d))
-                chance += fared.chance / self.moves
+                end, one = self.walk(target, end, _keys.fold(keys, _keys.tag("walk"), k), self.size(d))
+                steps.append(one)
+            fared = Fared(*(np.mean(part, 0) for part in zip(*steps)))
         changed = (end.position != z).any(1)
         position = np.where(changed[:, None], shape.position(end.position), density.position)
-        return Moved(position, end.log_prior, end.log_potential, changed, chance)
+        return Moved(position, end.log_prior, end.log_potential, changed, fared)
 
 
 @dataclass(frozen=True)
@@ -197,18 +198,14 @@ class Stepping(Continuous):
 
     def shape(self, density: Density) -> Shape:
         """Return the coordinates that it walks in: the prior's, those learned, or the density's own."""
-        d = density.position.shape[1]
         if self.by_prior:
-            if density.gaussian is None:
-                raise Unsupported(
-                    f"{self.name} walks on a Gaussian prior, and that of these sites"
-                    f"{': ' + ', '.join(sorted(set(density.sites))) if density.sites else ''} is not one normal law: "
-                    "move by RandomWalk or HMC"
-                )
-            return Shape(*(np.asarray(part, float) for part in density.gaussian))
-        if self.step is None:
-            return self.tuning.shapes.get(key_of(density)) or prior_shape(density)
-        return Shape.plain(d)
+            return gaussian_shape(self.name, density)
+        if self.step is not None:
+            return Shape.plain(density.position.shape[1])
+        known = self.tuning.shapes.get(key_of(density))
+        if known is None and density.gaussian is None:
+            return Shape.plain(density.position.shape[1])
+        return known or gaussian_shape(self.name, density)
 
     def tuned(
         self,
@@ -244,10 +241,13 @@ class Stepping(Continuous):
         return replace(self, tuning=Tuning(log_scale, shapes))
 
 
-def prior_shape(density: Density) -> Shape:
-    """Return the prior's own coordinates where it is Gaussian, else those of the density."""
+def gaussian_shape(name: str, density: Density) -> Shape:
+    """Return the coordinates in which a prior is standard normal. Raises `Unsupported` where it is not Gaussian."""
     if density.gaussian is None:
-        return Shape.plain(density.position.shape[1])
+        raise Unsupported(
+            f"{name} walks on a Gaussian prior, and that of these sites is not one normal law{density.named}: move by "
+            "RandomWalk or HMC"
+        )
     return Shape(*(np.asarray(part, float) for part in density.gaussian))
 
 

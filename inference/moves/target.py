@@ -142,7 +142,7 @@ def check_start(name: str, density: Density, point: Point, gradients: bool) -> N
         if len(bad):
             i = int(bad[0])
             raise ImpossibleStart(
-                f"{name} starts particle {density.rows[i]} where its {what} is {found[i]}{_at(density)}: start where "
+                f"{name} starts particle {density.rows[i]} where its {what} is {found[i]}{density.named}: start where "
                 "the density is positive, or soften what makes it zero"
             )
     if not gradients:
@@ -156,8 +156,3 @@ def check_start(name: str, density: Density, point: Point, gradients: bool) -> N
                 f"{name}: the gradient of {what} at {site} is {found[i, j]} where particle {density.rows[i]} is; use a "
                 "move without gradients, such as RandomWalk, or mend the density there"
             )
-
-
-def _at(density: Density) -> str:
-    sites = list(dict.fromkeys(density.sites))
-    return f" (sites {', '.join(map(repr, sites[:5]))}{', …' if len(sites) > 5 else ''})" if sites else ""

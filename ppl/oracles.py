@@ -112,6 +112,7 @@ class Gaussians:
         filtered_covs: (T, d, d).
         smoothed_means: (T, d) E[x_t | y_0…y_{T−1}].
         smoothed_covs: (T, d, d).
+        lag_covs: (T−1, d, d) Cov(x_t, x_{t+1} | y_0…y_{T−1}).
     """
 
     log_evidence: float
@@ -120,6 +121,7 @@ class Gaussians:
     filtered_covs: Floats
     smoothed_means: Floats
     smoothed_covs: Floats
+    lag_covs: Floats
 
 
 def kalman(
@@ -153,7 +155,11 @@ def kalman(
 
     Raises ``ValueError`` where shapes do not fit.
 
-    Source: Kalman (1960), doi:10.1115/1.3662552; Bierman (1973), Int. J. Control 18(1), 65–75.
+    The smoothed moments, lag-one covariances among them, are those of Rauch, Tung and Striebel, in a form that inverts no
+    predicted covariance, which deterministic transitions make singular.
+
+    Source: Kalman (1960), doi:10.1115/1.3662552; Rauch, Tung and Striebel (1965), doi:10.2514/3.3166; Bierman (1973),
+    Int. J. Control 18(1), 65–75.
 
     >>> exact = kalman([1.0], initial_mean=0.0, initial_cov=1.0, transition=1.0, transition_cov=1.0,
     ...                emission=1.0, emission_cov=1.0)
@@ -184,16 +190,18 @@ def kalman(
         means[t], covs[t] = mean, cov
         updates.append((keep, precise @ surprise, precise @ h))
 
-    # Bierman's smoother inverts no predicted covariance, which deterministic transitions make singular.
-    smooth_means, smooth_covs = means.copy(), covs.copy()
+    # Bierman's form: with N what y_t… tell of x_t, P⁻ − P⁻NP⁻ is its smoothed covariance, for its predicted P⁻.
+    smooth_means, smooth_covs, lags = means.copy(), covs.copy(), np.empty((steps - 1, d, d))
     pull, force = np.zeros(d), np.zeros((d, d))
     for t in range(steps - 1, 0, -1):
         keep, score, information = updates[t]
-        pull = f.T @ (score + keep.T @ pull)
-        force = f.T @ (information + keep.T @ force @ keep) @ f
+        told = information + keep.T @ force @ keep
+        ahead = covs[t - 1] @ f.T
+        lags[t - 1] = ahead - ahead @ told @ (f @ ahead + q)
+        pull, force = f.T @ (score + keep.T @ pull), f.T @ told @ f
         smooth_means[t - 1] += covs[t - 1] @ pull
         smooth_covs[t - 1] -= covs[t - 1] @ force @ covs[t - 1]
-    return Gaussians(float(increments.sum()), increments, means, covs, smooth_means, smooth_covs)
+    return Gaussians(float(increments.sum()), increments, means, covs, smooth_means, smooth_covs, lags)
 
 
 def _matrix(name: str, given: ArrayLike, rows: int, columns: int) -> Floats:

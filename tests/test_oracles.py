@@ -135,6 +135,44 @@ def test_kalman_against_the_joint_gaussian(d, k, singular):
     for t in range(steps):
         np.testing.assert_allclose(exact.smoothed_means[t], means[t], atol=1e-8)
         np.testing.assert_allclose(exact.smoothed_covs[t], covs[t, :, t], atol=1e-8)
+    for t in range(steps - 1):
+        np.testing.assert_allclose(exact.lag_covs[t], covs[t, :, t + 1], atol=1e-8)
+    if not singular:
+        check_rauch_tung_striebel(exact, f, q, b)
+
+
+def check_rauch_tung_striebel(exact, f, q, b):
+    """Their own recursion, which inverts the predicted covariances."""
+    for t in range(len(exact.lag_covs)):
+        mean, cov = exact.filtered_means[t], exact.filtered_covs[t]
+        predicted = f @ cov @ f.T + q
+        gain = cov @ f.T @ np.linalg.inv(predicted)
+        means, covs = exact.smoothed_means, exact.smoothed_covs
+        np.testing.assert_allclose(means[t], mean + gain @ (means[t + 1] - f @ mean - b), atol=1e-8)
+        np.testing.assert_allclose(covs[t], cov + gain @ (covs[t + 1] - predicted) @ gain.T, atol=1e-8)
+        np.testing.assert_allclose(exact.lag_covs[t], gain @ covs[t + 1], atol=1e-8)
+
+
+def test_smoothed_moments_of_an_autoregression():
+    exact = kalman(
+        [0.5, -1.0, 2.0, 1.0],
+        initial_mean=0.0,
+        initial_cov=1 / 0.19,
+        transition=0.9,
+        transition_cov=1.0,
+        emission=1.0,
+        emission_cov=1.0,
+    )
+    known = {
+        "filtered_means": (0.420168, -0.485893, 1.028125, 0.969969),
+        "filtered_covs": (0.840336, 0.626959, 0.601250, 0.597911),
+        "smoothed_means": (0.280862, 0.068581, 1.044376, 0.969969),
+        "smoothed_covs": (0.597911, 0.483512, 0.483512, 0.597911),
+        "lag_covs": (0.217580, 0.180940, 0.217580),
+    }
+    assert exact.log_evidence == pytest.approx(-7.561096823, abs=1e-9)
+    for name, numbers in known.items():
+        np.testing.assert_allclose(getattr(exact, name).ravel(), numbers, atol=6e-7)
     assert math.fsum(exact.log_increments) == pytest.approx(exact.log_evidence)
 
 

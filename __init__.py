@@ -86,6 +86,8 @@ if TYPE_CHECKING:
     from .inference.search.tree_sampling import TreeSampling
     from .inference.search.tree_search import TreeSearch
     from .inference.session import Session
+    from .inference.smoothing.smooth import smooth
+    from .inference.smoothing.smoothed import Smoothed
 
 __version__ = "0.1.0"
 
@@ -140,6 +142,7 @@ __all__ = [
     "Session",
     "Simulation",
     "Site",
+    "Smoothed",
     "Step",
     "SuffixMH",
     "TreeOfFrames",
@@ -177,6 +180,7 @@ __all__ = [
     "sample",
     "scan",
     "simulate",
+    "smooth",
     "steps",
     "tasks",
     "twist",
@@ -219,6 +223,7 @@ _HOME = {
     "SVDD": "inference.particles.svdd",
     "SelfConsistency": "inference.pools.self_consistency",
     "Session": "inference.session",
+    "Smoothed": "inference.smoothing.smoothed",
     "Step": "inference.base.step",
     "SuffixMH": "inference.mcmc.suffix_mh",
     "TreeOfFrames": "inference.search.tree_of_frames",
@@ -228,6 +233,7 @@ _HOME = {
     "compare": "inference.comparison.compare",
     "infer": "inference.infer",
     "report": "inference.plots.report",
+    "smooth": "inference.smoothing.smooth",
     "steps": "inference.infer",
 }
 

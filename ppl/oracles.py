@@ -155,8 +155,8 @@ def kalman(
 
     Raises ``ValueError`` where shapes do not fit.
 
-    The smoothed moments, lag-one covariances among them, are those of Rauch, Tung and Striebel, in a form that inverts no
-    predicted covariance, which deterministic transitions make singular.
+    The smoothed moments, lag-one covariances among them, are those of Rauch, Tung and Striebel, in a form that inverts
+    no predicted covariance, which deterministic transitions make singular.
 
     Source: Kalman (1960), doi:10.1115/1.3662552; Rauch, Tung and Striebel (1965), doi:10.2514/3.3166; Bierman (1973),
     Int. J. Control 18(1), 65–75.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...ppl.model import Index
 from ...ppl.sites import Site
-from .columns import columns, free
+from .columns import column, columns, free
 
 _KINDS = ("sample", "deterministic")
 
@@ -51,6 +51,20 @@ def variables(posterior: Any, sites: bool = True, reserved: Iterable[str] = ()) 
         for key, array in parts.items():
             out[free(key, {*taken, *out})] = Variable(array, times > 1, drawn[name].origins)
     return out
+
+
+def visits_of(posterior: Any, name: str) -> NDArray[Any]:
+    """Return a site's values in every particle at every visit, (n, visits, …); what is not there is NaN, or "".
+
+    Raises KeyError where no particle has a site of this name.
+    """
+    drawn = _sites(posterior)
+    if name not in drawn:
+        raise KeyError(f"no particle has a site named {name!r}; there are {', '.join(drawn) or 'none'}")
+    values = drawn[name].values
+    times = _times(values)
+    found = column([values.get((i, v)) for i in range(len(posterior)) for v in range(times)])
+    return found.reshape(len(posterior), times, *found.shape[1:])
 
 
 class _Visits(NamedTuple):

@@ -1,0 +1,1 @@
+"""Smoothing: whole trajectories, given all observations, from the history of a particle filter."""

@@ -58,7 +58,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """One chain of one problem."""
 
     owner: int
@@ -89,14 +89,16 @@ class Session:
         self._problems = problems
         self._raises = len(problems) == 1
         """Whether an error of one problem says all there is to say."""
-        self._tasks = [
-            _Task(owner, one.model, one.engine.run(one.model, _keys.fold(one.key, chain)))
-            for owner, one in enumerate(problems)
-            for chain in range(one.engine.chains)
-        ]
-        self._standings = [Standing() for _ in self._tasks]
+        begun = [self._open(owner, chain) for owner, one in enumerate(problems) for chain in range(one.engine.chains)]
+        self._tasks = [task for task, _ in begun]
+        self._standings = [standing for _, standing in begun]
         self._rely: set[int] = set()
         """Problems whose programs build on estimates that are not unbiased."""
+
+    def _open(self, owner: int, chain: int) -> tuple[Task, Standing]:
+        """Return a chain of a problem, and where it stands before its first wave."""
+        one = self._problems[owner]
+        return Task(owner, one.model, one.engine.run(one.model, _keys.fold(one.key, chain))), Standing()
 
     def __iter__(self) -> Iterator[Step]:
         """Yield each step of each chain as it is made; the run can be left, and taken up again."""
@@ -131,7 +133,11 @@ class Session:
     # -- a wave -------------------------------------------------------------------------------------------------
 
     def _goes_on(self, i: int) -> bool:
-        return not self._standings[i].over
+        return not self._ended(i)
+
+    def _ended(self, i: int) -> bool:
+        """Whether a chain has made all that was asked of it."""
+        return self._standings[i].over
 
     def _wave(self, going: Sequence[int]) -> list[Step]:
         """Serve what the chains ask for and let them go on; all of them stand elsewhere then, or none does."""
@@ -262,7 +268,7 @@ class Session:
             if made is not None:
                 chains.append(made[0])
                 values += model.values(made[1])
-            if not now.over:
+            if not self._ended(i):
                 # Whole runs that were stopped early are fewer, and how many may depend on what they found.
                 whole = made is not None and made[0].complete.all()
                 promise = weaker(promise, "consistent" if whole else "prefix")
@@ -337,7 +343,7 @@ def _listed(history: History | None) -> tuple[Step, ...]:
     return tuple(reversed(steps))
 
 
-def _together(serve: Any, pooled: Sequence[tuple[int, _Task, Any]]) -> dict[int, Advance[Any]]:
+def _together(serve: Any, pooled: Sequence[tuple[int, Task, Any]]) -> dict[int, Advance[Any]]:
     """Serve the requests of several programs in one wave, and cut the answer up again."""
     if len(pooled) == 1:
         ((i, task, request),) = pooled

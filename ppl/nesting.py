@@ -21,20 +21,20 @@ class Nested(Call):
     __slots__ = ()
     kind = "nested"
 
-    def __init__(self, name: str, model: Any, engine: Any) -> None:
-        super().__init__(name, None, (model, engine))
+    def __init__(self, name: str, model: Any, engine: Any, steps: int | None) -> None:
+        super().__init__(name, None, (model, engine, steps))
         if hasattr(model, "claim"):
             model.claim()
 
     @property
     def request(self) -> Any:
-        """The model, and the engine with its settings."""
-        model, engine = self.args
+        """The model or the run that is continued, the engine with its settings, and the steps."""
+        model, engine, steps = self.args
         known = fingerprint(model) if hasattr(model, "fingerprint") else type(model).__qualname__
-        return (known, repr(engine) if hasattr(engine, "__dataclass_fields__") else type(engine).__qualname__)
+        return (known, repr(engine) if hasattr(engine, "__dataclass_fields__") else type(engine).__qualname__, steps)
 
 
-def nested(name: str, model: FeynmanKac[Any], engine: Any) -> Awaitable[Any]:
+def nested(name: str, model: FeynmanKac[Any] | Any, engine: Any = None, *, steps: int | None = None) -> Awaitable[Any]:
     """Run an engine on a model within a program, and return its `Posterior`.
 
     The runs of all particles that wait for one are made together and share their batches. Each has a key of its own,
@@ -50,6 +50,8 @@ def nested(name: str, model: FeynmanKac[Any], engine: Any) -> Awaitable[Any]:
     posterior "heuristic".
 
     Raises, where it is awaited and can be caught: `AllParticlesDead`, and whatever else the inner run raises.
+    `Unsupported` for ``steps`` of an engine that cannot go on, ValueError for steps that are not more than those made,
+    and for a posterior that has no live run to go on from (one that was read from a file, or from a finished run).
     `enumerate_program` refuses it, and so do engines that need the probability of every choice.
 
     >>> import feynkac as fk
@@ -67,8 +69,29 @@ def nested(name: str, model: FeynmanKac[Any], engine: Any) -> Awaitable[Any]:
     >>> posterior = fk.infer(which(), fk.SMC(200), seed=0)
     >>> posterior.guarantee, abs(posterior.expect(lambda value: value[0] == 6) - 0.565) < 0.1
     ('unbiased', True)
+
+    A filter inside, one observation after the other:
+
+    >>> @fk.program
+    ... async def walk(drift, ys):
+    ...     x = 0.0
+    ...     for y in ys:
+    ...         x = await fk.sample("x", fk.dist.Normal(x + drift, 1.0))
+    ...         await fk.observe("y", fk.dist.Normal(x, 0.5), y)
+    >>> @fk.program
+    ... async def learns(ys):
+    ...     drift = await fk.sample("drift", fk.dist.Normal(0.0, 1.0))
+    ...     run = await fk.nested("filter", walk(drift, ys), fk.SMC(20), steps=1)
+    ...     await fk.factor("Z", run.log_evidence)
+    ...     for t in range(2, len(ys) + 1):
+    ...         before, run = run, await fk.nested("filter", run, steps=t)
+    ...         await fk.factor("Z", run.log_evidence - before.log_evidence)
+    ...     return drift
+    >>> posterior = fk.infer(learns((1.1, 2.3, 2.8)), fk.SMC(20, move=fk.SuffixMH(1)), seed=0)
+    >>> posterior.guarantee, 0.3 < posterior.expect(float) < 1.3
+    ('unbiased', True)
     """
-    return Nested(name, model, engine)
+    return Nested(name, model, engine, steps)
 
 
 def provide(service: Service) -> None:

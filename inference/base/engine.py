@@ -153,6 +153,18 @@ class Engine(Protocol):
         """Yield requests and reports; ``key`` has shape (1,)."""
 
 
+class Resumable(Engine, Protocol):
+    """An engine each of whose reports is that of the model cut after as many steps, with all that it goes on from."""
+
+    def resume(self, model: FeynmanKac[Any], key: Keys, since: Report) -> Run:
+        """Go on from a report, whose ``step`` is that of its last step, by a key (1,) that was not used before."""
+
+
+def is_resumable(engine: Any) -> bool:
+    """Whether an engine is `Resumable`; what moves its particles needs their whole paths, which reports do not hold."""
+    return hasattr(engine, "resume") and getattr(engine, "move", None) is None
+
+
 def check_alive(step: Step, policy: str) -> None:
     """Raise `AllParticlesDead` where every weight is zero, unless the policy is "zero"."""
     if policy == "zero" or step.log_evidence != -math.inf:

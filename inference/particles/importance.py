@@ -56,6 +56,10 @@ class ImportanceSampling:
         """Yield what to compute and what came of it; see `engine`."""
         return self._as_smc().run(model, key)
 
+    def resume(self, model: FeynmanKac[Any], key: Keys, since: Report) -> Run:
+        """Go on from a report of its own, with a new key; see `Resumable`."""
+        return self._as_smc().resume(model, key, since)
+
 
 def reweighted(
     model: FeynmanKac[Any],

@@ -82,7 +82,11 @@ class SMC:
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
-        return self._plain(model, key) if self.move is None else self._moved(model, key)
+        return self._plain(model, key, None) if self.move is None else self._moved(model, key)
+
+    def resume(self, model: FeynmanKac[Any], key: Keys, since: Report) -> Run:
+        """Go on from a report of its own, with a new key; see `Resumable`."""
+        return self._plain(model, key, since)
 
     def _moved(self, model: FeynmanKac[Any], key: Keys) -> Run:
         def watch(
@@ -95,29 +99,32 @@ class SMC:
 
         yield from path_filter(model, key, self, watch, move=self.move)
 
-    def _plain(self, model: FeynmanKac[Any], key: Keys) -> Run:
+    def _plain(self, model: FeynmanKac[Any], key: Keys, since: Report | None) -> Run:
         n = self.particles
         themselves = np.arange(n)
         lineage = _keys.fold(key, _keys.tag("particle"), themselves)
-        ancestors, resampled, depth = themselves, False, 0
-        advance = yield Start(_keys.fold(lineage, 0))
-        log_weights = advance.log_increment
-        while True:
-            step = describe(depth, advance, log_weights, ancestors, self.resampling if resampled else None)
-            yield Report(advance.state, log_weights, step)
+        if since is None:
+            advance = yield Start(_keys.fold(lineage, 0))
+            state, log_weights = advance.state, advance.log_increment
+            step = describe(0, advance, log_weights, themselves, None)
+            yield Report(state, log_weights, step)
             check_alive(step, self.all_dead)
-            if advance.done.all():
-                return
-            state = advance.state
+        else:
+            assert since.step is not None
+            state, log_weights, step = since.state, since.log_weights, since.step
+        while not step.done.all():
             ancestors, resampled = themselves, 0.0 < step.ess <= self.ess_threshold * n * (1 + 1e-12)
             if resampled:
-                draw = _keys.fold(key, _keys.tag("resample"), depth)
-                ancestors, log_weights = self._resample(log_weights, advance.log_twist, draw)
+                draw = _keys.fold(key, _keys.tag("resample"), step.depth)
+                ancestors, log_weights = self._resample(log_weights, step.log_twist, draw)
                 state = model.select(state, ancestors)
-                lineage = _keys.inherit(lineage, ancestors, depth)
-            depth += 1
+                lineage = _keys.inherit(lineage, ancestors, step.depth)
+            depth = step.depth + 1
             advance = yield Move(state, _keys.fold(lineage, depth))
-            log_weights = log_weights + advance.log_increment
+            state, log_weights = advance.state, log_weights + advance.log_increment
+            step = describe(depth, advance, log_weights, ancestors, self.resampling if resampled else None)
+            yield Report(state, log_weights, step)
+            check_alive(step, self.all_dead)
 
     def _resample(self, log_weights: Floats, log_twist: Floats, key: Keys) -> tuple[Index, Floats]:
         guided = log_weights + log_twist

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,6 +57,7 @@ class Posterior:
         seed: the seed it was run with.
         stopped: why it was cut short ("tokens", "interrupted", "callback", …), or None.
         ranking: what its best run is told by, "weight" or "reward"; see `best`.
+        live: what a `nested` run of some steps goes on from; None elsewhere.
     """
 
     values: tuple[Any, ...]
@@ -68,6 +69,7 @@ class Posterior:
     seed: int
     stopped: str | None = None
     ranking: Ranking = "weight"
+    live: Any = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -250,8 +252,13 @@ class Posterior:
         return self.sample(1, seed=_keys.as_seed(_keys.fold(_keys.root(self.seed), _keys.tag("draw"))))[0]
 
     def detach(self) -> Posterior:
-        """Return the same without what only a live run needs of its values: caches of texts."""
-        return replace(self, values=tuple(detach(value) for value in self.values))
+        """Return the same without what only a live run needs: caches of texts, and what it goes on from."""
+        return replace(self, values=tuple(detach(value) for value in self.values), live=None)
+
+    @property
+    def fingerprint(self) -> Any:
+        """What is compared when a program that goes on from this run is replayed."""
+        return (self.engine, self.seed, len(self.steps))
 
     def to_json(self) -> dict[str, Any]:
         """Return what a file keeps of a `nested` run: all but its history. It is read as a dictionary."""

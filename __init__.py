@@ -34,6 +34,7 @@ from .ppl.lazy import find
 from .ppl.memory import afresh
 from .ppl.model import Advance, Draws, FeynmanKac, Kernel
 from .ppl.nesting import nested
+from .ppl.params import param
 from .ppl.program import Program, program
 from .ppl.score import Reward, Score, reward
 from .ppl.simulation import Simulation, simulate
@@ -172,6 +173,7 @@ __all__ = [
     "nested",
     "observe",
     "oracles",
+    "param",
     "plots",
     "program",
     "report",

@@ -179,7 +179,7 @@ class Gather(Effect):
         self.label = name  # inside the handlers, which rename the effect itself
         super().__init__(name)
         for i, branch in enumerate(branches):  # one by one, so that where one is refused those before are closed
-            self.branches += (_coroutine(branch, f"branch {i} of {name!r}"),)
+            self.branches += (as_coroutine(branch, f"branch {i} of {name!r}"),)
 
     def close(self) -> None:
         """Close the branches that have not started; they would warn that they were never awaited."""
@@ -212,7 +212,7 @@ class Scan(Effect):
     def iterate(self, carry: Any, x: Any) -> Any:
         """Return the coroutine of an iteration."""
         made = self.step(carry, x)
-        return made if type(made) is CoroutineType else _coroutine(made, f"what the step of {self.name!r} returns")
+        return made if type(made) is CoroutineType else as_coroutine(made, f"what the step of {self.name!r} returns")
 
     @property
     def request(self) -> Any:
@@ -377,7 +377,8 @@ def _claimed(effect: Effect) -> Generator[Effect, Any, Any]:
     return result
 
 
-def _coroutine(branch: Any, what: str) -> Any:
+def as_coroutine(branch: Any, what: str) -> Any:
+    """Return what runs a branch, an iteration or an effect; ``what`` names it where it is none of them."""
     if isinstance(branch, Effect):
         branch.claim()
         return _only(branch)

@@ -55,6 +55,10 @@ class UnsupportedProposal(FeynkacError, ValueError):
     """A proposal cannot reach everything that the model can, so its weights would be wrong."""
 
 
+class UnfitGuide(FeynkacError, ValueError):
+    """A guide does not fit its model: it observes or weighs, or draws other sites, or in another order or structure."""
+
+
 class ImpossibleChoice(FeynkacError, ValueError):
     """A forced choice does not fit the program: unused, or not a value of its site."""
 

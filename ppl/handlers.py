@@ -25,6 +25,7 @@ Where a program of draws one after another must differ from NumPyro's joint dens
 `seed`          Around a model for `fk.simulate` and `trace`, innermost first, as there. `fk.infer` has a seed of its
                 own, and inside a program a seed is refused: each particle draws from its own key.
 `trace`         ``trace(model).get_trace(seed=…)`` takes no arguments of the model, which is bound already.
+`propose`       It has none: a guide's laws become the proposals of the model's sites.
 ==============  ======================================================================================================
 """
 
@@ -35,6 +36,8 @@ from typing import Any
 
 from .guard import guard
 from .handling import Block, Condition, Do, Handler, Mask, Replay, Scale, Scope, Seed, Substitute
+from .program import check_bound
+from .proposing import guided
 from .simulation import simulate
 from .sites import Site, check_name
 from .terms import as_mask, as_scale
@@ -238,6 +241,42 @@ def scale(model: Any = None, *, scale: float) -> Any:
     (-2.7726, 1.6137)
     """
     return _apply(Scale(as_scale(scale)), model)
+
+
+def propose(model: Any, guide: Any) -> Any:
+    """Let a guide, fitted or not, propose what a model draws: the result is a model with the same target.
+
+    A guide is a program that draws at the model's addresses. The two are run side by side: where the model comes to a
+    draw, the guide is run to its next one, and if it is of the same address its law is the proposal (a `proposal` of
+    the model's own is replaced); both go on with the value, be it drawn, forced by ``given`` or observed by
+    `condition`. Weights are p/q, so that evidence stays unbiased, whatever the guide's quality. What the guide does not
+    draw is drawn from the model.
+
+    The guide has parameters (`param`), its own control flow, calls and subprograms. It draws in the model's order, in
+    branches of a `gather` and iterations of a `scan` where the model does.
+
+    Args:
+        model: a bound program.
+        guide: a bound program, such as what `fit` returns.
+
+    Raises, where the model runs: UnfitGuide for a guide that observes, weighs, draws what the model does not, or
+    comes too late with it; UnsupportedProposal for a law that cannot reach all that the model's can.
+
+    >>> import feynkac as fk
+    >>> @fk.program
+    ... async def model():
+    ...     z = await fk.sample("z", fk.dist.Normal(0.0, 1.0))
+    ...     await fk.observe("y", fk.dist.Normal(z, 0.5), 1.5)
+    >>> @fk.program
+    ... async def guide():
+    ...     await fk.sample("z", fk.dist.Normal(1.2, 0.2**0.5))  # which is the posterior
+    >>> posterior = fk.infer(propose(model(), guide()), fk.ImportanceSampling(3), seed=0)
+    >>> round(posterior.log_evidence, 9)
+    -1.930510309
+    """
+    for program in (model, guide):
+        check_bound("propose", program)
+    return guided(model, guide)
 
 
 class Trace:

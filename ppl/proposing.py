@@ -1,0 +1,268 @@
+"""A guide beside a model: what it would draw at a site becomes the site's proposal; `handlers.propose` makes it.
+
+The two coroutines go side by side, each a function of what it has seen. Where the model draws, the guide is run to its
+next draw, whose law is the proposal if both are at the same address, and then both get the value. So the guide sees
+what was drawn, forced or observed before, forks replay both, and weights and ``given`` are those of any proposal. A
+gather of the model goes with one of the guide, branch by branch, and a scan with a scan, whose carry holds both.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from typing import Any, NoReturn
+
+from .effects import Call, Effect, Gather, Sample, Scan, as_coroutine
+from .errors import UnawaitedEffect, UnfitGuide
+from .fibers import Fiber, Run, fail
+from .handling import Block, Scope
+from .params import Parameters
+from .program import Program
+from .sites import MISSING, Running, address, shut
+
+_QUIET = (Scope, Block, Parameters)
+"""Handlers that a guide may be under: they do not change what it draws."""
+
+
+def guided(model: Program, guide: Program) -> Program:
+    """Return the model with the guide's laws as its proposals."""
+
+    async def propose(model: Program, guide: Program) -> Any:
+        outer = Running.fiber
+        for handler in guide.handlers:
+            handler.inside()
+        run = Run(guide)
+        run.begin(outer.run.row, outer.run.batch)
+        run.root.handlers[:0] = outer.handlers
+        result, _ = await _together(model.inline(), run.root, len(outer.handlers))
+        return result
+
+    propose.__module__ = model.reachable[0].__module__  # whose variables are watched
+    return Program(propose, (model, guide), {})
+
+
+@types.coroutine
+def _together(model: Coroutine[Any, Any, Any], fiber: Fiber, outer: int) -> Generator[Any, Any, tuple[Any, Any]]:
+    """Run a coroutine of the model, and beside it the guide's; return what each returns.
+
+    ``outer`` is the number of handlers around both.
+    """
+    guide = _Guide(fiber, outer)
+    value: Any = None
+    error: Exception | None = None
+    try:
+        while True:
+            try:
+                effect = model.send(value) if error is None else model.throw(error)
+            except StopIteration as stop:
+                yield from guide.end()
+                return stop.value, guide.result
+            error = None
+            if isinstance(effect, Effect):
+                yield from guide.meet(effect)
+            try:
+                value = guide.share(effect, (yield effect))
+            except Exception as raised:  # by a call, or since the site is wrong
+                error = raised
+    finally:
+        shut(model)
+        fiber.drop()
+
+
+class _Guide:
+    """A coroutine of the guide, beside one of the model."""
+
+    def __init__(self, fiber: Fiber, outer: int) -> None:
+        self.result: Any = None
+        self._fiber = fiber
+        self._outer = outer
+        self._next: Any = None  # what it wants to draw or to open, once it is known
+        self._met: Any = None  # the model's effect that this one goes with
+        self._answer: Any = None
+        self._ended = False
+        self._drawn: dict[str, int] = {}  # visits of names, by the model and by the guide
+        self._wanted: dict[str, int] = {}
+
+    def meet(self, effect: Effect) -> Generator[Any, Any, None]:
+        """Let the guide propose what the model is about to draw, or go along where it branches or loops."""
+        kind = type(effect)
+        if not (kind is Gather or kind is Scan or (kind is Sample and effect.obs is MISSING)):  # type: ignore[attr-defined]
+            return
+        yield from self._advance()
+        name = _full(effect.name, Running.fiber.handlers)
+        visit = self._drawn.get(name, 0)
+        self._drawn[name] = visit + 1
+        wanted = self._next
+        if wanted is None or type(wanted) is not kind or (wanted.name, wanted.visit) != (name, visit):
+            return
+        self._next, self._met = None, effect
+        if isinstance(effect, Sample) and isinstance(wanted, Sample):
+            effect.proposal = wanted.kernel
+        elif isinstance(effect, Gather) and isinstance(wanted, Gather):
+            self._branch(effect, wanted)
+        elif isinstance(effect, Scan) and isinstance(wanted, Scan):
+            self._loop(effect, wanted)
+
+    def share(self, effect: Effect, value: Any) -> Any:
+        """Keep for the guide its part of what the model awaited, and return the model's."""
+        if effect is not self._met:
+            return value
+        self._met, self._answer = None, value
+        if type(effect) is Gather:
+            value, self._answer = (tuple(part[i] for part in value) for i in (0, 1))
+        elif type(effect) is Scan:
+            (mine, its), ys = value
+            value, self._answer = ((one, tuple(y[i] for y in ys)) for i, one in enumerate((mine, its)))
+        return value
+
+    def end(self) -> Generator[Any, Any, None]:
+        """Run the guide to its end, where the model's coroutine has ended."""
+        yield from self._advance()
+        if self._next is not None:
+            what = "draws" if type(self._next) is Sample else f"opens a {self._next.kind}"
+            self._refuse(
+                f"it {what} {address(self._next.name, self._next.visit)!r} and the model does not, at this place: a "
+                "guide draws what its model draws, in branches and scans where the model does"
+            )
+
+    def _advance(self) -> Generator[Any, Any, None]:
+        """Run the guide's code up to what it wants to draw or to open, unless it is there; its calls are made."""
+        error: Exception | None = None
+        while self._next is None and not self._ended:
+            effect = self._send(error)
+            error = None
+            if effect is None:
+                return
+            if not isinstance(effect, Effect):
+                self._refuse(f"it awaited a {type(effect).__name__}, which is not an effect of feynkac")
+            name = _full(effect.name, self._fiber.handlers)
+            if isinstance(effect, Call):
+                effect.name = f"guide/{effect.name}"
+                try:
+                    self._answer = yield effect
+                except Exception as raised:
+                    error = raised
+                continue
+            effect.name, effect.visit = name, self._wanted.get(name, 0)
+            self._wanted[name] = effect.visit + 1
+            self._check(effect)
+            self._next = effect
+
+    def _send(self, error: Exception | None) -> Any:
+        """Run the guide's code to its next effect; None where it has returned."""
+        fiber = self._fiber
+        run, (outer, Running.fiber) = fiber.run, (Running.fiber, fiber)
+        value, self._answer = self._answer, None
+        effect: Any = None
+        try:
+            effect = fiber.coro.send(value) if error is None else fiber.coro.throw(error)
+        except StopIteration as stop:
+            self._ended, self.result = True, stop.value
+        finally:
+            Running.fiber = outer
+        if run.dropped is not None or (self._ended and run.root is fiber and run.unawaited):
+            what = run.dropped or "an effect or a program (in a container that was returned, say)"
+            fail(fiber, UnawaitedEffect(f"{what} was created but never awaited: write `await` before it"))
+        fiber.effect = run.last = effect
+        return effect
+
+    def _check(self, effect: Any) -> None:
+        """Raise where what the guide awaits is not for a guide, or comes too late."""
+        kind, where = type(effect), address(effect.name, effect.visit)
+        if kind not in (Sample, Gather, Scan):
+            self._refuse(f"it has the {effect.kind} {where!r}: a guide only draws; weights belong in the model")
+        if kind is Sample:
+            if effect.obs is not MISSING:
+                self._refuse(f"it observes {where!r}: a guide only draws; give it the data as an argument")
+            if effect.proposal is not None:
+                self._refuse(f"it draws {where!r} from a proposal of its own; give it the law that it draws from")
+            for handler in self._fiber.handlers[self._outer :]:
+                if not isinstance(handler, _QUIET):
+                    self._refuse(f"{where!r} is under a handler, {type(handler).__name__.lower()}, that changes it")
+        if effect.visit < self._drawn.get(effect.name, 0):
+            self._refuse(f"it comes to {where!r} after the model has: draw in the order in which the model does")
+
+    def _branch(self, effect: Gather, wanted: Gather) -> None:
+        mine, its = effect.branches, wanted.branches
+        if len(mine) != len(its):
+            self._refuse(f"its gather {wanted.name!r} has {len(its)} branches, and the model's {len(mine)}")
+        effect.branches = tuple(_started(_branch(*pair, self._fiber, self._outer)) for pair in zip(mine, its))
+        wanted.branches = ()  # they are closed with the model's
+
+    def _loop(self, effect: Scan, wanted: Scan) -> None:
+        if len(effect.xs) != len(wanted.xs):
+            self._refuse(f"its scan {wanted.name!r} is over {len(wanted.xs)} inputs, the model's over {len(effect.xs)}")
+        effect.step = _Steps(effect.step, wanted.step, self._fiber, self._outer)
+        effect.init = (effect.init, wanted.init)
+        effect.xs = _Zip(effect.xs, wanted.xs)
+
+    def _refuse(self, why: str) -> NoReturn:
+        fail(self._fiber, UnfitGuide(f"the guide {self._fiber.run.program.name!r} does not fit its model: {why}"))
+
+
+class _Zip(Sequence[Any]):
+    """The inputs of two scans."""
+
+    def __init__(self, *xs: Any) -> None:
+        self._xs = xs
+
+    def __len__(self) -> int:
+        return len(self._xs[0])
+
+    def __getitem__(self, i: Any) -> Any:
+        return tuple(xs[i] for xs in self._xs)
+
+
+class _Steps:
+    """The steps of two scans, as one."""
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], fiber: Fiber, outer: int) -> None:
+        self.reachable = (model, guide)  # what is watched
+        self._fiber = fiber
+        self._outer = outer
+
+    def __call__(self, carry: Any, x: Any) -> Any:
+        model, guide = (
+            as_coroutine(step(*at), "what a scan's step returns") for step, *at in zip(self.reachable, carry, x)
+        )
+        return _started(_iteration(model, guide, self._fiber, self._outer))
+
+
+async def _branch(model: Any, guide: Any, fiber: Fiber, outer: int) -> tuple[Any, Any]:
+    await _ready(model, guide)
+    handlers = [*fiber.handlers, Running.fiber.handlers[-1]]  # the scope of the branch
+    return await _together(model, Fiber(fiber.run, guide, handlers, {}), outer)
+
+
+async def _iteration(model: Any, guide: Any, fiber: Fiber, outer: int) -> tuple[Any, Any]:
+    await _ready(model, guide)
+    ended = await _together(model, Fiber(fiber.run, guide, list(fiber.handlers), {}), outer)
+    for value in ended:
+        if not (isinstance(value, tuple) and len(value) == 2):
+            raise TypeError(f"the step of fk.scan must return (carry, y), not {value!r}")
+    (carry, y), (its, other) = ended
+    return (carry, its), (y, other)
+
+
+@types.coroutine
+def _ready(*coros: Any) -> Generator[None, Any, None]:
+    """Wait to be run; where that never is, close the coroutines that are waiting, which would warn otherwise."""
+    try:
+        yield
+    except BaseException:
+        for coro in coros:
+            shut(coro)
+        raise
+
+
+def _started(coro: Any) -> Any:
+    """Bring a new coroutine to where it waits to be run."""
+    coro.send(None)
+    return coro
+
+
+def _full(name: str, handlers: Sequence[Any]) -> str:
+    """Return the name that a site has outside its handlers."""
+    for handler in reversed(handlers):
+        name = handler.rename(name)
+    return name

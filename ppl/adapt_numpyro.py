@@ -106,7 +106,7 @@ def _compiled(structure: Hashable) -> tuple[Callable[..., Any], ...]:
     def terms(leaves: Any, x: Any) -> Any:
         dist = jax.tree_util.tree_unflatten(structure, leaves)
         log_prob = dist.log_prob(x)
-        if _exact(dist.support):
+        if exact(dist.support):
             log_prob = jnp.where(dist.support(x), log_prob, -jnp.inf)
         return log_prob
 
@@ -121,7 +121,7 @@ def _compiled(structure: Hashable) -> tuple[Callable[..., Any], ...]:
     return jax.jit(jax.vmap(draw)), jax.jit(jax.vmap(score)), jax.jit(jax.vmap(terms))
 
 
-def _exact(constraint: Any) -> bool:
+def exact(constraint: Any) -> bool:
     """Whether a support can be checked exactly. A simplex or a matrix would fail by rounding."""
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint

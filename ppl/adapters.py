@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from .model import Kernel
+from .sites import Running
 
 
 def as_kernel(dist: Any) -> Kernel:
@@ -34,7 +35,9 @@ def as_kernel(dist: Any) -> Kernel:
     """
     if hasattr(dist, "sample_batch") and not isinstance(dist, type):
         return dist  # type: ignore[no-any-return]
-    library = _library(type(dist))  # type: ignore[arg-type]
+    if Running.fiber is not None and Running.fiber.traced:
+        return dist  # type: ignore[no-any-return]  # a law of symbols, see `feynkac.ppl.traced`
+    library = library_of(type(dist))  # type: ignore[arg-type]
     if library == "scipy":
         from .adapt_scipy import adapt
     elif library == "torch":
@@ -50,7 +53,8 @@ def as_kernel(dist: Any) -> Kernel:
 
 
 @lru_cache(maxsize=1024)
-def _library(cls: type) -> str | None:
+def library_of(cls: type) -> str | None:
+    """Return the library that a class belongs to or builds on: "scipy", "torch" or "numpyro", else None."""
     roots = [base.__module__.partition(".")[0] for base in cls.__mro__]
     return next((root for root in roots if root in ("scipy", "torch", "numpyro")), None)
 

@@ -397,6 +397,8 @@ def _log_weight(name: str, value: Any) -> float | Score:
             how = ".log() or .logit()" if value.kind == "probability" else "/ beta"
             raise AmbiguousScore(f"site {name!r}: {value!r} is not a log-weight; say how with {how}")
         return value
+    if Running.fiber is not None and Running.fiber.traced:
+        return value  # type: ignore[no-any-return]  # a symbol, which `feynkac.ppl.traced` looks at
     try:
         return real(value)
     except TypeError as error:

@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Protocol
 
 from .cells import NO_WRITES, Writes, after, beside
 from .effects import Effect, Gather
@@ -102,6 +102,8 @@ class Fiber:
         "checkpoint", "children", "coro", "effect", "guide", "handlers", "index", "inside", "kept", "level", "log",
         "parent", "recorded", "results", "run", "value", "visits", "watch", "writes",
     )  # fmt: skip
+    traced: ClassVar[bool] = False
+    """Whether the values that its code sees may be symbols of JAX or torch: see `feynkac.ppl.traced`."""
 
     def __init__(
         self,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .effects import Call, Effect, Sample, observing
+from .effects import Call, Effect, Sample, Scan, observing
 from .errors import OutsideProgram, Unsupported
-from .sites import MISSING, Running
+from .sites import MISSING, Running, address
 from .terms import Terms
 
 
@@ -205,6 +205,41 @@ class Scale(Handler):
         terms = effect.terms or Terms()
         effect.terms = Terms(terms.mask, terms.scale * self.scale)
         return False
+
+
+def handle(fiber: Any, effect: Effect) -> None:
+    """Let a fiber's handlers see an effect, innermost first, each under the name that it has there; count its visit.
+
+    Raises ValueError for values that do not fit the site.
+    """
+    names = [effect.name]
+    for handler in reversed(fiber.handlers):
+        names.append(handler.rename(names[-1]))
+    full = names[-1]
+    effect.visit = visit = fiber.visits.get(full, 0)
+    fiber.visits[full] = visit + 1
+    effect.name = touch(fiber, effect, names, visit)
+
+
+def touch(fiber: Any, effect: Effect, names: Sequence[str], visit: int) -> str:
+    """Let handlers see a visit of an effect; ``names`` are those it has from the innermost on. Return the last."""
+    handlers = fiber.handlers
+    within, length = _scanned(fiber)
+    hidden = False
+    for place, handler in zip(range(len(handlers) - 1, -1, -1), reversed(handlers)):
+        if handler.sees_hidden or not hidden:
+            at = address(names[len(handlers) - 1 - place], visit)
+            hidden |= handler.touch(effect, at, length if place < within else 0)
+    return names[-1]
+
+
+def _scanned(fiber: Any) -> tuple[int, int]:
+    """Return how many handlers are around the innermost scan that a fiber is in, and its number of iterations."""
+    while fiber is not None and fiber.parent is not None:
+        if type(fiber.parent.effect) is Scan:
+            return fiber.index, len(fiber.parent.effect.xs)
+        fiber = fiber.parent
+    return 0, 0
 
 
 def _length(values: Any) -> int | None:

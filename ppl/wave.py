@@ -20,7 +20,7 @@ from .effects import Call, Effect, Factor, Gather, Sample, Scan, Twist
 from .errors import ContextOverflow, ContextWarning, EndlessStep, ForeignAwaitable, ImpossibleChoice, UnawaitedEffect
 from .fibers import Checkpoint, Failed, Fiber, Finished, Run, annotate, fail
 from .guard import LEAVES, guard
-from .handling import Scope
+from .handling import Scope, handle
 from .keys import Keys
 from .nesting import Nested
 from .score import Score
@@ -264,10 +264,12 @@ class Wave:
             )
         if fiber.handlers:
             try:
-                self._handle(fiber, effect)
+                handle(fiber, effect)
             except ContextOverflow as error:  # of a string that is to be observed
                 run.overrun(error)
                 return None
+            except ValueError as error:
+                fail(fiber, error)
             except Exception as error:
                 annotate(run, error)
                 raise
@@ -278,25 +280,6 @@ class Wave:
             visits[name] = visit + 1
         fiber.effect = run.last = effect
         return effect
-
-    def _handle(self, fiber: Fiber, effect: Effect) -> None:
-        """Let the handlers see an effect, innermost first, each under the name that it has there."""
-        names = [effect.name]
-        for handler in reversed(fiber.handlers):
-            names.append(handler.rename(names[-1]))
-        full = names[-1]
-        effect.visit = visit = fiber.visits.get(full, 0)
-        fiber.visits[full] = visit + 1
-        within, length = _scanned(fiber)
-        hidden = False
-        for place, handler in zip(range(len(fiber.handlers) - 1, -1, -1), reversed(fiber.handlers)):
-            if handler.sees_hidden or not hidden:
-                at = address(names[len(fiber.handlers) - 1 - place], visit)
-                try:
-                    hidden |= handler.touch(effect, at, length if place < within else 0)
-                except ValueError as error:
-                    fail(fiber, error)
-        effect.name = full
 
     def _returned(self, fiber: Fiber, value: Any) -> None:
         run, parent = fiber.run, fiber.parent
@@ -396,15 +379,6 @@ class Wave:
     def _dropped(self, fiber: Fiber) -> None:
         what, fiber.run.dropped = fiber.run.dropped, None
         fail(fiber, UnawaitedEffect(f"{what} was created but never awaited: write `await` before it"))
-
-
-def _scanned(fiber: Fiber | None) -> tuple[int, int]:
-    """Return how many handlers are around the innermost scan that a fiber is in, and its number of iterations."""
-    while fiber is not None and fiber.parent is not None:
-        if type(fiber.parent.effect) is Scan:
-            return fiber.index, len(fiber.parent.effect.xs)
-        fiber = fiber.parent
-    return 0, 0
 
 
 def _is_numpyros(error: BaseException) -> bool:

@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from .inference.session import Session
     from .inference.smoothing.smooth import smooth
     from .inference.smoothing.smoothed import Smoothed
+    from .ppl.bridges.from_numpyro import from_numpyro
 
 __version__ = "0.1.0"
 
@@ -164,6 +165,7 @@ __all__ = [
     "enumerate_program",
     "errors",
     "factor",
+    "from_numpyro",
     "gather",
     "handlers",
     "induced",
@@ -233,6 +235,7 @@ _HOME = {
     "TreeSearch": "inference.search.tree_search",
     "bounds": "inference.comparison.bounds",
     "compare": "inference.comparison.compare",
+    "from_numpyro": "ppl.bridges.from_numpyro",
     "infer": "inference.infer",
     "report": "inference.plots.report",
     "smooth": "inference.smoothing.smooth",

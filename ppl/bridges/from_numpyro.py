@@ -142,6 +142,7 @@ class NumPyroModel:
                 logdensity=joint.logdensity,
                 gaussian=joint.gaussian,
                 tolerance=joint.tolerance,
+                sites=tuple(latent.name for latent in joint.free for _ in range(latent.size)),
             )
         ]
 

@@ -19,7 +19,7 @@ from numpyro import handlers
 from numpyro.distributions.distribution import Unit
 from numpyro.primitives import Messenger
 
-from ..adapt_numpyro import _exact
+from ..adapt_numpyro import exact
 from ..errors import NotDifferentiable, Unsupported
 from ..model import Floats
 
@@ -206,8 +206,8 @@ class Joint:
         mean = np.linalg.solve(precision, gradient[0])
         factor = np.linalg.cholesky(np.linalg.inv(precision))
         z = np.linalg.solve(factor, (points - mean).T).T
-        exact = -0.5 * (z * z).sum(1) - np.log(np.diag(factor)).sum() - 0.5 * d * np.log(2 * np.pi)
-        return (mean, factor) if np.allclose(log_prior, exact, rtol=1e-9, atol=1e-9) else None
+        normal = -0.5 * (z * z).sum(1) - np.log(np.diag(factor)).sum() - 0.5 * d * np.log(2 * np.pi)
+        return (mean, factor) if np.allclose(log_prior, normal, rtol=1e-9, atol=1e-9) else None
 
     @cached_property
     def logdensity(self) -> Callable[..., Any]:
@@ -327,7 +327,7 @@ def _outside(law: Any, value: Any) -> Any:
     if isinstance(law, nd.Independent):
         found = _outside(law.base_dist, value)
         return found.sum(tuple(range(-law.reinterpreted_batch_ndims, 0))) if jnp.ndim(found) else found
-    return jnp.where(law.support(value), 0.0, -jnp.inf) if _exact(law.support) else 0.0
+    return jnp.where(law.support(value), 0.0, -jnp.inf) if exact(law.support) else 0.0
 
 
 def _unmasked(law: Any) -> Any:

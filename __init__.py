@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from .inference.base.engine import Engine
     from .inference.base.paths import MarkovKernel
     from .inference.base.step import Step
+    from .inference.calibration.calibrate import calibrate
+    from .inference.calibration.calibration import Calibration
     from .inference.comparison.bounds import bounds
     from .inference.comparison.compare import compare
     from .inference.comparison.table import Comparison
@@ -111,6 +113,7 @@ __all__ = [
     "BestOfN",
     "Blocks",
     "Budget",
+    "Calibration",
     "Comparison",
     "Cost",
     "Draws",
@@ -153,6 +156,7 @@ __all__ = [
     "afresh",
     "batched",
     "bounds",
+    "calibrate",
     "call",
     "cell",
     "charge",
@@ -196,6 +200,7 @@ _HOME = {
     "AdaptiveConsistency": "inference.pools.adaptive_consistency",
     "BeamSearch": "inference.search.beam_search",
     "BestOfN": "inference.pools.best_of_n",
+    "Calibration": "inference.calibration.calibration",
     "Comparison": "inference.comparison.table",
     "DVTS": "inference.search.dvts",
     "EllipticalSlice": "inference.moves.elliptical_slice",
@@ -234,6 +239,7 @@ _HOME = {
     "TreeSampling": "inference.search.tree_sampling",
     "TreeSearch": "inference.search.tree_search",
     "bounds": "inference.comparison.bounds",
+    "calibrate": "inference.calibration.calibrate",
     "compare": "inference.comparison.compare",
     "from_numpyro": "ppl.bridges.from_numpyro",
     "infer": "inference.infer",

@@ -15,10 +15,10 @@ from ...ppl.program import Program, check_bound
 from ..base.checks import check_engine, positive
 from ..base.engine import Engine
 from ..base.progress import Progress
+from ..base.resampling import resample
 from ..infer import infer
 from ..results.markov import layout
 from ..results.posterior import Posterior
-from ..smoothing.backward import draw_ends
 from .calibration import LIKELIHOOD, Calibration
 from .simulating import Simulated, simulate_jointly
 
@@ -166,7 +166,7 @@ def _draw(posterior: Posterior, draws: int, key: Keys) -> Index:
     weights = np.where(posterior.complete, posterior.log_weights, -np.inf)
     if np.isneginf(weights).all():
         raise ValueError(f"{posterior.engine} has no complete particle of positive weight to draw from")
-    return draw_ends(weights, draws, key)
+    return resample(weights, draws, key, "multinomial")
 
 
 def _parts(sites: Mapping[str, Any]) -> dict[str, float]:

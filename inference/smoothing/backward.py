@@ -17,7 +17,6 @@ from ...ppl.errors import CannotScore, InconsistentDensity, Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index, retry
 from ..base.step import Step
-from ..base.weights import normalize
 
 PAIRS, FORCED = 1_000_000, 50_000
 """Pairs of a particle and what may follow it that are scored at once: by numbers alone, and by particles made."""
@@ -186,10 +185,3 @@ def _take(items: Any, rows: Index) -> Any:
 
 def _same(a: Floats, b: Floats) -> bool:
     return bool(np.allclose(a, b, rtol=_CLOSE, atol=_CLOSE))
-
-
-def draw_ends(log_weights: Floats, m: int, key: Keys) -> Index:
-    """Draw m particles independently, in proportion to their weights."""
-    ends = np.cumsum(normalize(log_weights))
-    found: Index = np.searchsorted(ends, _keys.uniform(_keys.fold(key, np.arange(m))) * ends[-1], side="right")
-    return found

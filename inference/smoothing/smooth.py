@@ -16,10 +16,11 @@ from ...ppl.model import FeynmanKac, Index
 from ..base.chain import Chain, detach, detach_choices
 from ..base.checks import one_of, positive
 from ..base.engine import Guarantee, weaker
+from ..base.resampling import resample
 from ..base.step import Step
 from ..base.weights import logmeanexp
 from ..results.posterior import Posterior
-from .backward import draw_backward, draw_ends
+from .backward import draw_backward
 from .smoothed import Method, Smoothed
 
 
@@ -141,7 +142,7 @@ def _by_ends(
 ) -> tuple[tuple[tuple[Step, ...], list[Any]], Index, Index]:
     """Draw final particles and their pasts: backward with a model, else by genealogy."""
     chains = posterior.chains
-    ends = draw_ends(posterior.log_weights, draws, _keys.fold(key, _keys.tag("ends")))
+    ends = resample(posterior.log_weights, draws, _keys.fold(key, _keys.tag("ends")), "multinomial")
     firsts = np.cumsum([0, *(len(chain.log_weights) for chain in chains)])
     owner = np.searchsorted(firsts, ends, side="right") - 1
     index = np.full((max(len(chain.steps) for chain in chains), draws), -1)
@@ -171,7 +172,7 @@ def _by_lag(chains: Sequence[Chain], draws: int, key: Keys, lag: int) -> tuple[I
     for t in range(length):
         lates = [min(t + lag, len(chain.steps) - 1) for chain in chains]
         weights = [chain.steps[late].log_weights for chain, late in zip(chains, lates)]
-        ends = draw_ends(np.concatenate(weights), draws, _keys.fold(key, t))
+        ends = resample(np.concatenate(weights), draws, _keys.fold(key, t), "multinomial")
         firsts = np.cumsum([0, *map(len, weights)])
         owners[t] = np.searchsorted(firsts, ends, side="right") - 1
         for c in np.unique(owners[t]).tolist():

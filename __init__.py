@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .inference.comparison.compare import compare
     from .inference.comparison.table import Comparison
     from .inference.infer import infer, steps
+    from .inference.mcmc.mcmc import MCMC
     from .inference.mcmc.parallel_tempering import ParallelTempering
     from .inference.mcmc.particle_gibbs import ParticleGibbs
     from .inference.mcmc.power_sampling import PowerSampling
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from .inference.moves.pcn import PCN
     from .inference.moves.pcnl import PCNL
     from .inference.moves.random_walk import RandomWalk
+    from .inference.moves.sweep import Sweep
     from .inference.particles.entropic import EntropicParticleFilter
     from .inference.particles.importance import ImportanceSampling
     from .inference.particles.look_ahead import LookAheadSMC
@@ -99,6 +101,7 @@ __all__ = [
     "DVTS",
     "HMC",
     "MALA",
+    "MCMC",
     "MCTS",
     "NUTS",
     "PCN",
@@ -150,6 +153,7 @@ __all__ = [
     "Smoothed",
     "Step",
     "SuffixMH",
+    "Sweep",
     "TreeOfFrames",
     "TreeSampling",
     "TreeSearch",
@@ -212,6 +216,7 @@ _HOME = {
     "LinearTwist": "inference.results.linear_twist",
     "LookAheadSMC": "inference.particles.look_ahead",
     "MALA": "inference.moves.mala",
+    "MCMC": "inference.mcmc.mcmc",
     "MCTS": "inference.search.mcts",
     "MarkovKernel": "inference.base.paths",
     "NUTS": "inference.moves.nuts",
@@ -235,6 +240,7 @@ _HOME = {
     "Smoothed": "inference.smoothing.smoothed",
     "Step": "inference.base.step",
     "SuffixMH": "inference.mcmc.suffix_mh",
+    "Sweep": "inference.moves.sweep",
     "TreeOfFrames": "inference.search.tree_of_frames",
     "TreeSampling": "inference.search.tree_sampling",
     "TreeSearch": "inference.search.tree_search",

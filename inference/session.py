@@ -332,6 +332,7 @@ def _chain(now: Standing) -> tuple[Chain, Any]:
         tree=tree,
         info=dict(report.info),
         serial=report.serial,
+        stats=dict(report.stats),
     ), report.state
 
 

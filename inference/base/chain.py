@@ -74,6 +74,7 @@ class Chain:
         tree: of engines that grow one; the steps are then its own.
         info: numbers by name that say how the engine fared, such as "acceptance".
         serial: whether the particles are draws of one Markov chain, in their order.
+        stats: arrays (n,) that say how each draw of a Markov chain came about, by ArviZ's names.
 
     All its arrays are read-only.
     """
@@ -86,9 +87,12 @@ class Chain:
     tree: SearchTree | None = None
     info: Mapping[str, float] = field(default_factory=dict)
     serial: bool = False
+    stats: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         freeze(self, "log_weights", "complete")
+        for array in self.stats.values():
+            array.flags.writeable = False
 
     @cached_property
     def evidence(self) -> float:

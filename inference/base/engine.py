@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...ppl.errors import AllParticlesDead
 from ...ppl.keys import Keys
@@ -98,6 +99,7 @@ class Report:
         tree: of engines that grow one; it is their history.
         info: numbers by name that say how the engine fares, such as the acceptance rate of a Markov chain.
         serial: whether the particles are draws of one Markov chain, in their order.
+        stats: of the draws of a Markov chain: arrays (n,) that say how each came about, by ArviZ's names.
     """
 
     state: Any
@@ -108,6 +110,7 @@ class Report:
     tree: SearchTree | None = None
     info: Mapping[str, float] = field(default_factory=dict)
     serial: bool = False
+    stats: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

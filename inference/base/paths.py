@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from ...ppl import keys as _keys
-from ...ppl.errors import InvalidWeight
+from ...ppl.errors import InvalidWeight, Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats
 from .chain import detach_choices
@@ -135,6 +135,20 @@ def check_kernel(name: str, kernel: Any) -> None:
     if wrong or getattr(kernel, "power", 1.0) != 1.0:
         raise ValueError(
             f"{name} must be a Markov kernel of the model's own target, such as SuffixMH(1), not {kernel!r}"
+        )
+
+
+def check_reach(engine: str, kernel: Any, model: FeynmanKac[Any], path: Path) -> None:
+    """Raise `Unsupported` where a kernel alone cannot lead a chain everywhere: a choice that it never moves.
+
+    A kernel says so by ``left(model, path)``, the address of such a choice or None.
+    """
+    left = getattr(kernel, "left", None)
+    site = None if left is None else left(model, path)
+    if site is not None:
+        raise Unsupported(
+            f"{engine} would never change site {site!r}, which {kernel!r:.100} leaves as it is: use "
+            f"Sweep(SuffixMH(1), {type(kernel).__name__}(…)), or move a population by SMC(n, move=…)"
         )
 
 
@@ -284,10 +298,12 @@ def growing(
     log_evidence: float | None,
     info: Mapping[str, float] = MappingProxyType({}),
     serial: bool = False,
+    stats: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> Growing:
     """Return a report of the paths that are in a list now, to be made when asked for, though the list may grow.
 
-    Without weights, those alive weigh the same. They are ``serial`` where they are the draws of one Markov chain.
+    Without weights, those alive weigh the same. They are ``serial`` where they are the draws of one Markov chain, and
+    have ``stats`` then: see `Report`; these lists may grow, too.
     """
     count = len(paths)
 
@@ -295,7 +311,8 @@ def growing(
         kept = list(paths[:count])
         weights = even(kept) if log_weights is None else log_weights
         state, tree = gather(model, kept), record(kept, weights)
-        return Report(state, weights, None, log_evidence, tree=tree, info=info, serial=serial)
+        told = {name: np.array(numbers[:count]) for name, numbers in stats.items() if len(numbers) >= count}
+        return Report(state, weights, None, log_evidence, tree=tree, info=info, serial=serial, stats=told)
 
     finished = count if step.done.all() else sum(path.done for path in paths)  # a chain's draws are whole runs
     return Growing(report, step, finished)

@@ -13,7 +13,7 @@ from ...ppl import keys as _keys
 from ...ppl.density import Density
 from ...ppl.keys import Keys
 from ...ppl.model import Floats
-from .kernel import Continuous, Fared, Stepping
+from .kernel import Continuous, Fared, Stepping, library
 from .target import UNTUNED, Point, Shape, log_density, stretch
 
 
@@ -58,16 +58,17 @@ def walk_compiled(
     size: float,
     keys: Keys,
     inverse: Floats,
+    count: int,
 ) -> tuple[Point, Point, Fared]:
-    """Make the moves of n walkers from z (n, d): where they begin, where they end, and how they fared."""
+    """Move n walkers from z (n, d); see `Continuous.trajectory`."""
     import jax
 
     words = np.ascontiguousarray(_keys.fold(keys, _keys.tag("jax"))).view(np.uint32).reshape(-1, 2)
     with jax.enable_x64(True):
-        run = _compiled(density.logdensity, settings_of(kernel))
-        begin, end, fared = run(z, density.fixed, inverse, words, size, shape.center, shape.scale)
-        begin, end, fared = jax.device_get((begin, end, fared))
-    return begin, end, Fared(*(np.mean(part, 1) for part in fared))
+        run = _compiled(density.logdensity, settings_of(kernel), count)
+        found = run(z, density.fixed, inverse, words, size, shape.center, shape.scale)
+        begin, draws, fared = jax.device_get(found)
+    return begin, draws, fared.summed()
 
 
 def settings_of(kernel: Continuous) -> Continuous:
@@ -76,8 +77,8 @@ def settings_of(kernel: Continuous) -> Continuous:
 
 
 @lru_cache(maxsize=128)
-def _compiled(logdensity: Callable[..., Any], kernel: Continuous) -> Callable[..., Any]:
-    """Compile the moves of a kernel on a density. JAX itself keeps one program for each number of walkers."""
+def _compiled(logdensity: Callable[..., Any], kernel: Continuous, count: int) -> Callable[..., Any]:
+    """Compile a kernel's trajectories on a density. JAX itself keeps one program for each number of walkers."""
     import jax
     import jax.numpy as jnp
 
@@ -86,12 +87,54 @@ def _compiled(logdensity: Callable[..., Any], kernel: Continuous) -> Callable[..
     ) -> tuple[Point, Point, Any]:
         target = Traced(lambda u: logdensity(u, fixed), inverse, center, scale)
         init, step = kernel.traced(target, size)
-        begin = target.at(z, kernel.gradient)
-        keys = jax.random.split(jax.random.wrap_key_data(word, impl="threefry2x32"), kernel.moves)
-        state, fared = jax.lax.scan(lambda state, key: step(key, state), init(z), keys)
-        end = target.at(state.position, False)
-        fared = jax.tree.map(jnp.asarray, fared)
-        return begin, end, fared
 
-    compiled: Callable[..., Any] = jax.jit(jax.vmap(one, in_axes=(0, 0, 0, 0, None, None, None)))
+        def walk(state: Any, key: Any) -> Any:
+            state, fared = step(key, state)
+            return state, (state.position, jax.tree.map(jnp.asarray, fared))
+
+        def draw(state: Any, keys: Any) -> Any:
+            state, (positions, fared) = jax.lax.scan(walk, state, keys)
+            return state, (positions[-1], fared)
+
+        keys = jax.random.split(jax.random.wrap_key_data(word, impl="threefry2x32"), (count, kernel.moves))
+        _, (positions, fared) = jax.lax.scan(draw, init(z), keys)
+        return target.at(z, kernel.gradient), jax.vmap(lambda z: target.at(z, False))(positions), fared
+
+    compiled: Callable[..., Any] = jax.jit(jax.vmap(one, in_axes=(0, 0, 0, 0, None, None, None), out_axes=(0, 1, 2)))
+    return compiled
+
+
+def warm_up_compiled(kernel: Stepping, density: Density, key: Keys, steps: int) -> tuple[Floats, float, Floats]:
+    """Run BlackJAX's window adaptation on one walker, which is Stan's: its position, step size and variances (d,)."""
+    import jax
+
+    words = np.ascontiguousarray(_keys.fold(key, _keys.tag("jax"))).view(np.uint32).reshape(-1, 2)
+    with jax.enable_x64(True):
+        run = _warm_up(density.logdensity, settings_of(kernel), steps)
+        fixed = jax.tree.map(lambda array: array[0], density.fixed)
+        position, size, variances = jax.device_get(run(density.position[0], fixed, words[0]))
+    return np.asarray(position, float), float(size), np.asarray(variances, float)
+
+
+@lru_cache(maxsize=32)
+def _warm_up(logdensity: Callable[..., Any], kernel: Stepping, steps: int) -> Callable[..., Any]:
+    """Compile the warm-up of a kernel that has BlackJAX's settings for it."""
+    import jax
+    import jax.numpy as jnp
+
+    def run(u: Any, fixed: Any, word: Any) -> tuple[Any, Any, Any]:
+        target = Traced(lambda u: logdensity(u, fixed), jnp.asarray(1.0), jnp.zeros_like(u), jnp.ones_like(u))
+        algorithm, settings = kernel.adaptable()  # type: ignore[attr-defined]
+        warm_up = library().window_adaptation(
+            algorithm,
+            target.log_density,
+            target_acceptance_rate=kernel.goal(len(u)),
+            adaptation_info_fn=lambda *told: None,
+            **settings,
+        )
+        key = jax.random.wrap_key_data(word, impl="threefry2x32")
+        (state, found), _ = warm_up.run(key, u, num_steps=steps)
+        return state.position, found["step_size"], found["inverse_mass_matrix"]
+
+    compiled: Callable[..., Any] = jax.jit(run)
     return compiled

@@ -102,3 +102,7 @@ class HMC(Stepping):
             return state, Fared(info.acceptance_rate, info.is_divergent, info.energy, self.leapfrogs)
 
         return lambda z: hmc.init(z, target.log_density), step
+
+    def adaptable(self) -> tuple[Any, dict[str, Any]]:
+        """Return BlackJAX's algorithm and its settings, for its window adaptation."""
+        return library().hmc, {"num_integration_steps": self.leapfrogs}

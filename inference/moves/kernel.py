@@ -15,6 +15,7 @@ from ...ppl.density import Density
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, Index
+from ...ppl.sites import Site
 from ..base.checks import positive
 from ..base.paths import Asking, Path
 from .replay import check_paths, densities_of, rebuild
@@ -35,6 +36,10 @@ class Fared(NamedTuple):
     diverging: Any
     energy: Any
     evaluations: Any
+
+    def summed(self) -> Fared:
+        """Sum up the moves of each draw: from (count, moves, n) to (count, n)."""
+        return Fared(self.chance.mean(1), self.diverging.any(1), self.energy[:, -1], self.evaluations.sum(1))
 
 
 class Moved(NamedTuple):
@@ -108,6 +113,15 @@ class Continuous:
                 out[i] = new
         return out, float(rates.mean())
 
+    def left(self, model: FeynmanKac[Any], path: Path) -> str | None:
+        """Return the address of a choice of a path that it never moves, as far as that is known; see `check_reach`."""
+        moving = {site for density in densities_of(self.name, model, [path], None) for site in density.sites}
+        for step in path.steps() if moving else ():
+            for site in step.choices:
+                if isinstance(site, Site) and site.kind == "sample" and site.address not in moving:
+                    return site.address
+        return None
+
     def _decided(
         self, model: FeynmanKac[Any], density: Density, olds: list[Path], keys: Keys, inverse: Floats
     ) -> Asking[tuple[list[Path], Floats]]:
@@ -131,31 +145,46 @@ class Continuous:
         yield  # type: ignore[unreachable]  # a generator, as the others are
 
     def transition(self, density: Density, keys: Keys, inverse: Floats) -> Moved:
-        """Make ``moves`` steps of n walkers from where a density's paths are.
+        """Make ``moves`` steps of n walkers from where a density's paths are; see `trajectory`."""
+        begin, draws, fared = self.trajectory(density, keys, inverse, 1)
+        last = Point(*(part[0] for part in draws))
+        changed = (last.position != begin.position).any(1)
+        position = np.where(changed[:, None], self.shape(density).position(last.position), density.position)
+        return Moved(position, last.log_prior, last.log_potential, changed, Fared(*(part[0] for part in fared)))
+
+    def trajectory(self, density: Density, keys: Keys, inverse: Floats, count: int) -> tuple[Point, Point, Fared]:
+        """Make ``count`` times ``moves`` steps of n walkers from where a density's paths are, in its `shape`.
+
+        Returns:
+            Where they begin, (n, …); where they are after each ``moves`` steps, (count, n, …), without gradients; and
+            how they fared in these, (count, n): the mean chance, whether any diverged, the last energy, and all
+            evaluations.
 
         Raises:
-            ImpossibleStart: where the density is not positive there, or has no finite gradient.
+            ImpossibleStart: where the density is not positive at the beginning, or has no finite gradient.
         """
-        shape = self.shape(density)
-        d = density.position.shape[1]
+        shape, size = self.shape(density), self.size(density.position.shape[1])
         z = shape.coordinates(density.position)
         if density.logdensity is not None:
             from .compiled import walk_compiled
 
-            begin, end, fared = walk_compiled(self, density, shape, z, self.size(d), keys, inverse)
+            begin, draws, fared = walk_compiled(self, density, shape, z, size, keys, inverse, count)
             check_start(self.name, density, begin, self.gradient)
-        else:
-            target = Target(density, inverse, shape)
-            begin = end = target.at(z, self.gradient)
-            check_start(self.name, density, begin, self.gradient)
-            steps = []
-            for k in range(self.moves):
-                end, one = self.walk(target, end, _keys.fold(keys, _keys.tag("walk"), k), self.size(d))
-                steps.append(one)
-            fared = Fared(*(np.mean(part, 0) for part in zip(*steps)))
-        changed = (end.position != z).any(1)
-        position = np.where(changed[:, None], shape.position(end.position), density.position)
-        return Moved(position, end.log_prior, end.log_potential, changed, fared)
+            return begin, draws, fared
+        target = Target(density, inverse, shape)
+        begin = now = target.at(z, self.gradient)
+        check_start(self.name, density, begin, self.gradient)
+        points, steps = [], []
+        for k in range(count * self.moves):
+            now, one = self.walk(target, now, _keys.fold(keys, _keys.tag("walk"), k), size)
+            steps.append(one)
+            if (k + 1) % self.moves == 0:
+                points.append(now)
+        zero = np.zeros((count, 1, 1))
+        parts = [np.stack(part) for part in zip(*points)]
+        draws = Point(parts[0], parts[1], parts[2], zero, zero)
+        fared = Fared(*(np.stack(part).reshape(count, self.moves, -1) for part in zip(*steps)))
+        return begin, draws, fared.summed()
 
 
 @dataclass(frozen=True)

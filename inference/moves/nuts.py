@@ -12,7 +12,8 @@ from ...ppl.keys import Keys
 from ...ppl.model import Floats
 from ..base.checks import positive
 from .hmc import DIVERGENT
-from .kernel import Fared, Moved, Stepping, library
+from .kernel import Fared, Stepping, library
+from .target import Point
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ class NUTS(Stepping):
         """Return the step size to begin with, where it is not given."""
         return float(d**-0.25)
 
-    def transition(self, density: Density, keys: Keys, inverse: Floats) -> Moved:
-        """Make ``moves`` steps of n walkers; see `Continuous`."""
+    def trajectory(self, density: Density, keys: Keys, inverse: Floats, count: int) -> tuple[Point, Point, Fared]:
+        """Move n walkers; see `Continuous`."""
         if density.logdensity is None:
             raise Unsupported(
                 f"NUTS needs a density that JAX can trace, and this one is evaluated in batches{density.named}: "
                 "move by HMC"
             )
-        return super().transition(density, keys, inverse)
+        return super().trajectory(density, keys, inverse, count)
 
     def traced(self, target: Any, size: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Return BlackJAX's trajectory for one walker."""
@@ -76,3 +77,7 @@ class NUTS(Stepping):
             return state, Fared(info.acceptance_rate, info.is_divergent, info.energy, info.num_integration_steps)
 
         return lambda z: nuts.init(z, target.log_density), step
+
+    def adaptable(self) -> tuple[Any, dict[str, Any]]:
+        """Return BlackJAX's algorithm and its settings, for its window adaptation."""
+        return library().nuts, {"max_num_doublings": self.doublings}

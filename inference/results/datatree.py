@@ -35,6 +35,8 @@ def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) ->
             there is none.
         posterior_text: what is text (strings, `Text`, other objects by ``str``) of the same draws. It is a group of
             its own, since ``az.summary`` and its kin take numbers alone.
+        sample_stats: of Markov chains that say how their draws came about, (chain, draw): ``acceptance_rate``,
+            ``diverging``, ``energy``, ``n_steps``, ``lp``, as far as there are such.
         particles: (chain, draw): the particles as they are, unfinished ones too, numbers and texts alike, with their
             unnormalised ``log_weight``, their reward ``log_potential``, and whether they are ``complete``. A chain with
             fewer is filled up with NaN, of weight zero.
@@ -121,6 +123,10 @@ def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) ->
         if posterior.guarantee != "heuristic" and (data or name == "posterior")
     }
     groups["particles"] = group(raw, ["chain", "draw"])
+    told = _stats(posterior)
+    if told:
+        stats = {name: array[index] for name, array in told.items()}
+        groups["sample_stats"] = group(stats, ["chain", "draw"]).assign_coords(coords)
     if not posterior.serial:
         history = _history(posterior.chains)
         groups["smc"] = xarray.merge(
@@ -132,6 +138,13 @@ def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) ->
         )
     attrs = arviz_base.base.make_attrs({**library, **_facts(posterior)})
     return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attrs), **groups})
+
+
+def _stats(posterior: Any) -> dict[str, NDArray[Any]]:
+    """Return how the draws of Markov chains came about, (particles,), as far as all chains say."""
+    found = [chain.stats for chain in posterior.chains] if posterior.serial else []
+    names = [name for name in (found[0] if found else ()) if all(name in stats for stats in found)]
+    return {name: np.concatenate([stats[name] for stats in found]) for name in names}
 
 
 def equal_draws(posterior: Any, draws: int, seed: int) -> Index:

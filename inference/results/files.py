@@ -88,6 +88,7 @@ def _chain(chain: Chain, where: str, encoder: Encoder) -> dict[str, Any]:
         "answers": encoder.encode(chain.answers, f"the answers of {where}"),
         "info": encoder.encode(dict(chain.info), f"the info of {where}"),
         "serial": chain.serial,
+        "stats": {name: encoder.array(array) for name, array in chain.stats.items()},
         "sizes": encoder.array(np.array([len(step.done) for step in steps], np.int64)),
         "schemes": [step.scheme for step in steps],
         "scalars": {name: encoder.array(np.array([getattr(step, name) for step in steps])) for name in _SCALARS},
@@ -190,6 +191,7 @@ def _read_chain(data: dict[str, Any], decoder: Decoder) -> Chain:
         tree=tree,
         info=decoder.decode(data["info"]),
         serial=data["serial"],
+        stats={name: decoder.array(array) for name, array in data.get("stats", {}).items()},
     )
 
 

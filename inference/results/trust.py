@@ -42,7 +42,8 @@ def reservations(posterior: Any) -> tuple[str, ...]:
     forwarded again, as memory was short. k̂ takes part where arviz-stats is installed, and is asked for where
     it is loaded already, or where few particles had weight, at the end or before a resampling. Of Markov chains: one
     that never moved, an acceptance below a tenth, an effective sample size below a tenth of the draws (and below 100),
-    and R̂ above 1.1.
+    and R̂ above 1.1; and any
+    divergent transition.
     """
     return (*_speak(posterior), *_short_memory(posterior))
 
@@ -164,7 +165,7 @@ def _chains(posterior: Any) -> Iterator[str]:
     if not posterior.drawn or posterior.mixing.draws < 2:
         return
     found, n = posterior.mixing, posterior.mixing.draws
-    more = f"use more {'sweeps' if _has(posterior, 'sweeps') else 'moves'}"
+    more = f"use more {next((name for name in ('sweeps', 'draws') if _has(posterior, name)), 'moves')}"
     # Moves that are accepted, and change nothing, are those of a chain at a place that has nearly all the mass.
     stuck = sum(not changed and not rate >= _LOW for changed, rate in zip(found.changes, found.acceptance))
     if stuck:
@@ -178,6 +179,12 @@ def _chains(posterior: Any) -> Iterator[str]:
         yield (
             f"the effective sample size is {posterior.ess:.1f} of {len(posterior)} draws, {found.distinct} of them "
             f"distinct: means are as rough as those of {posterior.ess:.0f} independent draws; {more}"
+        )
+    diverged = sum(int(chain.stats["diverging"].sum()) for chain in posterior.chains if "diverging" in chain.stats)
+    if diverged:
+        yield (
+            f"{diverged} of {len(posterior)} transitions were divergent: the draws may miss a part of the target that "
+            "is narrow; use smaller steps (step=), or other coordinates in the model (a non-centred hierarchy)"
         )
     if found.rhat > _APART:
         yield f"the {len(found.changes)} chains disagree: R-hat is {found.rhat:.2f}, and should be near 1; {more}"

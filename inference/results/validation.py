@@ -50,6 +50,9 @@ def _check_chain(chain: Chain, where: str) -> None:
     _holds(chain.answers is None or (type(chain.answers) is tuple and len(chain.answers) == n), f"votes of {where}")
     _holds(type(chain.info) is dict and all(map(_number, chain.info.values())), f"info of {where} is no numbers")
     _holds(all(type(name) is str and name.isidentifier() for name in chain.info), f"info of {where} has no names")
+    for name, array in chain.stats.items():
+        _holds(name.isidentifier(), f"stats of {where} have no names")
+        _array(array, "fiub", n, f"{name} of {where}")
     if chain.tree is not None:
         _check_tree(chain.tree, n, where)
         object.__setattr__(chain, "steps", chain.tree.steps)

@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from .inference.smoothing.smooth import smooth
     from .inference.smoothing.smoothed import Smoothed
     from .ppl.bridges.from_numpyro import from_numpyro
+    from .ppl.bridges.to_numpyro import to_numpyro
 
 __version__ = "0.1.0"
 
@@ -195,6 +196,7 @@ __all__ = [
     "smooth",
     "steps",
     "tasks",
+    "to_numpyro",
     "twist",
 ]
 
@@ -252,6 +254,7 @@ _HOME = {
     "report": "inference.plots.report",
     "smooth": "inference.smoothing.smooth",
     "steps": "inference.infer",
+    "to_numpyro": "ppl.bridges.to_numpyro",
 }
 
 

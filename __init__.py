@@ -93,6 +93,8 @@ if TYPE_CHECKING:
     from .inference.session import Session
     from .inference.smoothing.smooth import smooth
     from .inference.smoothing.smoothed import Smoothed
+    from .inference.tempering.hit_and_run_slice import HitAndRunSlice
+    from .inference.tempering.nested_sampling import NestedSampling
     from .ppl.bridges.from_numpyro import from_numpyro
     from .ppl.bridges.to_numpyro import to_numpyro
 
@@ -128,11 +130,13 @@ __all__ = [
     "FeynkacError",
     "FeynmanKac",
     "FirstFinish",
+    "HitAndRunSlice",
     "ImportanceSampling",
     "Kernel",
     "LinearTwist",
     "LookAheadSMC",
     "MarkovKernel",
+    "NestedSampling",
     "NoiseSearch",
     "ParallelTempering",
     "ParticleFilter",
@@ -214,6 +218,7 @@ _HOME = {
     "EntropicParticleFilter": "inference.particles.entropic",
     "FirstFinish": "inference.pools.first_finish",
     "HMC": "inference.moves.hmc",
+    "HitAndRunSlice": "inference.tempering.hit_and_run_slice",
     "ImportanceSampling": "inference.particles.importance",
     "LinearTwist": "inference.results.linear_twist",
     "LookAheadSMC": "inference.particles.look_ahead",
@@ -222,6 +227,7 @@ _HOME = {
     "MCTS": "inference.search.mcts",
     "MarkovKernel": "inference.base.paths",
     "NUTS": "inference.moves.nuts",
+    "NestedSampling": "inference.tempering.nested_sampling",
     "NoiseSearch": "inference.search.noise_search",
     "PCN": "inference.moves.pcn",
     "PCNL": "inference.moves.pcnl",

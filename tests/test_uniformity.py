@@ -286,6 +286,7 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "SuffixMH, powered": (fk.SuffixMH(8, power=2.0, block=1), {}),
     "ParallelTempering": (fk.ParallelTempering((1.0, 3.0), sweeps=6), {}),
     "PowerSampling": (fk.PowerSampling(3, power=2.0, moves=2), {}),
+    "NestedSampling": (fk.NestedSampling(5, fk.SuffixMH(1), moves=2, delete=2), {}),
 }
 
 
@@ -300,10 +301,10 @@ def test_every_engine_of_the_library_is_in_the_table():
 
 
 UNBIASED = "SMC ImportanceSampling ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC TreeSampling"
-CONSISTENT = "ParticleGibbs SuffixMH ParallelTempering PowerSampling"
+CONSISTENT = "ParticleGibbs SuffixMH ParallelTempering PowerSampling NestedSampling"
 BY_REWARD = (
     "SMC ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC SVDD RolloverBudget "
-    "TreeSampling TreeSearch ParticleGibbs SuffixMH ParallelTempering PowerSampling"
+    "TreeSampling TreeSearch ParticleGibbs SuffixMH ParallelTempering PowerSampling NestedSampling"
 )
 MARKOV = "ParticleGibbs SuffixMH ParallelTempering"
 NOT_EXACT = ("ParticleFilter, as its_hub", "EntropicParticleFilter, as published")

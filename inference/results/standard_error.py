@@ -91,6 +91,8 @@ def evidence_error(chains: Sequence[Chain]) -> Error:
         return Error(math.nan, "the engine gives no evidence")
     if np.isneginf(evidence).all():
         return Error(math.nan, "every particle has weight zero")
+    if len(chains) == 1 and "log_evidence_se" in chains[0].info:  # the engine knows
+        return Error(chains[0].info["log_evidence_se"], df=1000.0)
     groups, factor, reason = _groups(chains)
     shares = normalize(evidence)
     if len(chains) == 1:

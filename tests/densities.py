@@ -46,7 +46,7 @@ class Toy:
         log_link: whether x = eᵘ.
         gaussian: see `Density`; of the prior in u.
         jax: whether there is a JAX density.
-        bias: added to the log_prior of the density and not to the path's: a broken model.
+        twist: the guide's level is so many times x₀, until the last step.
     """
 
     d: int
@@ -58,7 +58,7 @@ class Toy:
     log_link: bool = False
     gaussian: Any = None
     jax: bool = False
-    bias: float = 0.0
+    twist: float = 0.0
     calls: dict[str, int] = field(default_factory=lambda: {"evaluate": 0, "replayed": 0, "traced": 0})
     compiled: dict[int, Any] = field(default_factory=dict)
 
@@ -81,8 +81,8 @@ class Toy:
         log_g = by_step[state.depth, np.arange(len(state))]
         first = state.depth == 0
         choices = [tuple(x) if at else () for x, at in zip(state.x.tolist(), first.tolist())]
-        zero, ones = np.zeros(len(state)), np.ones(len(state), bool)
-        return fk.Advance(state, choices, log_prob, log_prob, log_g, zero, state.done, ones)
+        twist = np.where(state.done, 0.0, self.twist * state.x[:, 0])
+        return fk.Advance(state, choices, log_prob, log_prob, log_g, twist, state.done, np.ones(len(state), bool))
 
     def select(self, state, index):
         return Batch(state.x[index], state.depth[index], state.steps)
@@ -103,7 +103,7 @@ class Toy:
     def log_parts(self, xp, u, steps):
         """log_prior and log_potential of (…, d)."""
         x, slope = self.into(xp, u)
-        log_prior = self.log_prior(xp, x) + xp.log(slope).sum(-1) + self.bias
+        log_prior = self.log_prior(xp, x) + xp.log(slope).sum(-1)
         return log_prior, sum(log_g(xp, x) for log_g in self.potentials[:steps])
 
     def unconstrained(self, paths, horizon):

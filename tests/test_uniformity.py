@@ -285,6 +285,7 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "SuffixMH": (fk.SuffixMH(8, chains=2), {}),
     "SuffixMH, powered": (fk.SuffixMH(8, power=2.0, block=1), {}),
     "ParallelTempering": (fk.ParallelTempering((1.0, 3.0), sweeps=6), {}),
+    "MCMC": (fk.MCMC(fk.Sweep(fk.SuffixMH(1), fk.SuffixMH(1)), draws=5, warmup=2, chains=2), {}),
     "PowerSampling": (fk.PowerSampling(3, power=2.0, moves=2), {}),
     "NestedSampling": (fk.NestedSampling(5, fk.SuffixMH(1), moves=2, delete=2), {}),
 }
@@ -301,12 +302,12 @@ def test_every_engine_of_the_library_is_in_the_table():
 
 
 UNBIASED = "SMC ImportanceSampling ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC TreeSampling"
-CONSISTENT = "ParticleGibbs SuffixMH ParallelTempering PowerSampling NestedSampling"
+CONSISTENT = "ParticleGibbs SuffixMH ParallelTempering PowerSampling MCMC NestedSampling"
 BY_REWARD = (
     "SMC ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC SVDD RolloverBudget "
-    "TreeSampling TreeSearch ParticleGibbs SuffixMH ParallelTempering PowerSampling NestedSampling"
+    "TreeSampling TreeSearch ParticleGibbs SuffixMH ParallelTempering PowerSampling MCMC NestedSampling"
 )
-MARKOV = "ParticleGibbs SuffixMH ParallelTempering"
+MARKOV = "ParticleGibbs SuffixMH ParallelTempering MCMC"
 NOT_EXACT = ("ParticleFilter, as its_hub", "EntropicParticleFilter, as published")
 
 

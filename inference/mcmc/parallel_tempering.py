@@ -13,7 +13,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
 from ..base.checks import positive
 from ..base.engine import Guarantee, Ranking, Run
-from ..base.paths import Asking, MarkovKernel, Path, check_kernel
+from ..base.paths import Asking, MarkovKernel, Path, check_kernel, check_reach
 from .chain import alive, check_schedule, draw_chain, from_prior, kept
 from .suffix_mh import SuffixMH
 
@@ -32,7 +32,8 @@ class ParallelTempering:
     Args:
         temperatures: from 1 up; the last may be infinite, which is the model without its potentials.
         sweeps: how often all move and exchange.
-        kernel: moves a run, tempered: `SuffixMH` of power 1.
+        kernel: moves a run, tempered: `SuffixMH` of power 1, or a move on continuous sites such as `HMC`. One without a
+            step size does not learn it here: give it one.
         burn_in: sweeps thrown away first; None: a fifth.
         thin: every so many of the rest is kept.
         chains: independent ladders, of equal weight.
@@ -82,6 +83,8 @@ class ParallelTempering:
         inverse, turn = 1.0 / np.array(self.temperatures), [0]
 
         def sweep(paths: list[Path], key: Keys) -> Asking[tuple[list[Path], dict[str, float]]]:
+            if not turn[0]:
+                check_reach("ParallelTempering", self.kernel, model, paths[0])
             keys = _keys.fold(key, _keys.tag("rung"), np.arange(len(paths)))
             paths, accepted = yield from self.kernel.move(model, paths, keys, None, inverse)
             paths, exchanged = exchange(paths, inverse, turn[0] % 2, _keys.fold(key, _keys.tag("exchange")))

@@ -39,9 +39,10 @@ class Traced:
             zero = jnp.zeros_like(z)
             prior, potential = parts(z)
             return Point(z, prior, potential, zero, zero)
-        (prior, potential), pullback = jax.vjp(parts, z)
-        one, none = (jnp.asarray(x, prior.dtype) for x in (1.0, 0.0))
-        return Point(z, prior, potential, pullback((one, none))[0], pullback((none, one))[0])
+        # One by one: where the one gradient is infinite, a pullback of both would make the other NaN.
+        prior, grad_prior = jax.value_and_grad(lambda z: parts(z)[0])(z)
+        potential, grad_potential = jax.value_and_grad(lambda z: parts(z)[1])(z)
+        return Point(z, prior, potential, grad_prior, grad_potential)
 
     def log_density(self, z: Any) -> Any:
         """Return log π_λ at z (d,)."""

@@ -40,7 +40,7 @@ def of(toy, **more):
 
 @dataclass(frozen=True, eq=False)
 class Noisy(Toy):
-    """Its potential is an unbiased estimate, rough below 1.2, drawn anew by each start; the density does not know it."""
+    """Its potential is an unbiased estimate, rough below 1.2, which each start draws anew; the density knows none."""
 
     def start(self, keys, given=None):
         advance = super().start(keys, given)

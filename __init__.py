@@ -95,6 +95,9 @@ if TYPE_CHECKING:
     from .inference.smoothing.smoothed import Smoothed
     from .inference.tempering.hit_and_run_slice import HitAndRunSlice
     from .inference.tempering.nested_sampling import NestedSampling
+    from .inference.tempering.persistent import PersistentSampling
+    from .inference.tempering.tempered import TemperedSMC
+    from .inference.tempering.waste_free import WasteFreeSMC
     from .ppl.bridges.from_numpyro import from_numpyro
     from .ppl.bridges.to_numpyro import to_numpyro
 
@@ -142,6 +145,7 @@ __all__ = [
     "ParticleFilter",
     "ParticleGibbs",
     "PathSearch",
+    "PersistentSampling",
     "Posterior",
     "PowerSampling",
     "Program",
@@ -159,9 +163,11 @@ __all__ = [
     "Step",
     "SuffixMH",
     "Sweep",
+    "TemperedSMC",
     "TreeOfFrames",
     "TreeSampling",
     "TreeSearch",
+    "WasteFreeSMC",
     "afresh",
     "batched",
     "bounds",
@@ -235,6 +241,7 @@ _HOME = {
     "ParticleFilter": "inference.particles.particle_filter",
     "ParticleGibbs": "inference.mcmc.particle_gibbs",
     "PathSearch": "inference.particles.path_search",
+    "PersistentSampling": "inference.tempering.persistent",
     "Posterior": "inference.results.posterior",
     "PowerSampling": "inference.mcmc.power_sampling",
     "RandomWalk": "inference.moves.random_walk",
@@ -249,9 +256,11 @@ _HOME = {
     "Step": "inference.base.step",
     "SuffixMH": "inference.mcmc.suffix_mh",
     "Sweep": "inference.moves.sweep",
+    "TemperedSMC": "inference.tempering.tempered",
     "TreeOfFrames": "inference.search.tree_of_frames",
     "TreeSampling": "inference.search.tree_sampling",
     "TreeSearch": "inference.search.tree_search",
+    "WasteFreeSMC": "inference.tempering.waste_free",
     "bounds": "inference.comparison.bounds",
     "calibrate": "inference.calibration.calibrate",
     "compare": "inference.comparison.compare",

@@ -270,7 +270,7 @@ class Session:
                 values += model.values(made[1])
             if not self._ended(i):
                 # Whole runs that were stopped early are fewer, and how many may depend on what they found.
-                whole = made is not None and made[0].complete.all()
+                whole = made is not None and made[0].arrived
                 promise = weaker(promise, "consistent" if whole else "prefix")
         return Posterior(
             values=tuple(values),
@@ -333,6 +333,7 @@ def _chain(now: Standing) -> tuple[Chain, Any]:
         info=dict(report.info),
         serial=report.serial,
         stats=dict(report.stats),
+        stages=report.stages,
     ), report.state
 
 

@@ -87,6 +87,10 @@ class InconsistentDensity(FeynkacError):
     """The density that a model gives for moves is not that of the paths it makes, so that moves would be wrong."""
 
 
+class LadderStuck(FeynkacError):
+    """Tempering makes no progress: no rise of the inverse temperature leaves enough effective sample size."""
+
+
 class ContextOverflow(FeynkacError, ValueError):
     """A text is longer than the context of its language model.
 

@@ -75,6 +75,7 @@ class Chain:
         info: numbers by name that say how the engine fared, such as "acceptance".
         serial: whether the particles are draws of one Markov chain, in their order.
         stats: arrays (n,) that say how each draw of a Markov chain came about, by ArviZ's names.
+        stages: of engines that temper whole runs: a step for each stage. The steps are then those of the runs.
 
     All its arrays are read-only.
     """
@@ -88,6 +89,7 @@ class Chain:
     info: Mapping[str, float] = field(default_factory=dict)
     serial: bool = False
     stats: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    stages: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
         freeze(self, "log_weights", "complete")
@@ -98,6 +100,24 @@ class Chain:
     def evidence(self) -> float:
         """log Ẑ of this chain."""
         return logmeanexp(self.log_weights) if self.log_evidence is None else self.log_evidence
+
+    @property
+    def history(self) -> tuple[Step, ...]:
+        """What the weights went through: the stages of a tempered population, else the steps."""
+        return self.stages or self.steps
+
+    @property
+    def arrived(self) -> bool:
+        """Whether its target is the model's own: every run is complete, and none is tempered."""
+        return bool(self.complete.all()) and (not self.stages or self.stages[-1].temperature == 1.0)
+
+    @cached_property
+    def founders(self) -> NDArray[np.intp]:
+        """(n,): the index, at the first step of its `history`, of the ancestor of each final particle."""
+        index = np.arange(len(self.log_weights))
+        for step in self.history[:0:-1]:
+            index = step.ancestors[index]
+        return index
 
     @cached_property
     def lines(self) -> NDArray[np.intp]:

@@ -100,6 +100,7 @@ class Report:
         info: numbers by name that say how the engine fares, such as the acceptance rate of a Markov chain.
         serial: whether the particles are draws of one Markov chain, in their order.
         stats: of the draws of a Markov chain: arrays (n,) that say how each came about, by ArviZ's names.
+        stages: of engines that temper whole runs: a step for each stage so far.
     """
 
     state: Any
@@ -111,6 +112,7 @@ class Report:
     info: Mapping[str, float] = field(default_factory=dict)
     serial: bool = False
     stats: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    stages: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ...ppl import keys as _keys
 from ...ppl.errors import InvalidWeight, Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats
+from ...ppl.sites import Site
 from .chain import detach_choices
 from .engine import Growing, Move, Report, Start
 from .search_tree import SearchTree
@@ -299,11 +300,12 @@ def growing(
     info: Mapping[str, float] = MappingProxyType({}),
     serial: bool = False,
     stats: Mapping[str, Sequence[float]] = MappingProxyType({}),
+    stages: tuple[Step, ...] = (),
 ) -> Growing:
     """Return a report of the paths that are in a list now, to be made when asked for, though the list may grow.
 
     Without weights, those alive weigh the same. They are ``serial`` where they are the draws of one Markov chain, and
-    have ``stats`` then: see `Report`; these lists may grow, too.
+    have ``stats`` then: see `Report`; these lists may grow, too. They have ``stages`` where they are tempered.
     """
     count = len(paths)
 
@@ -312,7 +314,8 @@ def growing(
         weights = even(kept) if log_weights is None else log_weights
         state, tree = gather(model, kept), record(kept, weights)
         told = {name: np.array(numbers[:count]) for name, numbers in stats.items() if len(numbers) >= count}
-        return Report(state, weights, None, log_evidence, tree=tree, info=info, serial=serial, stats=told)
+        more: dict[str, Any] = {"info": info, "serial": serial, "stats": told, "stages": stages}
+        return Report(state, weights, None, log_evidence, tree=tree, **more)
 
     finished = count if step.done.all() else sum(path.done for path in paths)  # a chain's draws are whole runs
     return Growing(report, step, finished)
@@ -321,6 +324,24 @@ def growing(
 def even(paths: Sequence[Path]) -> Floats:
     """Return log-weights (n,): 0 for a path of positive weight, else −inf."""
     return np.array([0.0 if path.log_weight > -math.inf else -math.inf for path in paths])
+
+
+def drew(choices: Any) -> bool:
+    """Whether a step drew anything; what is no record of sites may have."""
+    if not isinstance(choices, tuple) or not all(isinstance(site, Site) for site in choices):
+        return True
+    return any(site.kind in ("sample", "call") for site in choices)
+
+
+def origins(paths: Sequence[Path]) -> list[int]:
+    """Return for each path the number of the last step that drew in it: equal for copies that have not parted."""
+    out = []
+    for path in paths:
+        at = path
+        while at.before is not None and not drew(at.choices):
+            at = at.before
+        out.append(id(at))
+    return out
 
 
 def describe_paths(number: int, paths: Sequence[Path], log_weights: Floats | None = None) -> Step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ class Step:
     An engine that grows a tree shows a step for each wave of rollouts, of which the particles are the leaves that the
     wave added; what it leaves in the history is the tree, read by depth (see `SearchTree.steps`).
 
+    A tempered population has a step for each stage (see `Chain.stages`): its particles are whole runs, its
+    ``log_potential`` that of the whole run, and its weights and evidence those of the tempered target.
+
     Attributes:
         depth: number of the step, from 0.
         ess: effective sample size of the (twisted) weights, in 1…n, before resampling.
@@ -33,6 +37,7 @@ class Step:
         choices: what each particle chose.
         temperature: of the target at this step; 1 is the model's own.
         scheme: how the ancestors were drawn ("multinomial", …); None where they were not.
+        acceptance: the share of the moves of a stage that were accepted; NaN where there were none.
 
     All its arrays are read-only.
     """
@@ -50,6 +55,7 @@ class Step:
     choices: Sequence[Any]
     temperature: float = 1.0
     scheme: str | None = None
+    acceptance: float = math.nan
 
     def __post_init__(self) -> None:
         freeze(self, "ancestors", "log_weights", "log_potential", "log_twist", "done")

@@ -20,13 +20,13 @@ _POINTS = 300
 
 def ess_chart(posterior: Any, size: tuple[int, int] = SIZE) -> str:
     """Draw the ESS of each step as a share of the particles, one line per chain; a dot where it led to resampling."""
-    longest = max(len(chain.steps) for chain in posterior.chains)
+    longest = max(len(chain.history) for chain in posterior.chains)
     chart = Chart("Effective sample size", _across(longest), (0.0, 1.0), percent=True, size=size)
     for chain in posterior.chains:
-        share = [step.ess / len(step.log_weights) for step in chain.steps]
+        share = [step.ess / len(step.log_weights) for step in chain.history]
         chart.line(*_thinned(share), opacity=1.0 if len(posterior.chains) == 1 else 0.65)
-        for t in np.flatnonzero(views.resampled_after(chain.steps)).tolist() if longest <= _MARKS else ():
-            step = chain.steps[t]
+        for t in np.flatnonzero(views.resampled_after(chain.history)).tolist() if longest <= _MARKS else ():
+            step = chain.history[t]
             told = f"step {t}: ESS {step.ess:.1f} of {len(step.log_weights)}, then resampled"
             chart.dot(t, share[t], told, ORANGE)
     chart.note("● then resampled" if longest <= _MARKS else "", ORANGE)
@@ -36,7 +36,7 @@ def ess_chart(posterior: Any, size: tuple[int, int] = SIZE) -> str:
 def evidence_chart(posterior: Any, size: tuple[int, int] = SIZE) -> str:
     """Draw log Ẑ after each step, of every chain (faint) and of all together."""
     pooled = views.pooled_evidence(posterior.chains)
-    each = [np.array([step.log_evidence for step in chain.steps]) for chain in posterior.chains]
+    each = [np.array([step.log_evidence for step in chain.history]) for chain in posterior.chains]
     chart = Chart(
         "Evidence: log Ẑ, nats", (0, max(len(pooled) - 1, 1)), span(np.concatenate([pooled, *each])), size=size
     )
@@ -47,6 +47,19 @@ def evidence_chart(posterior: Any, size: tuple[int, int] = SIZE) -> str:
     chart.note(
         f"{views.number(posterior.log_evidence)}" + (f", {len(each)} chains (faint) together" if several else "")
     )
+    return str(chart)
+
+
+def tempering_chart(posterior: Any, size: tuple[int, int] = SIZE) -> str:
+    """Draw E_λ[log G] against λ, whose integral is log Z, one line per chain."""
+    found = posterior.thermodynamic
+    heights = np.concatenate([one.mean for one in found])
+    chart = Chart("Tempering: E[log G]", (0.0, 1.0), span(heights), xlabel="inverse temperature λ", size=size)
+    for one in found:
+        chart.line(one.inverse.tolist(), one.mean.tolist(), opacity=1.0 if len(found) == 1 else 0.65)
+        for x, y in zip(one.inverse.tolist(), one.mean.tolist()):
+            chart.dot(x, y, f"λ = {x:.4g}: {views.number(y)} nats", radius=2.0)
+    chart.note(views.integral(posterior))
     return str(chart)
 
 
@@ -101,6 +114,7 @@ def charts_of(posterior: Any) -> list[Callable[..., str]]:
     """Return the charts that have something to say: no evidence where there is none, no weights of Markov chains."""
     charts = [] if posterior.serial else [ess_chart]
     charts += [] if np.isnan(posterior.log_evidence) else [evidence_chart]
+    charts += [tempering_chart] if all(chain.stages for chain in posterior.chains) else []
     return [*charts, rewards_chart, *([] if posterior.serial else [weights_chart])]
 
 

@@ -57,9 +57,15 @@ def resampled_after(steps: Sequence[Step]) -> NDArray[np.bool_]:
 
 def pooled_evidence(chains: Sequence[Chain]) -> Floats:
     """Return log Ẑ of all chains together after each step, shape (T,); a chain that has ended keeps its last."""
-    longest = max(len(chain.steps) for chain in chains)
-    each = [[chain.steps[min(t, len(chain.steps) - 1)].log_evidence for chain in chains] for t in range(longest)]
+    longest = max(len(chain.history) for chain in chains)
+    each = [[chain.history[min(t, len(chain.history) - 1)].log_evidence for chain in chains] for t in range(longest)]
     return np.array([math.nan if np.isnan(logs).any() else logmeanexp(logs) for logs in each])
+
+
+def integral(posterior: Any) -> str:
+    """Compare log Ẑ with the thermodynamic integral, the mean of the chains."""
+    other = float(np.mean([one.log_evidence for one in posterior.thermodynamic]))
+    return f"log Ẑ = {number(posterior.log_evidence)}, by the integral {number(other)}"
 
 
 def mass_curve(log_weights: Floats) -> Floats:

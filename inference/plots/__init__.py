@@ -47,6 +47,7 @@ __all__ = [
     "images",
     "overview",
     "rewards",
+    "tempering",
     "tokens",
     "tokens_html",
     "tree",
@@ -68,11 +69,11 @@ def ess(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> Any:
     _weighted(posterior, "effective sample size by step")
     ax = axes(ax, figsize, (5.6, 2.4))
     for chain in posterior.chains:
-        share = np.array([step.ess / len(step.log_weights) for step in chain.steps])
+        share = np.array([step.ess / len(step.log_weights) for step in chain.history])
         _line(ax, share, alpha=1.0 if len(posterior.chains) == 1 else 0.65)
-        (marks,) = np.nonzero(views.resampled_after(chain.steps))
+        (marks,) = np.nonzero(views.resampled_after(chain.history))
         ax.plot(marks, share[marks], "o", color=ORANGE, markersize=4, zorder=3)
-    steps_axis(ax, _longest(posterior))
+    steps_axis(ax, max(len(chain.history) for chain in posterior.chains))
     _share_axis(ax)
     n, chains = len(posterior.chains[0].log_weights), len(posterior.chains)
     label(ax, "Effective sample size", "step", f"share of {n:,} particles" + (" of a chain" if chains > 1 else ""))
@@ -93,7 +94,7 @@ def evidence(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> A
     ax = axes(ax, figsize, (5.6, 2.4))
     if len(posterior.chains) > 1:
         for chain in posterior.chains:
-            _line(ax, _finite([step.log_evidence for step in chain.steps]), alpha=0.6, linewidth=1.0)
+            _line(ax, _finite([step.log_evidence for step in chain.history]), alpha=0.6, linewidth=1.0)
     pooled = _finite(views.pooled_evidence(posterior.chains))
     _line(ax, pooled, color=ORANGE if len(posterior.chains) > 1 else BLUE, linewidth=2.0)
     steps_axis(ax, len(pooled))
@@ -175,12 +176,33 @@ def rewards(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> An
     return ax.figure
 
 
+def tempering(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> Any:
+    """Draw E_λ[log G] against the inverse temperature λ, with one standard deviation: the area below it is log Z.
+
+    One line per chain, with a point at each rung. The title compares log Ẑ with the integral: where they are far apart,
+    the rungs are too few for a curve so steep, or the particles do not follow their targets. Raises ValueError for
+    engines that do not temper.
+    """
+    from ..drawing.figure import axes, label
+
+    found = posterior.thermodynamic
+    ax = axes(ax, figsize, (5.6, 2.4))
+    for one in found:
+        _line(ax, one.mean, alpha=1.0 if len(found) == 1 else 0.65, x=one.inverse, marker=".")
+        sd = np.sqrt(one.variance)
+        ax.fill_between(one.inverse, one.mean - sd, one.mean + sd, color=BLUE, alpha=0.2 / len(found), linewidth=0)
+    ax.set_xlim(0.0, 1.0)
+    label(ax, "Tempering", "inverse temperature λ", "E[log G], nats")
+    _note(ax, views.integral(posterior))
+    return ax.figure
+
+
 def overview(posterior: Posterior, *, figsize: Size = None) -> Any:
     """Draw genealogy, ESS, evidence, rewards and weights in one figure, what the engine has of them: the first look."""
     posterior._some()
     from ..drawing.figure import picture
 
-    draws = {"ess": ess, "evidence": evidence, "rewards": rewards, "weights": weights}
+    draws = {"ess": ess, "evidence": evidence, "tempering": tempering, "rewards": rewards, "weights": weights}
     names = [chart.__name__.removesuffix("_chart") for chart in charts_of(posterior)]
     rows = [names[i : i + 2] for i in range(0, len(names), 2)]
     layout = [["tree", "tree"], *(row if len(row) == 2 else row * 2 for row in rows)]
@@ -212,9 +234,10 @@ def _finite(logs: Any) -> Any:
     return np.where(np.isfinite(logs), logs, np.nan)
 
 
-def _line(ax: Any, ys: Any, color: str = BLUE, **options: Any) -> None:
-    """Draw values by step; a single one as a dot."""
-    ax.plot(ys, color=color, marker="o" if len(ys) == 1 else None, **{"linewidth": 1.5, **options})
+def _line(ax: Any, ys: Any, color: str = BLUE, x: Any = None, **options: Any) -> None:
+    """Draw values by step, or by x; a single one as a dot."""
+    places = np.arange(len(ys)) if x is None else x
+    ax.plot(places, ys, **{"color": color, "linewidth": 1.5, "marker": "o" if len(ys) == 1 else None, **options})
 
 
 def _curve(ax: Any, mass: Any, color: str = BLUE, **options: Any) -> None:

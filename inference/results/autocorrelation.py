@@ -31,7 +31,7 @@ def chain_ess(x: Floats) -> float:
         return 1.0
     z = _normalised(_split(x))
     chains, draws = z.shape
-    covariance = _autocovariance(z)
+    covariance = _autocovariance(z - z.mean(1, keepdims=True))
     within = covariance[:, 0].mean()
     variance = within + z.mean(1).var(ddof=1)
     rho = 1.0 - (within * draws / (draws - 1.0) - covariance.mean(0)) / variance
@@ -55,6 +55,30 @@ def rhat(x: Floats) -> float:
     return max(_potential(_normalised(halves)), _potential(_normalised(np.abs(halves - np.median(halves)))))
 
 
+def mean_variance(x: Floats) -> tuple[float, float]:
+    """Return the variance of the mean of numbers (chains, draws), and their effective number.
+
+    The chains are of one stationary law, and independent. Their autocovariances are taken around the mean of all, and
+    up to where a sum of two neighbours is negative (Geyer's initial positive sequence); so one draw of each chain has
+    the variance of independent numbers.
+
+    >>> variance, size = mean_variance(np.array([[1.0], [2.0], [3.0], [4.0]]))
+    >>> round(variance, 4), size
+    (0.4167, 4.0)
+    """
+    draws = x.shape[1]
+    centred = x - x.mean()
+    covariance = _autocovariance(centred).mean(0)  # a sum over pairs by all draws, so (1 − k/draws) is in that of lag k
+    if not covariance[0] > 0.0:
+        return 0.0, float(x.size)
+    even = np.append(covariance, 0.0)[: (draws + 1) // 2 * 2].reshape(-1, 2).sum(1)
+    ended = np.flatnonzero(even <= 0.0)
+    used = covariance[: 2 * int(ended[0])] if len(ended) else covariance
+    time = float(2.0 * used.sum() / covariance[0] - 1.0)
+    size = x.size / max(time, 1.0)
+    return float(covariance[0]) / max(size - 1.0, 1.0), size
+
+
 def _split(x: Floats) -> Floats:
     """Cut each chain in two; of an odd number of draws the middle one is left out."""
     half = x.shape[1] // 2
@@ -72,9 +96,9 @@ def _normalised(x: Floats) -> Floats:
 
 
 def _autocovariance(x: Floats) -> Floats:
-    """Return the autocovariance of each row at each lag."""
+    """Return the autocovariance of each row, which has been centred, at each lag."""
     n = x.shape[1]
-    waves = np.fft.rfft(x - x.mean(1, keepdims=True), 2 ** (2 * n - 1).bit_length(), axis=1)
+    waves = np.fft.rfft(x, 2 ** (2 * n - 1).bit_length(), axis=1)
     out: Floats = np.fft.irfft(np.abs(waves) ** 2, axis=1)[:, :n] / n
     return out
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 import numpy as np
 
 from ...ppl.model import Index
-from ...ppl.sites import Site
 from ..base.chain import Chain
+from ..base.paths import drew
 
 
 def distinct(posterior: Any) -> tuple[int, float]:
@@ -47,16 +47,9 @@ def _originals(chain: Chain, alive: Index) -> list[Any]:
     left = np.arange(len(alive))
     for t in range(len(chain.steps) - 1, -1, -1):
         choices = chain.steps[t].choices
-        drew = np.array([_drew(choices[i]) for i in lines[t][alive[left]].tolist()], bool)
-        origin[left[drew]] = t
-        left = left[~drew]
+        fresh = np.array([drew(choices[i]) for i in lines[t][alive[left]].tolist()], bool)
+        origin[left[fresh]] = t
+        left = left[~fresh]
         if not len(left):
             break
     return list(zip(origin.tolist(), lines[origin, alive].tolist()))
-
-
-def _drew(choices: Any) -> bool:
-    """Whether a step drew anything; what is no record of sites may have."""
-    if not isinstance(choices, tuple) or not all(isinstance(site, Site) for site in choices):
-        return True
-    return any(site.kind in ("sample", "call") for site in choices)

@@ -43,7 +43,8 @@ def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) ->
         smc: (chain, step), but for Markov chains: ``ess``, ``entropy``, ``log_normalizer_increment`` (they sum to the
             chain's ``log_normalizer``, but for engines that have no evidence), ``resampled`` before the step,
             ``n_unique_ancestors``, ``temperature``, ``khat`` of the (twisted) weights after the step, and ``ancestor``
-            (chain, step, particle). Where a chain is shorter than the longest it is NaN, False or −1.
+            (chain, step, particle). A tempered population has a step for each stage, and ``inverse_temperature`` and
+            ``acceptance`` of it. Where a chain is shorter than the longest it is NaN, False or −1.
 
     The tree's own attributes name the engine, model, seed, guarantee, cost, log evidence, the warnings, and the version
     of the library.
@@ -177,19 +178,24 @@ def _dims(found: dict[str, Variable]) -> dict[str, list[str]]:
 
 def _history(chains: Sequence[Chain]) -> dict[str, NDArray[Any]]:
     """Return what happened by chain and step, (chains,), (chains, steps) or (chains, steps, particles)."""
-    c, t = len(chains), max(len(chain.steps) for chain in chains)
-    n = max(len(step.ancestors) for chain in chains for step in chain.steps)
-    numbers = ("ess", "entropy", "log_normalizer_increment", "temperature", "khat")
+    c, t = len(chains), max(len(chain.history) for chain in chains)
+    n = max(len(step.ancestors) for chain in chains for step in chain.history)
+    numbers: tuple[str, ...] = ("ess", "entropy", "log_normalizer_increment", "temperature", "khat")
+    if any(chain.stages for chain in chains):
+        numbers += ("inverse_temperature", "acceptance")
     out: dict[str, NDArray[Any]] = {name: np.full((c, t), np.nan) for name in numbers}
     out["resampled"] = np.zeros((c, t), bool)
     out["n_unique_ancestors"] = np.full((c, t), -1)
     out["ancestor"] = np.full((c, t, n), -1)
     out["log_normalizer"] = np.array([chain.evidence for chain in chains])
     for row, chain in enumerate(chains):
-        out["log_normalizer_increment"][row, : len(chain.steps)] = _increments([s.log_evidence for s in chain.steps])
-        for s, step in enumerate(chain.steps):
-            for name in ("ess", "entropy", "temperature", "resampled"):
-                out[name][row, s] = getattr(step, name)
+        out["log_normalizer_increment"][row, : len(chain.history)] = _increments([s.log_evidence for s in chain.history])
+        for s, step in enumerate(chain.history):
+            for name in ("ess", "entropy", "temperature", "acceptance", "resampled"):
+                if name in out:
+                    out[name][row, s] = getattr(step, name)
+            if "inverse_temperature" in out:
+                out["inverse_temperature"][row, s] = 1.0 / step.temperature
             out["khat"][row, s] = khat(step.log_weights + step.log_twist)
             out["n_unique_ancestors"][row, s] = step.unique_ancestors
             out["ancestor"][row, s, : len(step.ancestors)] = step.ancestors

@@ -32,7 +32,7 @@ _FORMAT = 4
 LIMIT = 2**30
 """Bytes that a file may hold, unpacked, unless more is asked for."""
 _FACTS = ("guarantee", "engine", "model", "seed", "stopped", "ranking")
-_SCALARS = ("depth", "ess", "entropy", "log_evidence", "resampled", "temperature")
+_SCALARS = ("depth", "ess", "entropy", "log_evidence", "resampled", "temperature", "acceptance")
 _ARRAYS = ("ancestors", "log_weights", "log_potential", "log_twist", "done")
 _NODE = 120
 """Bytes of a piece of JSON in memory, at most, roughly; a character of it has at most four."""
@@ -75,8 +75,6 @@ def _values(posterior: Any, encoder: Encoder) -> Any:
 
 
 def _chain(chain: Chain, where: str, encoder: Encoder) -> dict[str, Any]:
-    steps = chain.steps if chain.tree is None else ()  # a tree tells its steps
-    choices = [_rows(step.choices) for step in steps]
     tree = None
     if chain.tree is not None:
         tree = {name: encoder.array(getattr(chain.tree, name)) for name in TREE}
@@ -89,6 +87,15 @@ def _chain(chain: Chain, where: str, encoder: Encoder) -> dict[str, Any]:
         "info": encoder.encode(dict(chain.info), f"the info of {where}"),
         "serial": chain.serial,
         "stats": {name: encoder.array(array) for name, array in chain.stats.items()},
+        **_steps(chain.steps if chain.tree is None else (), where, encoder),  # a tree tells its steps
+        "stages": _steps(chain.stages, f"the stages of {where}", encoder) if chain.stages else None,
+        "tree": tree,
+    }
+
+
+def _steps(steps: Sequence[Step], where: str, encoder: Encoder) -> dict[str, Any]:
+    choices = [_rows(step.choices) for step in steps]
+    return {
         "sizes": encoder.array(np.array([len(step.done) for step in steps], np.int64)),
         "schemes": [step.scheme for step in steps],
         "scalars": {name: encoder.array(np.array([getattr(step, name) for step in steps])) for name in _SCALARS},
@@ -96,7 +103,6 @@ def _chain(chain: Chain, where: str, encoder: Encoder) -> dict[str, Any]:
         "choices": [encoder.encode(rows, f"the choices of step {t} of {where}") for t, rows in enumerate(choices)]
         if any(isinstance(rows, np.ndarray) for rows in choices)
         else encoder.many(choices, f"the choices of {where}"),
-        "tree": tree,
     }
 
 
@@ -192,13 +198,15 @@ def _read_chain(data: dict[str, Any], decoder: Decoder) -> Chain:
         info=decoder.decode(data["info"]),
         serial=data["serial"],
         stats={name: decoder.array(array) for name, array in data.get("stats", {}).items()},
+        stages=_read_steps(data["stages"], decoder) if data.get("stages") is not None else (),
     )
 
 
 def _read_steps(data: dict[str, Any], decoder: Decoder) -> tuple[Step, ...]:
     sizes = decoder.array(data["sizes"]).tolist()
     count, total = len(sizes), sum(sizes)
-    scalars: dict[str, list[Any]] = {name: decoder.array(data["scalars"][name]).tolist() for name in _SCALARS}
+    known = [name for name in _SCALARS if name in data["scalars"]]  # older files lack the last
+    scalars: dict[str, list[Any]] = {name: decoder.array(data["scalars"][name]).tolist() for name in known}
     columns: dict[str, Any] = {name: decoder.array(data["arrays"][name]) for name in _ARRAYS}
     if any(len(column) != count for column in scalars.values()) or any(len(c) != total for c in columns.values()):
         raise ValueError("the columns of its steps differ in length")

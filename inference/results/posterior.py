@@ -22,6 +22,7 @@ from ..base.engine import Guarantee, Ranking
 from ..base.selection import best_of, one_nan
 from ..base.step import Step
 from ..base.student import LEVEL, Interval, interval
+from ..base.thermodynamic import Thermodynamic, thermodynamic
 from ..base.weights import ess, logmeanexp, normalize
 from ..drawing.html import posterior_html
 from ..drawing.summary import summary
@@ -204,8 +205,18 @@ class Posterior:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """The history of the first chain; see ``chains`` for the others."""
-        return self.chains[0].steps
+        """The history of the first chain: its steps, or the stages where it is tempered; see ``chains`` for the others."""
+        return self.chains[0].history
+
+    @cached_property
+    def thermodynamic(self) -> tuple[Thermodynamic, ...]:
+        """log Z by thermodynamic integration, of each chain of a tempered engine: a check of its log Ẑ.
+
+        Raises ValueError for other engines.
+        """
+        if not all(chain.stages for chain in self.chains):
+            raise ValueError(f"thermodynamic integration needs a ladder of temperatures, and {self.engine} has none")
+        return tuple(thermodynamic(chain.stages) for chain in self.chains)
 
     def best(self, by: Ranking | None = None) -> Any:
         """Return the value of the best particle: a complete one, where there is any.
@@ -352,7 +363,7 @@ class Posterior:
         raise AssertionError("unreachable")
 
     def genealogy(self, particle: int) -> Index:
-        """Return the index of a final particle's ancestor at each step of its chain, shape (steps,)."""
+        """Return the index of a final particle's ancestor at each of its chain's ``steps``, shape (steps,)."""
         chain, i = self._locate(particle)
         return chain.lines[:, i]
 

@@ -16,6 +16,10 @@ it is the variance of importance sampling. Other schemes draw ancestors that dep
 estimate; nor has a run whose particles are moved after resampling: where a move redraws a path from its start, its
 genealogy forgets what it was drawn from, while its weight does not.
 
+A tempered chain has the genealogy of its stages, where a move is a step of the model as any other, and leaves what was
+said true. Waste-free chains have another estimate: the relative variances of the mean weights of their stages add up,
+each from the autocovariances of the chains that its states are of (Dau and Chopin 2022, doi:10.1111/rssb.12475).
+
 Few groups say little of their own spread, so an interval takes Student's t with one degree of freedom less than there
 are chains, or effective founders 1 / Σ s_g² of one chain. On a chain of 6 bits, intervals of 95% from four chains of 32
 cover 0.94 to 0.95 (and mean ± 1.96 standard errors 0.84 to 0.88). From one chain of 32 resampled only below half the
@@ -40,6 +44,7 @@ from ..base.chain import Chain
 from ..base.resampling import SCHEMES
 from ..base.student import LEVEL, Interval, interval
 from ..base.weights import logmeanexp, normalize
+from .autocorrelation import mean_variance
 
 _FEWEST = 1.5
 """Effective groups, 1 / Σ s², below which one of them holds so much that there is nothing to compare it with."""
@@ -93,10 +98,12 @@ def evidence_error(chains: Sequence[Chain]) -> Error:
         return Error(math.nan, "every particle has weight zero")
     if len(chains) == 1 and "log_evidence_se" in chains[0].info:  # the engine knows
         return Error(chains[0].info["log_evidence_se"], df=1000.0)
+    if len(chains) == 1 and "length" in chains[0].info and chains[0].stages:
+        return _states_error(chains[0])
     groups, factor, reason = _groups(chains)
     shares = normalize(evidence)
     if len(chains) == 1:
-        weights = chains[0].steps[-1].log_weights
+        weights = chains[0].history[-1].log_weights
         if not abs(evidence[0] - logmeanexp(weights)) < _ROUNDING * max(1.0, abs(evidence[0])):
             return Error(math.nan, "the engine's evidence is not the mean weight of its last step")
         shares = np.bincount(groups, normalize(weights)).astype(np.float64)
@@ -109,6 +116,19 @@ def evidence_error(chains: Sequence[Chain]) -> Error:
     return Error(math.sqrt(max(variance, 0.0)), df=_freedom(chains, shares))
 
 
+def _states_error(chain: Chain) -> Error:
+    """Return the standard error of log Ẑ of a waste-free chain."""
+    stages, length = chain.stages, int(chain.info["length"])
+    variance, fewest = 0.0, float(len(chain.log_weights))
+    for t, step in enumerate(stages):
+        if t + 1 < len(stages) and not stages[t + 1].resampled:
+            continue  # the next has the same states, and the weights of both
+        weights = normalize(step.log_weights) * len(step.log_weights)
+        share, size = mean_variance(weights.reshape(-1, length) if step.resampled else weights[:, None])
+        variance, fewest = variance + share, min(fewest, size)
+    return Error(math.sqrt(variance), df=max(fewest - 1.0, 1.0))
+
+
 def mean_error(chains: Sequence[Chain], weights: Floats, residuals: Floats) -> Error:
     """Return the standard error of a weighted mean.
 
@@ -118,7 +138,7 @@ def mean_error(chains: Sequence[Chain], weights: Floats, residuals: Floats) -> E
         residuals: (n, …) each particle's Wᵢ (fᵢ − m).
     """
     groups, factor, reason = _groups(chains)
-    if len(chains) == 1 and not reason and not _same_shape(chains[0].log_weights, chains[0].steps[-1].log_weights):
+    if len(chains) == 1 and not reason and not _same_shape(chains[0].log_weights, chains[0].history[-1].log_weights):
         reason = "the engine's weights select, and are not those of its last step: use chains=4"
     shares: Floats = np.bincount(groups, weights).astype(np.float64)
     reason = reason or _dominated(shares, "first draw" if len(chains) == 1 else "chain")
@@ -139,14 +159,14 @@ def _groups(chains: Sequence[Chain]) -> tuple[Index, float, str]:
     sizes = [len(chain.log_weights) for chain in chains]
     if len(chains) > 1:
         return np.repeat(np.arange(len(chains)), sizes), len(chains) / (len(chains) - 1), ""
-    (n,), steps = sizes, chains[0].steps
+    (n,), steps = sizes, chains[0].history
     if n == 1:
         return np.zeros(1, np.intp), math.nan, "one particle has no spread: use more, or chains=4"
     schemes = {step.scheme for step in steps if step.resampled}
     reason = ""
     if chains[0].serial:
         reason = "the draws of one Markov chain depend on each other: use chains=4"
-    elif "acceptance" in chains[0].info:
+    elif "acceptance" in chains[0].info and not chains[0].stages:
         reason = "moves have redrawn the particles, so that one run says nothing of its error: use chains=4"
     elif "tree" in schemes:
         reason = "one tree says nothing of its error: use chains=4"
@@ -155,7 +175,7 @@ def _groups(chains: Sequence[Chain]) -> tuple[Index, float, str]:
         other = ', or resampling="multinomial"' if schemes <= {*SCHEMES} else ""
         reason = f"one run says nothing of its error under {names} resampling: use chains=4{other}"
     factor = (n / (n - 1)) ** (1 + sum(step.resampled for step in steps))
-    return chains[0].lines[0], factor, reason
+    return chains[0].founders, factor, reason
 
 
 def _dominated(shares: Floats, what: str) -> str:

@@ -59,7 +59,8 @@ def _speak(posterior: Any) -> tuple[str, ...]:
     if posterior.guarantee == "heuristic":
         found.append("the weights select and are no posterior probabilities (heuristic): to get those, use SMC")
         return tuple(found)
-    found += [*_trials(posterior), *_weights(posterior), *_founders(posterior), *_evidence(posterior)]
+    found += [*_trials(posterior), *_weights(posterior), *_stages(posterior), *_founders(posterior)]
+    found += _evidence(posterior)
     return tuple(found)
 
 
@@ -235,6 +236,31 @@ def _weights(posterior: Any) -> Iterator[str]:
             )
 
 
+def _stages(posterior: Any) -> Iterator[str]:
+    """Speak of tempered populations that lost much between two rungs, or whose copies the moves did not part."""
+    chains = [chain for chain in posterior.chains if chain.stages]
+    if not chains:
+        return
+    lost = [
+        (step.ess, len(step.done), 1.0 / step.temperature)
+        for chain in chains
+        for step in chain.stages
+        if step.ess < max(_LOW * len(step.done), 2.0) and len(step.done) > 1
+    ]
+    if lost:
+        size, n, inverse = min(lost)
+        yield (
+            f"the effective sample size fell to {size:.1f} of {n} on the way to λ = {inverse:.3g}: the evidence rests on "
+            "few particles; use a finer ladder (or ladder=None, which finds one), or more particles"
+        )
+    apart, most = posterior.info["distinct"], len(posterior) / len(chains)
+    if chains[0].arrived and apart < _COPIES * min(most, posterior.ess / len(chains)):
+        yield (
+            f"only {apart:.0f} of {most:.0f} particles are distinct: the moves seldom part the copies that resampling "
+            "makes; use more moves, or a kernel that is accepted more often"
+        )
+
+
 def _tail(posterior: Any) -> Iterator[str]:
     """Speak of heavy tails, at the end and where a step left few particles with weight."""
     if importlib.util.find_spec("arviz_stats") is None:
@@ -243,7 +269,7 @@ def _tail(posterior: Any) -> Iterator[str]:
     if "arviz_stats" in sys.modules or posterior.ess < _LOW * len(posterior):
         found.append((posterior.khat, ""))
     for chain in posterior.chains:
-        for step, after in itertools.pairwise(chain.steps):
+        for step, after in itertools.pairwise(chain.history):
             if after.resampled and step.ess < _LOW * len(step.log_weights):
                 found.append((khat(step.log_weights), f" at step {step.depth}"))
     worst, where = max(((k, at) for k, at in found if k == k), default=(0.0, ""))

@@ -57,6 +57,11 @@ def _check_chain(chain: Chain, where: str) -> None:
         _check_tree(chain.tree, n, where)
         object.__setattr__(chain, "steps", chain.tree.steps)
     before = None
+    for t, step in enumerate(chain.stages):
+        _check_step(step, before, f"stage {t} of {where}")
+        before = len(step.done)
+    _holds(not chain.stages or before == n, f"the stages of {where} end with {before} particles")
+    before = None
     for t, step in enumerate(chain.steps):
         _check_step(step, before, f"step {t} of {where}")
         before = len(step.done)
@@ -80,6 +85,8 @@ def _check_step(step: Step, before: int | None, where: str) -> None:
     _holds(_number(step.entropy) and 0.0 <= step.entropy < math.inf, f"the entropy of {where} is {step.entropy!r}")
     _holds(_number(step.log_evidence) and step.log_evidence != math.inf, f"the evidence of {where} is none")
     _holds(_number(step.temperature) and step.temperature > 0.0, f"the temperature of {where} is {step.temperature!r}")
+    rate = step.acceptance
+    _holds(_number(rate) and (math.isnan(rate) or 0.0 <= rate <= 1.0), f"the acceptance of {where} is {rate!r}")
     known = step.scheme is None or (type(step.scheme) is str and re.fullmatch(r"[a-z_ ]{1,40}", step.scheme))
     _holds(bool(known), f"the scheme of {where} is none")
 

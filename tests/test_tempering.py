@@ -191,7 +191,7 @@ def test_persistent_sampling_weighs_texts_with_proposals():
         assert found.expect(lambda v, x=text: v == x) == pytest.approx(p, abs=0.05)
 
 
-# -- weights of zero ---------------------------------------------------------------------------------------------------
+# -- weights of zero -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -225,14 +225,13 @@ def test_a_ladder_is_found_where_most_of_the_prior_is_dead():
 
 
 def test_all_dead():
-    for engine in (
-        fk.TemperedSMC(4, fk.SuffixMH(1)), fk.WasteFreeSMC(4, fk.SuffixMH(1), 2), fk.PersistentSampling(4, fk.SuffixMH(1))
-    ):  # fmt: skip
+    engines = [fk.TemperedSMC(4, fk.SuffixMH(1)), fk.WasteFreeSMC(4, fk.SuffixMH(1), 2)]
+    for engine in [*engines, fk.PersistentSampling(4, fk.SuffixMH(1))]:
         check_all_dead(engine)
         assert fk.infer(deadly(), replace(engine, particles=40), seed=0).log_evidence < 0
 
 
-# -- errors and checks ---------------------------------------------------------------------------------------------------
+# -- errors and checks -----------------------------------------------------------------------------------------------
 
 
 def test_the_thermodynamic_integral_of_many_particles():
@@ -262,7 +261,7 @@ def test_the_posterior_reports_the_integral_beside_the_evidence(tmp_path):
     again = fk.Posterior.load(tmp_path / "kept")
     assert [s.acceptance for s in again.steps[2:]] == [s.acceptance for s in posterior.steps[2:]]
     assert again.thermodynamic[1].difference == posterior.thermodynamic[1].difference
-    with pytest.raises(ValueError, match="SMC.* has none"):
+    with pytest.raises(ValueError, match=r"SMC.* has none"):
         fk.infer(G1(), fk.SMC(5), seed=0).thermodynamic
 
 
@@ -315,7 +314,7 @@ def test_a_posterior_says_what_speaks_against_it():
     assert fk.infer(G1(), fk.TemperedSMC(60, Exact()), seed=0).warnings == ()
 
 
-# -- runs ----------------------------------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_step_is_a_stage_and_a_run_that_is_cut_short_is_that_of_its_last():

@@ -189,7 +189,9 @@ def _history(chains: Sequence[Chain]) -> dict[str, NDArray[Any]]:
     out["ancestor"] = np.full((c, t, n), -1)
     out["log_normalizer"] = np.array([chain.evidence for chain in chains])
     for row, chain in enumerate(chains):
-        out["log_normalizer_increment"][row, : len(chain.history)] = _increments([s.log_evidence for s in chain.history])
+        out["log_normalizer_increment"][row, : len(chain.history)] = _increments(
+            [s.log_evidence for s in chain.history]
+        )
         for s, step in enumerate(chain.history):
             for name in ("ess", "entropy", "temperature", "acceptance", "resampled"):
                 if name in out:

@@ -205,7 +205,7 @@ class Posterior:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """The history of the first chain: its steps, or the stages where it is tempered; see ``chains`` for the others."""
+        """The history of the first chain (see ``chains``): its steps, or its stages where it is tempered."""
         return self.chains[0].history
 
     @cached_property

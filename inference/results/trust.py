@@ -250,8 +250,8 @@ def _stages(posterior: Any) -> Iterator[str]:
     if lost:
         size, n, inverse = min(lost)
         yield (
-            f"the effective sample size fell to {size:.1f} of {n} on the way to λ = {inverse:.3g}: the evidence rests on "
-            "few particles; use a finer ladder (or ladder=None, which finds one), or more particles"
+            f"the effective sample size fell to {size:.1f} of {n} on the way to λ = {inverse:.3g}: the evidence rests "
+            "on few particles; use a finer ladder (or ladder=None, which finds one), or more particles"
         )
     apart, most = posterior.info["distinct"], len(posterior) / len(chains)
     if chains[0].arrived and apart < _COPIES * min(most, posterior.ess / len(chains)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,6 @@ def checked_ladder(ladder: Any) -> tuple[float, ...] | None:
         raise wrong from None
     if not all(map(is_real, rungs)) or len(rungs) < 2 or (rungs[0], rungs[-1]) != (0, 1):
         raise wrong
-    if not all(a < b for a, b in zip(rungs, rungs[1:])):
+    if not all(a < b for a, b in pairwise(rungs)):
         raise wrong
     return tuple(map(float, rungs))

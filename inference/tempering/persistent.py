@@ -27,9 +27,10 @@ class PersistentSampling:
 
         log w = λ_t·log G − log[(1/t) Σ_{s<t} exp(λ_s·log G − log Ẑ_s)],    log Ẑ_t = log of the mean w,
 
-    N runs are resampled from all, moved by a kernel at λ_t, and added. The posterior has the runs of all stages, weighed
-    with the last one in the mixture. No run is thrown away, so that evidence and means have less variance than those of
-    tempered SMC by as many moves; the pool needs memory for all of them. Consistent: a biased Ẑ_s is in the weights.
+    N runs are resampled from all, moved by a kernel at λ_t, and added. The posterior has the runs of all stages,
+    weighed with the last one in the mixture. No run is thrown away, so that evidence and means have less variance than
+    those of tempered SMC by as many moves; the pool needs memory for all of them. Consistent: a biased Ẑ_s is in the
+    weights.
 
     Args:
         particles: N, runs of each stage.

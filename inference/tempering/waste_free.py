@@ -30,7 +30,7 @@ class WasteFreeSMC:
     Args:
         particles: n, the runs at the start, and the states at each rung.
         kernel: moves a run, tempered; see `TemperedSMC`.
-        length: states of a chain, its start included; it divides n. At each rung (n/length)·(length − 1) moves are made.
+        length: states of a chain, its start included; it divides n. A rung makes n − n/length moves.
         ess: the conditional effective sample size that a rung leaves, as a fraction of the particles.
         ladder: inverse temperatures, from 0 to 1; None: found on the way.
         resampling: "systematic", "stratified", "residual", "ssp" or "multinomial".

@@ -123,12 +123,13 @@ TOYS = {
 
 
 @pytest.mark.parametrize(
-    ("toy", "kernel"), [("G1", fk.SuffixMH(1)), ("G2", fk.RandomWalk()), ("G1", fk.RandomWalk(step=0.8))]
+    ("toy", "kernel"),
+    [("G1", fk.SuffixMH(1)), ("G2", fk.RandomWalk()), ("G1", fk.Sweep(fk.SuffixMH(1), fk.RandomWalk(step=0.8)))],
 )
 def test_kernels_that_reject_find_the_evidence_and_the_posterior(toy, kernel):
     # 3 comparisons of 3 pairs: 1.8e-4.
     make, log_z, mean, variance = TOYS[toy]
-    found = fk.infer([make()] * 10, fk.NestedSampling(30, kernel, delete=6, moves=12), seed=3)
+    found = fk.infer([make()] * 10, fk.NestedSampling(30, kernel, delete=6, moves=10), seed=3)
     assert agrees(ratios(found, log_z), 1.0)
     assert agrees([p.expect(float) for p in found], mean)
     assert agrees([p.expect(lambda x: (x - mean) ** 2) for p in found], variance)
@@ -211,7 +212,7 @@ def test_who_lives_is_above_who_died():
         assert above.ties.all()
         assert above.holds([path] * 2).all()
         dead = now._label
-        now.bear([path] * len(origin), 0.0, above, np.full(len(origin), u))
+        now.bear([path] * len(origin), origin, 0.0, above, np.full(len(origin), u))
         assert (now.labels > dead).all()
     assert now.log_evidence == pytest.approx(path.log_potential)
 
@@ -310,6 +311,16 @@ def test_it_is_reproducible_kept_and_diagnosed(tmp_path):
 async def proposed():
     await fk.sample("x", fk.dist.Normal(0.0, 1.0), proposal=fk.dist.Normal(0.0, 2.0))
     await fk.factor("G", 0.0)
+
+
+def test_it_speaks_of_moves_that_change_nothing():
+    few = fk.infer(gaussian_toy(), fk.NestedSampling(20, fk.SuffixMH(1), moves=1, delete=4), seed=0)
+    many = fk.infer(gaussian_toy(), fk.NestedSampling(20, fk.RandomWalk(), moves=8, delete=4), seed=0)
+    assert few.info["unmoved"] > 0.5 > 0.1 > many.info["unmoved"]
+    assert any("are copies that no move has changed" in text for text in few.warnings)
+    assert not many.warnings
+    (text,) = fk.infer(gaussian_toy(), fk.NestedSampling(2, Exact(), moves=1), seed=0).warnings
+    assert "use more live runs" in text
 
 
 REFUSALS = {

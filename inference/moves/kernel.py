@@ -15,10 +15,9 @@ from ...ppl.density import Density
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, Index
-from ...ppl.sites import Site
 from ..base.checks import positive
 from ..base.paths import Asking, Path
-from .replay import check_paths, densities_of, rebuild
+from .replay import check_paths, densities_of, left_out, rebuild
 from .target import UNTUNED, Point, Shape, Target, Tuning, check_start, key_of, shapes_of
 
 
@@ -115,12 +114,7 @@ class Continuous:
 
     def left(self, model: FeynmanKac[Any], path: Path) -> str | None:
         """Return the address of a choice of a path that it never moves, as far as that is known; see `check_reach`."""
-        moving = {site for density in densities_of(self.name, model, [path], None) for site in density.sites}
-        for step in path.steps() if moving else ():
-            for site in step.choices:
-                if isinstance(site, Site) and site.kind == "sample" and site.address not in moving:
-                    return site.address
-        return None
+        return left_out(self.name, model, path)
 
     def _decided(
         self, model: FeynmanKac[Any], density: Density, olds: list[Path], keys: Keys, inverse: Floats

@@ -12,6 +12,7 @@ from ...ppl.density import Density, Unconstrained
 from ...ppl.errors import ImpossibleStart, InconsistentDensity, Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, Index
+from ...ppl.sites import Site
 from ..base.paths import Asking, Path, extend
 
 
@@ -39,6 +40,16 @@ def densities_of(name: str, model: FeynmanKac[Any], paths: Sequence[Path], horiz
         if not path.scored:
             raise Unsupported(f"{name} needs the log-probability of every choice, and {model!r:.200} leaves some out")
     return model.unconstrained(paths, horizon)
+
+
+def left_out(name: str, model: FeynmanKac[Any], path: Path) -> str | None:
+    """Return the address of a choice of a path that no move on continuous sites reaches, as far as that is known."""
+    moving = {site for density in densities_of(name, model, [path], None) for site in density.sites}
+    for step in path.steps() if moving else ():
+        for site in step.choices:
+            if isinstance(site, Site) and site.kind == "sample" and site.address not in moving:
+                return site.address
+    return None
 
 
 def replay(

@@ -29,6 +29,7 @@ _MANY = 100
 _APART = 1.1
 _COPIES = 0.25
 _RECOMPUTED = 0.1
+_UNMOVED = 0.25
 
 
 def reservations(posterior: Any) -> tuple[str, ...]:
@@ -59,8 +60,8 @@ def _speak(posterior: Any) -> tuple[str, ...]:
     if posterior.guarantee == "heuristic":
         found.append("the weights select and are no posterior probabilities (heuristic): to get those, use SMC")
         return tuple(found)
-    found += [*_trials(posterior), *_weights(posterior), *_stages(posterior), *_founders(posterior)]
-    found += _evidence(posterior)
+    found += [*_trials(posterior), *_copies(posterior), *_weights(posterior), *_stages(posterior)]
+    found += [*_founders(posterior), *_evidence(posterior)]
     return tuple(found)
 
 
@@ -208,6 +209,23 @@ def _trials(posterior: Any) -> Iterator[str]:
         yield f"the trial runs of {share:.0%} of the weight found next to nothing: what they found is noise; {more}"
 
 
+def _copies(posterior: Any) -> Iterator[str]:
+    """Speak of nested sampling whose moves leave many copies as they are."""
+    share = posterior.info.get("unmoved", 0.0)
+    if share > _UNMOVED:
+        yield (
+            f"{share:.0%} of the runs that replaced the dead are copies that no move has changed: the evidence "
+            "may be off by more than its error says; use more moves, or a kernel that is accepted more often"
+        )
+
+
+def _more(posterior: Any) -> str:
+    """Name what an engine needs more of, where its sample is too small."""
+    if _has(posterior, "live"):
+        return "live runs"
+    return "rollouts" if _has(posterior, "rollouts") and not _has(posterior, "particles") else "particles"
+
+
 def _has(posterior: Any, setting: str) -> bool:
     """Whether the engine has a setting, so that it can be named."""
     return f"{setting}=" in posterior.engine
@@ -215,7 +233,7 @@ def _has(posterior: Any, setting: str) -> bool:
 
 def _weights(posterior: Any) -> Iterator[str]:
     n, ess, most = len(posterior), posterior.ess, float(posterior.probabilities.max())
-    more = "rollouts" if _has(posterior, "rollouts") and not _has(posterior, "particles") else "particles"
+    more = _more(posterior)
     if n > 1 and most > _DOMINANT:
         yield f"one particle holds {most:.0%} of the weight: this is one draw, no sample; use more {more} or a twist"
     elif n > 1 and ess < max(_LOW * n, 2.0):
@@ -301,7 +319,7 @@ def _evidence(posterior: Any) -> Iterator[str]:
         spread = [chain.evidence for chain in posterior.chains]
         yield (
             f"the {chains} chains disagree: their log evidence goes from {min(spread):.3g} to {max(spread):.3g}; use "
-            "more particles"
+            f"more {_more(posterior)}"
         )
     elif se > _SPREAD:
-        yield f"the evidence is known to a factor of {np.exp(se):.1f} only; use more particles"
+        yield f"the evidence is known to a factor of {np.exp(se):.1f} only; use more {_more(posterior)}"

@@ -17,7 +17,7 @@ from ...ppl.model import FeynmanKac, Floats, Index
 from ..base.checks import positive
 from ..base.paths import Asking, Path
 from ..moves.kernel import library
-from ..moves.replay import check_paths, densities_of, rebuild
+from ..moves.replay import check_paths, densities_of, left_out, rebuild
 from ..moves.target import key_of, shapes_of
 
 if TYPE_CHECKING:
@@ -54,6 +54,16 @@ class HitAndRunSlice:
     def __post_init__(self) -> None:
         positive("expansions", self.expansions)
         positive("shrinkage", self.shrinkage)
+
+    def left(self, model: FeynmanKac[Any], path: Path) -> str | None:
+        """Raise `Unsupported` where a path has a choice that it never moves, as far as is known; see `check_reach`."""
+        site = left_out("HitAndRunSlice", model, path)
+        if site is not None:
+            raise Unsupported(
+                f"HitAndRunSlice moves continuous sites alone, and would never change site {site!r}: use "
+                "Sweep(SuffixMH(1), RandomWalk())"
+            )
+        return None
 
     def move_above(
         self, model: FeynmanKac[Any], live: Sequence[Path], start: Index, keys: Keys, above: Above, moves: int

@@ -16,9 +16,21 @@ from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, Index
 from ..base.checks import is_real, one_of, positive
 from ..base.engine import Growing, Guarantee, Ranking, Report, Run
-from ..base.paths import Asking, MarkovKernel, Path, check_kernel, describe_paths, gather, growing, record, tune
+from ..base.paths import (
+    Asking,
+    MarkovKernel,
+    Path,
+    check_kernel,
+    check_reach,
+    describe_paths,
+    gather,
+    growing,
+    record,
+    tune,
+)
 from ..base.step import Step
 from ..base.weights import logmeanexp, normalize
+from ..moves.sweep import Sweep
 from ..particles.path_filter import Filtering, path_filter
 from ..particles.smc import SMC
 
@@ -75,12 +87,14 @@ class NestedSampling:
 
     The particles are the dead in their order, and the last survivors; each weighs X·L, so that ``log_weights −
     log_potential`` is log X. ``info`` has the ``information`` H = KL(posterior‖prior) in nats, the ``remainder`` (the
-    live share of Ẑ), the ``acceptance`` and the number of ``batches``. ``log_evidence_se`` of one chain is the
-    spread that the shrinkage alone has, √(H/n) for k = 1. A run that is cut short counts its survivors, as at the end.
+    live share of Ẑ), the ``acceptance``, the share of copies that stayed ``unmoved``, and the number of ``batches``.
+    ``log_evidence_se`` of one chain is the spread that the shrinkage alone has, √(H/n) for k = 1. A run that is cut
+    short counts its survivors, as at the end.
 
     A kernel is applied to the model at inverse temperature 0 and must be reversible, as `SuffixMH` (any program, texts
-    too), `RandomWalk` and the other moves on continuous sites are. `HitAndRunSlice` finds its way within the
-    constraint, where the model has a density of JAX. A kernel that has a method ``tuned`` is adapted in each batch.
+    too), `RandomWalk` and the other moves on continuous sites are; those of a `Sweep` are taken one by one.
+    `HitAndRunSlice` finds its way within the constraint, where the model has a density of JAX. A kernel that has a
+    method ``tuned`` is adapted in each batch.
 
     Args:
         live: n, the runs that are alive at a time: the error falls with √n.
@@ -92,10 +106,11 @@ class NestedSampling:
         all_dead: "error" raises `AllParticlesDead` when no first run has L > 0; "zero" returns log Z = −inf.
 
     Raises:
-        Unsupported: for a model that draws from proposals: the first runs must be draws from the prior.
+        Unsupported: for a model that draws from proposals (the first runs must be draws from the prior), and for a
+            kernel that is known never to move a choice.
 
-    Source: Skilling (2006), doi:10.1214/06-BA127; the weights: Walter (2017), doi:10.1007/s11222-015-9602-7,
-    arXiv:1412.6368; batches: Henderson and Goggans (2014), doi:10.1063/1.4903717.
+    Source: Skilling (2006), doi:10.1214/06-BA127; the weights: Walter (2014), arXiv:1412.6368; on plateaus: Fowlie,
+    Handley and Su (2020), arXiv:2010.13884.
 
     >>> import feynkac as fk
     >>> @fk.program
@@ -138,21 +153,23 @@ class NestedSampling:
         """Yield what to compute and what came of it; see `engine`."""
         paths = yield from self._begin(model, key)
         now = Population(self, model, paths, _keys.uniform(_keys.fold(key, _keys.tag("label")), self.live)[0])
-        if not np.isfinite(now.logs).any() and self.all_dead == "error":
+        if not now.alive and self.all_dead == "error":
             raise AllParticlesDead(
                 f"all {self.live} first runs have weight zero. Use more live runs, or soften the factor; or set "
                 'all_dead="zero" to get log Z = -inf instead'
             )
         yield now.report()
-        kernel, rate = self.kernel if isinstance(self.kernel, Constrained) else Rejecting(self.kernel), None
+        kernel = self.kernel if isinstance(self.kernel, Constrained) else Rejecting.by(self.kernel)
+        for path in now.alive[:1]:
+            check_reach("NestedSampling", self.kernel, model, path)
         while now.remainder >= self.remainder:
             draw = _keys.fold(key, _keys.tag("replace"), now.batches)
             above, origin = now.bury(_keys.fold(draw, _keys.tag("copy")))
             kicks = _keys.fold(draw, _keys.tag("move"), np.arange(len(origin)))
             if type(kernel) is Rejecting:
-                kernel = kernel.adapted(model, now.live, rate)
+                kernel = kernel.adapted(model, now.live)
             born, rate = yield from kernel.move_above(model, now.live, origin, kicks, above, self.moves)
-            now.bear(born, rate, above, _keys.uniform(_keys.fold(kicks, _keys.tag("label"))))
+            now.bear(born, origin, rate, above, _keys.uniform(_keys.fold(kicks, _keys.tag("label"))))
             yield now.report()
 
     def _begin(self, model: FeynmanKac[Any], key: Keys) -> Filtering[list[Path]]:
@@ -165,29 +182,44 @@ class NestedSampling:
         return paths
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rejecting:
-    """A kernel that leaves the prior invariant and is reversible, made to stay where it would go below a threshold."""
+    """Kernels that leave the prior invariant and are reversible, made to stay where they would go below a threshold.
 
-    kernel: MarkovKernel
+    They move in turn, and each stays by itself: so the rest that is left of each leaves the constrained prior
+    invariant, which would not hold of them as one. ``rates`` are the shares that were accepted in the last use.
+    """
 
-    def adapted(self, model: FeynmanKac[Any], live: Sequence[Path], rate: float | None) -> Rejecting:
-        """Return it as its kernel has learned from the live runs, if it does learn."""
+    kernels: tuple[MarkovKernel, ...]
+    rates: tuple[float | None, ...]
+
+    @classmethod
+    def by(cls, kernel: MarkovKernel) -> Rejecting:
+        """Make one of a kernel, or of the parts of a `Sweep`."""
+        parts = kernel.kernels if isinstance(kernel, Sweep) else (kernel,)
+        return cls(parts, (None,) * len(parts))
+
+    def adapted(self, model: FeynmanKac[Any], live: Sequence[Path]) -> Rejecting:
+        """Return it as its kernels have learned from the live runs, those that do learn."""
         even = np.zeros(len(live))
-        return Rejecting(tune(self.kernel, model, live, even, None, even, rate))
+        found = [tune(one, model, live, even, None, even, rate) for one, rate in zip(self.kernels, self.rates)]
+        return Rejecting(tuple(found), self.rates)
 
     def move_above(
         self, model: FeynmanKac[Any], live: Sequence[Path], start: Index, keys: Keys, above: Above, moves: int
     ) -> Asking[tuple[list[Path], float]]:
         """See `Constrained`."""
-        paths, accepted = [live[i] for i in start.tolist()], 0
+        paths, accepted = [live[i] for i in start.tolist()], np.zeros(len(self.kernels))
         prior = np.zeros(len(paths))
         for j in range(moves):
-            made, _ = yield from self.kernel.move(model, paths, _keys.fold(keys, j), None, prior)
-            better = above.holds(made)
-            accepted += sum(new is not old and ok for new, old, ok in zip(made, paths, better.tolist()))
-            paths = [new if ok else old for new, old, ok in zip(made, paths, better.tolist())]
-        return paths, accepted / (moves * len(paths))
+            for k, kernel in enumerate(self.kernels):
+                made, _ = yield from kernel.move(model, paths, _keys.fold(keys, j, k), None, prior)
+                better = above.holds(made).tolist()
+                accepted[k] += sum(new is not old and ok for new, old, ok in zip(made, paths, better))
+                paths = [new if ok else old for new, old, ok in zip(made, paths, better)]
+        rates = accepted / (moves * len(paths))
+        self.rates = tuple(rates.tolist())
+        return paths, float(rates.mean())
 
 
 class Population:
@@ -209,6 +241,12 @@ class Population:
         self._weights: list[float] = []  # log X + log L of each
         self._log_dead = -math.inf  # their share of log Ẑ
         self._accepted = 0.0  # over the batches
+        self._unmoved = 0  # of all that were born
+
+    @property
+    def alive(self) -> list[Path]:
+        """Those with L > 0."""
+        return [path for path, log in zip(self.live, self.logs) if log > -math.inf]
 
     @property
     def log_evidence(self) -> float:
@@ -239,8 +277,9 @@ class Population:
         # A run on the plateau of the last that died may stay on it if its label is above; labels come after, by Gibbs.
         return Above(last, (self.labels[origin] > label) & (zeros == 0)), origin
 
-    def bear(self, born: list[Path], rate: float, above: Above, u: Floats) -> None:
+    def bear(self, born: list[Path], origin: Index, rate: float, above: Above, u: Floats) -> None:
         """Take the new runs among the living; ``u`` (k,) are uniform."""
+        self._unmoved += sum(new is self.live[i] for new, i in zip(born, origin.tolist()))
         logs = checked(self.model, born)
         labels = np.where(logs > above.log_potential, u, self._label + (1.0 - self._label) * u)
         self.live = [*self.live, *born]
@@ -253,6 +292,7 @@ class Population:
         """Report the dead and the living, as they are now."""
         count, paths, logs = len(self._dead), self.live, self.log_mass + self.logs
         log_evidence, remainder, batches, accepted = self.log_evidence, self.remainder, self.batches, self._accepted
+        unmoved = self._unmoved / max(1, count)
         step: Step = replace(
             describe_paths(batches, paths, logs), log_evidence=log_evidence, choices=((),) * len(paths)
         )
@@ -262,7 +302,7 @@ class Population:
             scale = math.log(len(kept) / len(paths))  # so that they have the mean Ẑ
             info = {"remainder": remainder, "batches": float(batches)}
             if batches:
-                info["acceptance"] = accepted / batches
+                info |= {"acceptance": accepted / batches, "unmoved": unmoved}
             if log_evidence > -math.inf:
                 info |= _information(log_weights, potentials(kept), log_evidence, self.settings)
             tree = record(kept, log_weights + scale)

@@ -34,7 +34,7 @@ from .ppl.lazy import find
 from .ppl.memory import afresh
 from .ppl.model import Advance, Draws, FeynmanKac, Kernel
 from .ppl.nesting import nested
-from .ppl.params import param
+from .ppl.params import estimator, param
 from .ppl.program import Program, program
 from .ppl.score import Reward, Score, reward
 from .ppl.simulation import Simulation, simulate
@@ -98,6 +98,13 @@ if TYPE_CHECKING:
     from .inference.tempering.persistent import PersistentSampling
     from .inference.tempering.tempered import TemperedSMC
     from .inference.tempering.waste_free import WasteFreeSMC
+    from .inference.variational.elbo import ELBO
+    from .inference.variational.fit import fit
+    from .inference.variational.forward_kl import ForwardKL
+    from .inference.variational.guide import Guide
+    from .inference.variational.hvi import HVI
+    from .inference.variational.iwae import IWAE
+    from .inference.variational.qwake import QWake
     from .ppl.bridges.from_numpyro import from_numpyro
     from .ppl.bridges.to_numpyro import to_numpyro
 
@@ -105,7 +112,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DVTS",
+    "ELBO",
     "HMC",
+    "HVI",
+    "IWAE",
     "MALA",
     "MCMC",
     "MCTS",
@@ -134,6 +144,8 @@ __all__ = [
     "FeynmanKac",
     "FirstFinish",
     "HitAndRunSlice",
+    "ForwardKL",
+    "Guide",
     "ImportanceSampling",
     "Kernel",
     "LinearTwist",
@@ -149,6 +161,7 @@ __all__ = [
     "Posterior",
     "PowerSampling",
     "Program",
+    "QWake",
     "RandomWalk",
     "Rebase",
     "Reward",
@@ -183,7 +196,9 @@ __all__ = [
     "dist",
     "enumerate_program",
     "errors",
+    "estimator",
     "factor",
+    "fit",
     "from_numpyro",
     "gather",
     "handlers",
@@ -219,10 +234,15 @@ _HOME = {
     "Calibration": "inference.calibration.calibration",
     "Comparison": "inference.comparison.table",
     "DVTS": "inference.search.dvts",
+    "ELBO": "inference.variational.elbo",
     "EllipticalSlice": "inference.moves.elliptical_slice",
     "Engine": "inference.base.engine",
     "EntropicParticleFilter": "inference.particles.entropic",
     "FirstFinish": "inference.pools.first_finish",
+    "ForwardKL": "inference.variational.forward_kl",
+    "Guide": "inference.variational.guide",
+    "HVI": "inference.variational.hvi",
+    "IWAE": "inference.variational.iwae",
     "HMC": "inference.moves.hmc",
     "HitAndRunSlice": "inference.tempering.hit_and_run_slice",
     "ImportanceSampling": "inference.particles.importance",
@@ -245,6 +265,7 @@ _HOME = {
     "Posterior": "inference.results.posterior",
     "PowerSampling": "inference.mcmc.power_sampling",
     "RandomWalk": "inference.moves.random_walk",
+    "QWake": "inference.variational.qwake",
     "Rebase": "inference.search.rebase",
     "RolloverBudget": "inference.particles.rollover",
     "SMC": "inference.particles.smc",
@@ -265,6 +286,7 @@ _HOME = {
     "calibrate": "inference.calibration.calibrate",
     "compare": "inference.comparison.compare",
     "from_numpyro": "ppl.bridges.from_numpyro",
+    "fit": "inference.variational.fit",
     "infer": "inference.infer",
     "report": "inference.plots.report",
     "smooth": "inference.smoothing.smooth",

@@ -91,6 +91,18 @@ class LadderStuck(FeynkacError):
     """Tempering makes no progress: no rise of the inverse temperature leaves enough effective sample size."""
 
 
+class NonFiniteLoss(FeynkacError, ValueError):
+    """A step of a fit has a loss or a gradient that is not finite. ``guide`` is the guide as it was before the step."""
+
+    def __init__(self, message: str, guide: object = None) -> None:
+        super().__init__(message)
+        self.guide = guide
+
+
+class UnreadableGuide(FeynkacError, ValueError):
+    """A file is no saved guide, is damaged, or is that of another guide."""
+
+
 class ContextOverflow(FeynkacError, ValueError):
     """A text is longer than the context of its language model.
 

@@ -168,6 +168,18 @@ class Program:
         self.claim()
         return Program(self._fn, self._args, self._kwargs, (handler, *self.handlers))
 
+    def rebind(self, **given: Any) -> Program:
+        """Return the program with other values for some of its arguments, by name.
+
+        Raises TypeError for one that it has not.
+        """
+        bound = inspect.signature(self._fn).bind(*self._args, **self._kwargs)
+        unknown = sorted(set(given) - set(bound.signature.parameters))
+        if unknown:
+            raise TypeError(f"{self.name!r} has no argument {unknown[0]!r}")
+        bound.arguments.update(given)
+        return Program(self._fn, bound.args, bound.kwargs, self.handlers)
+
     @property
     def fingerprint(self) -> Any:
         """What is compared when a program that runs this one is replayed: the function and its arguments."""

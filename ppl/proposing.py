@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from .effects import Call, Effect, Gather, Sample, Scan, as_coroutine
 from .errors import UnawaitedEffect, UnfitGuide
-from .fibers import Fiber, Run, fail
+from .fibers import Run, fail
 from .handling import Block, Scope
 from .params import Parameters
 from .program import Program
@@ -28,26 +28,38 @@ def guided(model: Program, guide: Program) -> Program:
     """Return the model with the guide's laws as its proposals."""
 
     async def propose(model: Program, guide: Program) -> Any:
-        outer = Running.fiber
         for handler in guide.handlers:
             handler.inside()
-        run = Run(guide)
-        run.begin(outer.run.row, outer.run.batch)
-        run.root.handlers[:0] = outer.handlers
-        result, _ = await _together(model.inline(), run.root, len(outer.handlers))
+        fiber = _beside(Running.fiber, guide)
+        result, _ = await _together(model.inline(), fiber, len(Running.fiber.handlers), True)
         return result
 
     propose.__module__ = model.reachable[0].__module__  # whose variables are watched
     return Program(propose, (model, guide), {})
 
 
+def _beside(outer: Any, guide: Program) -> Any:
+    """Return a fiber of the guide, which nothing but the model's fiber drives."""
+    handlers = [*outer.handlers, *guide.handlers]
+    if outer.traced:
+        from .traced.driver import Listener, TracedFiber, TracedRun
+
+        return TracedFiber(TracedRun(Listener(), guide.name), guide.coroutine(), handlers, {})
+    run = Run(guide)
+    run.begin(outer.run.row, outer.run.batch)
+    run.root.handlers = handlers
+    return run.root
+
+
 @types.coroutine
-def _together(model: Coroutine[Any, Any, Any], fiber: Fiber, outer: int) -> Generator[Any, Any, tuple[Any, Any]]:
+def _together(
+    model: Coroutine[Any, Any, Any], fiber: Any, outer: int, whole: bool = False
+) -> Generator[Any, Any, tuple[Any, Any]]:
     """Run a coroutine of the model, and beside it the guide's; return what each returns.
 
-    ``outer`` is the number of handlers around both.
+    ``outer`` is the number of handlers around both, and ``whole`` says whether it is all of the guide.
     """
-    guide = _Guide(fiber, outer)
+    guide = _Guide(fiber, outer, whole)
     value: Any = None
     error: Exception | None = None
     try:
@@ -72,10 +84,11 @@ def _together(model: Coroutine[Any, Any, Any], fiber: Fiber, outer: int) -> Gene
 class _Guide:
     """A coroutine of the guide, beside one of the model."""
 
-    def __init__(self, fiber: Fiber, outer: int) -> None:
+    def __init__(self, fiber: Any, outer: int, whole: bool) -> None:
         self.result: Any = None
         self._fiber = fiber
         self._outer = outer
+        self._whole = whole
         self._next: Any = None  # what it wants to draw or to open, once it is known
         self._met: Any = None  # the model's effect that this one goes with
         self._answer: Any = None
@@ -112,7 +125,7 @@ class _Guide:
             value, self._answer = (tuple(part[i] for part in value) for i in (0, 1))
         elif type(effect) is Scan:
             (mine, its), ys = value
-            value, self._answer = ((one, tuple(y[i] for y in ys)) for i, one in enumerate((mine, its)))
+            value, self._answer = ((one, _part(ys, i)) for i, one in enumerate((mine, its)))
         return value
 
     def end(self) -> Generator[Any, Any, None]:
@@ -160,10 +173,11 @@ class _Guide:
             self._ended, self.result = True, stop.value
         finally:
             Running.fiber = outer
-        if run.dropped is not None or (self._ended and run.root is fiber and run.unawaited):
+        if run.dropped is not None or (self._ended and self._whole and not fiber.traced and run.unawaited):
             what = run.dropped or "an effect or a program (in a container that was returned, say)"
-            fail(fiber, UnawaitedEffect(f"{what} was created but never awaited: write `await` before it"))
-        fiber.effect = run.last = effect
+            self._fail(UnawaitedEffect(f"{what} was created but never awaited: write `await` before it"))
+        if not fiber.traced:
+            fiber.effect = run.last = effect
         return effect
 
     def _check(self, effect: Any) -> None:
@@ -197,7 +211,21 @@ class _Guide:
         effect.xs = _Zip(effect.xs, wanted.xs)
 
     def _refuse(self, why: str) -> NoReturn:
-        fail(self._fiber, UnfitGuide(f"the guide {self._fiber.run.program.name!r} does not fit its model: {why}"))
+        run = self._fiber.run
+        name = run.name if self._fiber.traced else run.program.name
+        self._fail(UnfitGuide(f"the guide {name!r} does not fit its model: {why}"))
+
+    def _fail(self, error: Exception) -> NoReturn:
+        if self._fiber.traced:
+            raise error
+        fail(self._fiber, error)
+
+
+def _part(ys: Any, i: int) -> Any:
+    """Return one of the two that each y of a scan holds."""
+    if hasattr(ys, "stacked"):  # of a scan that is traced
+        return type(ys)(ys.stacked[i], len(ys))
+    return tuple(y[i] for y in ys)
 
 
 class _Zip(Sequence[Any]):
@@ -216,7 +244,7 @@ class _Zip(Sequence[Any]):
 class _Steps:
     """The steps of two scans, as one."""
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], fiber: Fiber, outer: int) -> None:
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], fiber: Any, outer: int) -> None:
         self.reachable = (model, guide)  # what is watched
         self._fiber = fiber
         self._outer = outer
@@ -228,15 +256,15 @@ class _Steps:
         return _started(_iteration(model, guide, self._fiber, self._outer))
 
 
-async def _branch(model: Any, guide: Any, fiber: Fiber, outer: int) -> tuple[Any, Any]:
+async def _branch(model: Any, guide: Any, fiber: Any, outer: int) -> tuple[Any, Any]:
     await _ready(model, guide)
     handlers = [*fiber.handlers, Running.fiber.handlers[-1]]  # the scope of the branch
-    return await _together(model, Fiber(fiber.run, guide, handlers, {}), outer)
+    return await _together(model, type(fiber)(fiber.run, guide, handlers, {}), outer)
 
 
-async def _iteration(model: Any, guide: Any, fiber: Fiber, outer: int) -> tuple[Any, Any]:
+async def _iteration(model: Any, guide: Any, fiber: Any, outer: int) -> tuple[Any, Any]:
     await _ready(model, guide)
-    ended = await _together(model, Fiber(fiber.run, guide, list(fiber.handlers), {}), outer)
+    ended = await _together(model, type(fiber)(fiber.run, guide, list(fiber.handlers), {}), outer)
     for value in ended:
         if not (isinstance(value, tuple) and len(value) == 2):
             raise TypeError(f"the step of fk.scan must return (carry, y), not {value!r}")

@@ -1,0 +1,28 @@
+"""Runs of a model whose data are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...ppl.traced.driver import Met
+from ...ppl.traced.listeners import Weigher
+
+
+class Simulated(Weigher):
+    """Draws all that a model draws and, in the shapes of the data, what it would observe."""
+
+    def __init__(self, key: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(key)
+        self.shapes = shapes
+
+    def choose(self, site: Met) -> tuple[Any, Any]:
+        """Draw a value from the model's law."""
+        law, shape = site.law, self.shapes.get(site.slot)
+        if shape is not None and law.covers_rows:
+            return law.dist.sample(site.key(self.key), shape[: len(shape) - len(law.shape)]), None
+        return law.draw(site.key(self.key)), None
+
+    def iterate(self, extra: Any) -> Simulated:
+        """Return the listener of an iteration."""
+        return Simulated(self.key, self.shapes)

@@ -104,15 +104,15 @@ def test_losses_are_drawn(fitted):
     assert len(ax.lines[0].get_xdata()) == 400
 
 
-def test_the_same_seed_gives_the_same_guide():
-    one, two = (fk.fit(normal_mean(), normal(), fk.ELBO(2), 5, seed=1) for _ in range(2))
-    assert one.losses.tolist() == two.losses.tolist()
-    assert dict(one.params) == dict(two.params)
-    on = fk.fit(normal_mean(), one, fk.ELBO(2), 1, seed=3)  # from where it is, with other draws
-    assert on.losses[0] not in one.losses
-    assert 0 < abs(on.params["loc"] - one.params["loc"]) < 0.011
+def test_the_same_seed_gives_the_same_guide(fitted):
+    again = fk.fit(normal_mean(), normal(), fk.ELBO(16), steps=5, optimizer=SCHEDULE, seed=0)
+    assert again.losses.tolist() == fitted.losses[:5].tolist()
+    on = fk.fit(normal_mean(), again, fk.ELBO(2), steps=1, seed=3)  # from where it is, with other draws
+    assert on.losses[0] not in fitted.losses
+    assert 0 < abs(on.params["loc"] - again.params["loc"]) < 0.011
 
 
+@pytest.mark.slow
 def test_a_rate_given_a_count():
     """Gamma(4, 2) by a log-normal law: its mean is within a few per cent, and the guide keeps to what is positive."""
 
@@ -213,6 +213,7 @@ def test_an_amortised_filter_proposes_for_smc():
     assert spread[1] < 0.7 * spread[0]
 
 
+@pytest.mark.slow
 def test_parameters_of_the_model_are_fitted_along():
     @fk.program
     async def model():
@@ -320,7 +321,6 @@ def test_what_is_continuous_is_none_of_them():
     for model, chosen in ((jumps(smooth), {}), (jumps(_mine), {"z": "score"}), (jumps(_branch), {"z": "mvd"})):
         with jax.enable_x64(True):
             fk.ELBO(2).problem(model, normal(), chosen).check({"loc": 0.0, "scale": 1.0})
-    assert np.isfinite(fk.fit(jumps(_branch), normal(), fk.ELBO(2), 2, estimators={"z": "mvd"}).losses).all()
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,10 @@ def test_iwae_of_one_is_the_elbo():
     assert min(abs(value[0] - point) for point in points) < 1e-6
 
 
-@pytest.mark.parametrize(("k", "slope"), [(1, 0.0), (2, 0.018384), (4, 0.027334), (8, 0.031733)])
+@pytest.mark.parametrize(
+    ("k", "slope"),
+    [(1, 0.0), (2, 0.018384), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((4, 0.027334), (8, 0.031733)))],
+)
 def test_the_wake_phase_is_biased_by_its_draws(k, slope):
     _, by = gradients(fk.QWake(k), seen(), logit(), MANY // 5)
     assert abs(z_score(by["phi"], slope)) < LIMIT
@@ -347,7 +350,8 @@ async def places(n):
     await fk.scan(_place, 0.0, jnp.stack([fk.param("means", np.zeros(n)), fk.param("scales", np.full(n, 0.8))], 1))
 
 
-@pytest.mark.parametrize("how", ["mvd", pytest.param("score", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["mvd", "score"])
 def test_normal_laws_in_loops(how):
     """A mean field: the gradient in the means is that of the log density there, in the scales its curvature."""
     data = np.array([0.5, -1.0])

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as nd
 from jax.ad_checkpoint import checkpoint_name
+from jax.scipy.special import ndtr
 
 from ...ppl.errors import Unsupported
 from ...ppl.sites import address
@@ -223,10 +224,10 @@ class Drawn(Weigher):
         number, point = move // _PAIRS, move % _PAIRS
         mine = (move >= 0) & (move < _PAIRS * way.latent.size)
         number = jnp.where(mine, number, 0)
-        ray, max, sign, share = (jax.random.fold_in(key, i) for i in range(1, 5))
-        radius = jnp.sqrt(2.0 * jax.random.exponential(ray))  # Rayleigh
-        maxwell = jnp.sqrt(jnp.sum(jax.random.normal(max, (3,)) ** 2)) * jax.random.rademacher(sign, dtype=float)
-        normal_too = maxwell * jax.random.uniform(share)  # a standard normal number, coupled to it
+        noise = jax.random.normal(jax.random.fold_in(key, 1), (7,))
+        radius = jnp.sqrt(jnp.sum(noise[:2] ** 2))  # Rayleigh
+        maxwell = jnp.sqrt(jnp.sum(noise[2:5] ** 2)) * jnp.sign(noise[5])  # on both sides
+        normal_too = maxwell * ndtr(noise[6])  # a standard normal number, coupled to it
         points = jnp.stack([radius, -radius, maxwell, normal_too])
         flat = jnp.ravel(value)
         moved = flat.at[number].set((loc + scale * points[point])[number])

@@ -96,7 +96,11 @@ def test_iwae_of_one_is_the_elbo():
 
 @pytest.mark.parametrize(
     ("k", "slope"),
-    [(1, 0.0), (2, 0.018384), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((4, 0.027334), (8, 0.031733)))],
+    [
+        (1, 0.0),
+        (2, 0.018384),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((4, 0.027334), (8, 0.031733))),
+    ],
 )
 def test_the_wake_phase_is_biased_by_its_draws(k, slope):
     _, by = gradients(fk.QWake(k), seen(), logit(), MANY // 5)

@@ -35,9 +35,9 @@ class Guide(Program):
     >>> @fk.program
     ... async def q():
     ...     return await fk.sample("z", fk.dist.Normal(fk.param("loc", 0.0), 1e-6))
-    >>> guide = Guide(q(), {"loc": 3.0}, [])
+    >>> guide = Guide(q(), {"loc": 2.5}, [])
     >>> round(fk.simulate(guide, seed=0).value, 3), guide
-    (3.0, Guide(q(), loc=3.0))
+    (2.5, Guide(q(), loc=2.5))
     """
 
     program: Program

@@ -96,8 +96,8 @@ def evidence_error(chains: Sequence[Chain]) -> Error:
         return Error(math.nan, "the engine gives no evidence")
     if np.isneginf(evidence).all():
         return Error(math.nan, "every particle has weight zero")
-    if len(chains) == 1 and "log_evidence_se" in chains[0].info:  # the engine knows
-        return Error(chains[0].info["log_evidence_se"], df=1000.0)
+    if len(chains) == 1 and "shrinkage" in chains[0].info:  # the engine knows
+        return Error(chains[0].info["shrinkage"], df=1000.0)
     if len(chains) == 1 and "length" in chains[0].info and chains[0].stages:
         return _states_error(chains[0])
     groups, factor, reason = _groups(chains)

@@ -88,7 +88,7 @@ class NestedSampling:
     The particles are the dead in their order, and the last survivors; each weighs X·L, so that ``log_weights −
     log_potential`` is log X. ``info`` has the ``information`` H = KL(posterior‖prior) in nats, the ``remainder`` (the
     live share of Ẑ), the ``acceptance``, the share of copies that stayed ``unmoved``, and the number of ``batches``.
-    ``log_evidence_se`` of one chain is the spread that the shrinkage alone has, √(H/n) for k = 1. A run that is cut
+    ``log_evidence_se`` of one chain is the spread that the ``shrinkage`` alone has, √(H/n) for k = 1. A run that is cut
     short counts its survivors, as at the end.
 
     A kernel is applied to the model at inverse temperature 0 and must be reversible, as `SuffixMH` (any program, texts
@@ -312,7 +312,7 @@ class Population:
 
 
 def _information(log_weights: Floats, logs: Floats, log_evidence: float, settings: NestedSampling) -> dict[str, float]:
-    """Return H, and the standard error of log Ẑ that comes from it.
+    """Return H, and the standard error of log Ẑ that comes of the shrinkage of X.
 
     In a batch log X falls by −log(1 − k/n), with variance k/(n(n − k)), and it falls by H up to where the mass of the
     posterior is.
@@ -322,7 +322,7 @@ def _information(log_weights: Floats, logs: Floats, log_evidence: float, setting
     information = max(0.0, float(weights[used] @ logs[used]) - log_evidence)
     n, k = settings.live, settings.delete
     variance = information * k / (n * (n - k)) / -math.log1p(-k / n)
-    return {"information": information, "log_evidence_se": math.sqrt(variance)}
+    return {"information": information, "shrinkage": math.sqrt(variance)}
 
 
 def _log_sum(logs: Floats) -> float:

@@ -110,7 +110,7 @@ def infer(
     if not models:
         return []
     check_run("infer", models, engine, budget)
-    session = Session(models, engine, seed, budget)
+    session = Session(models, engine, seed, budget, watched=bool(callbacks))
     particles = len(models) * engine.chains * engine.particles
 
     def found() -> Posterior | list[Posterior]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..ppl import keys as _keys
+from ..ppl.compiled.deciding import prepare
 from ..ppl.cost import Budget, Ledger, assign, recording
 from ..ppl.errors import AllParticlesDead, FeynkacError
 from ..ppl.keys import Keys
@@ -21,6 +22,7 @@ from ..ppl.wave import Surroundings
 from .base.chain import Chain, detach, detach_choices
 from .base.engine import Ask, Engine, Growing, Guarantee, Move, Report, Run, Start, ranking_of, weaker
 from .base.step import Step
+from .mcmc.suffix_mh import SuffixMH
 from .results.posterior import Posterior
 
 
@@ -55,6 +57,8 @@ class Problem:
     engine: Engine
     seed: int
     key: Keys
+    compiled: str | None = field(default=None, kw_only=True)
+    """What is to be said of a program with a scan: whether it is compiled, or why not."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,25 @@ class Session:
 
     Made by `steps`; `infer` drives one to the end. A wave counts as a whole or not at all: where it is interrupted, or
     something raises, the posterior is that of the waves before it.
+
+    Args:
+        watched: whether somebody looks at its steps; else a compiled program may be run as a whole.
     """
 
+    _watched = True
+
     def __init__(
-        self, models: Sequence[FeynmanKac[Any]], engine: Engine, seed: int, budget: Budget | None = None
+        self,
+        models: Sequence[FeynmanKac[Any]],
+        engine: Engine,
+        seed: int,
+        budget: Budget | None = None,
+        watched: bool = True,
     ) -> None:
         key = _keys.root(seed)
-        problems = [Problem(model, engine, int(seed), _keys.fold(key, i)) for i, model in enumerate(models)]
+        self._watched = watched or (budget is not None and budget.limited)
+        found = [prepare(model, *work(engine)) for model in models]
+        problems = [Problem(one.model, engine, int(seed), _keys.fold(key, i), compiled=one.note) for i, one in enumerate(found)]
         self._begin(problems, budget)
 
     def _begin(self, problems: Sequence[Problem], budget: Budget | None = None) -> None:
@@ -97,8 +113,11 @@ class Session:
 
     def _open(self, owner: int, chain: int) -> tuple[Task, Standing]:
         """Return a chain of a problem, and where it stands before its first wave."""
-        one = self._problems[owner]
-        return Task(owner, one.model, one.engine.run(one.model, _keys.fold(one.key, chain))), Standing()
+        one, run = self._problems[owner], None
+        key = _keys.fold(one.key, chain)
+        if not self._watched and getattr(one.model, "fuses", False) and hasattr(one.engine, "at_once"):
+            run = one.engine.at_once(one.model, key)
+        return Task(owner, one.model, one.engine.run(one.model, key) if run is None else run), Standing()
 
     def __iter__(self) -> Iterator[Step]:
         """Yield each step of each chain as it is made; the run can be left, and taken up again."""
@@ -264,7 +283,7 @@ class Session:
         for i in places:
             now = self._standings[i]
             overflow = overflow or now.overflow
-            made = None if now.report is None else _chain(now)
+            made = None if now.report is None else _chain(now, self._problems[owner].compiled)
             if made is not None:
                 chains.append(made[0])
                 values += model.values(made[1])
@@ -307,6 +326,16 @@ class Tolerant(Session):
             return self._standings[i], []
 
 
+def work(engine: Any) -> tuple[int, str | None]:
+    """Return how many particles an engine moves, all in all, and why it must have programs interpreted, if it must."""
+    sweeps = getattr(engine, "sweeps", 1) if hasattr(engine, "particles_per_sweep") else 1
+    count = getattr(engine, "particles_per_sweep", engine.particles) * sweeps * engine.chains
+    kernels = [kernel for kernel in vars(engine).values() if callable(getattr(kernel, "move", None))]
+    if any(not isinstance(kernel, SuffixMH) for kernel in kernels):
+        return count, "moves by the density of a program are made on the interpreted one"
+    return count, None
+
+
 def _overflow(answer: Advance[Any] | None) -> str | None:
     """Return why a particle of a wave ended whose text did not fit into a context, if any did."""
     if answer is None or not isinstance(answer.state, Particles):
@@ -318,7 +347,7 @@ def _overflow(answer: Advance[Any] | None) -> str | None:
 _NOTHING = Chain(np.zeros(0), np.zeros(0, bool), math.nan, ())
 
 
-def _chain(now: Standing) -> tuple[Chain, Any]:
+def _chain(now: Standing, compiled: str | None) -> tuple[Chain, Any]:
     """Return what is kept of a chain, and the state that its values are read from."""
     assert now.report is not None
     report = now.report.report() if isinstance(now.report, Growing) else now.report
@@ -327,10 +356,10 @@ def _chain(now: Standing) -> tuple[Chain, Any]:
         log_weights=np.asarray(report.log_weights, float),
         complete=np.asarray(report.state.done if tree is None else tree.done[tree.particles], bool),
         log_evidence=report.log_evidence,
-        steps=_listed(now.history) if tree is None else tree.steps,
+        steps=(report.history or _listed(now.history)) if tree is None else tree.steps,
         answers=None if report.answers is None else tuple(detach(a) for a in report.answers),
         tree=tree,
-        info=dict(report.info),
+        info={**report.info, **({} if compiled is None else {"compiled": compiled})},
         serial=report.serial,
         stats=dict(report.stats),
         stages=report.stages,

@@ -200,11 +200,14 @@ class Gather(Effect):
 class Scan(Effect):
     """See `scan`."""
 
-    __slots__ = ("init", "step", "xs")
+    __slots__ = ("compiled", "init", "step", "xs")
     kind = "scan"
 
-    def __init__(self, name: str, step: Callable[[Any, Any], Any], init: Any, xs: Sequence[Any]) -> None:
+    def __init__(
+        self, name: str, step: Callable[[Any, Any], Any], init: Any, xs: Sequence[Any], compiled: bool | None = None
+    ) -> None:
         super().__init__(name)
+        self.compiled = compiled
         self.step = step
         self.init = init
         self.xs = xs if hasattr(xs, "__len__") else tuple(xs)
@@ -330,7 +333,12 @@ def gather(*branches: Any, name: str = "gather") -> Awaitable[tuple[Any, ...]]:
 
 
 def scan(
-    step: Callable[[Any, Any], Any], init: Any, xs: Sequence[Any], *, name: str = "scan"
+    step: Callable[[Any, Any], Any],
+    init: Any,
+    xs: Sequence[Any],
+    *,
+    name: str = "scan",
+    compiled: bool | None = None,
 ) -> Awaitable[tuple[Any, tuple[Any, ...]]]:
     """Run ``carry, y = await step(carry, x)`` over ``xs`` and return the last carry and the tuple of ys.
 
@@ -338,10 +346,26 @@ def scan(
     replaying the whole history: use it for long state-space loops. What an iteration would leave elsewhere is lost in a
     fork. It is refused as in `gather`, and as far as that can see; put it into the carry, or into a `cell`.
 
+    The first scan of a program that `infer` runs is *compiled* where JAX can trace the program: its laws are those of
+    `dist`, NumPyro's or their like, and its code computes with `jax.numpy` and does not branch on what is drawn. Then a
+    step of all particles is one call, and under `SMC` and `ParticleGibbs`, without callbacks and budget, so is the
+    whole run. An iteration is one step then, its potentials summed, with what is before the scan in the first and what
+    is after it in the last: same target and Z, other draws. ``posterior.info["compiled"]`` says whether it was, or why
+    not.
+
+    Args:
+        step: an async function of the carry and an input, that returns the next carry and a y.
+        init: the first carry.
+        xs: the inputs.
+        name: in messages.
+        compiled: True raises where it cannot be compiled; False interprets it; None compiles it where it can be and
+            that pays, from 50,000 iterations of particles on.
+
     Raises:
+        NotTraceable: with ``compiled=True``, where JAX cannot trace the program; it names the site.
         SharedMutation: where an iteration has changed its carry or its input in place, or something around it.
     """
-    return Scan(name, step, init, xs)
+    return Scan(name, step, init, xs, compiled)
 
 
 def deterministic(name: str, value: Any) -> Any:

@@ -105,13 +105,15 @@ class Program:
         self._kwargs = {name: guard(arg) for name, arg in kwargs.items()}
         self.handlers = handlers
         self.name = fn.__name__
+        self.compiled: Any = None  # see `compiled.deciding`
         # Made by a running program, it is to be awaited there, like an effect.
         self._inside = Running.fiber is not None
         if self._inside:
             Running.fiber.run.unawaited += 1
 
     def __repr__(self) -> str:
-        shown = [repr(arg) for arg in self._args] + [f"{k}={v!r}" for k, v in self._kwargs.items()]
+        with np.printoptions(threshold=20, edgeitems=2):  # to write a long array takes longer than many a run
+            shown = [repr(arg) for arg in self._args] + [f"{k}={v!r}" for k, v in self._kwargs.items()]
         return f"{self.name}({', '.join(shown)})"
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...ppl.compiled.choices import Choices
 from ...ppl.model import Floats
 from ...ppl.sites import Site
 from .search_tree import SearchTree
@@ -46,8 +47,8 @@ def detach(value: Any) -> Any:
 
 
 def detach_choices(choices: Any) -> Any:
-    """Return the choices of a step detached; an array of them, as native models may give, stays as it is."""
-    if isinstance(choices, np.ndarray) and choices.dtype != object:
+    """Return the choices of a step detached; arrays of them, as native models may give, stay as they are."""
+    if isinstance(choices, Choices) or (isinstance(choices, np.ndarray) and choices.dtype != object):
         return choices
     return [_detach_sites(chosen) for chosen in choices]
 
@@ -72,7 +73,8 @@ class Chain:
         steps: its history.
         answers: (n,) what each particle votes for, of engines that hold a vote.
         tree: of engines that grow one; the steps are then its own.
-        info: numbers by name that say how the engine fared, such as "acceptance".
+        info: numbers by name that say how the engine fared, such as "acceptance"; and as a text, whether its program
+            was "compiled".
         serial: whether the particles are draws of one Markov chain, in their order.
         stats: arrays (n,) that say how each draw of a Markov chain came about, by ArviZ's names.
         stages: of engines that temper whole runs: a step for each stage. The steps are then those of the runs.
@@ -83,10 +85,10 @@ class Chain:
     log_weights: Floats
     complete: NDArray[np.bool_]
     log_evidence: float | None
-    steps: tuple[Step, ...]
+    steps: Sequence[Step]
     answers: tuple[Any, ...] | None = None
     tree: SearchTree | None = None
-    info: Mapping[str, float] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
     serial: bool = False
     stats: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     stages: tuple[Step, ...] = ()

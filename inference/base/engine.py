@@ -101,6 +101,7 @@ class Report:
         serial: whether the particles are draws of one Markov chain, in their order.
         stats: of the draws of a Markov chain: arrays (n,) that say how each came about, by ArviZ's names.
         stages: of engines that temper whole runs: a step for each stage so far.
+        history: all steps, of engines that report them at once; None: those reported one by one.
     """
 
     state: Any
@@ -113,6 +114,7 @@ class Report:
     serial: bool = False
     stats: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     stages: tuple[Step, ...] = ()
+    history: Sequence[Step] | None = None
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,14 @@ class SMC:
         """Yield what to compute and what came of it; see `engine`."""
         return self._plain(model, key, None) if self.move is None else self._moved(model, key)
 
+    def at_once(self, model: Any, key: Keys) -> Run | None:
+        """Return the run of a compiled scan as one program of XLA, with one report; None where moves forbid it."""
+        if self.move is not None:
+            return None
+        from .fused import fused_smc
+
+        return fused_smc(self, model, key)
+
     def resume(self, model: FeynmanKac[Any], key: Keys, since: Report) -> Run:
         """Go on from a report of its own, with a new key; see `Resumable`."""
         return self._plain(model, key, since)

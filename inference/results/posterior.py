@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -194,17 +194,20 @@ class Posterior:
         return _fixed(np.concatenate([chain.log_potential for chain in self.chains]))
 
     @property
-    def info(self) -> dict[str, float]:
+    def info(self) -> dict[str, Any]:
         """Numbers that say how the engine fared, by name, each the mean over the chains: ``info["acceptance"]``.
+
+        Of a program with a scan, ``info["compiled"]`` is "yes", or "no" and why not.
 
         A chain that was stopped before it had such a number does not count.
         """
         found = [chain.info for chain in self.chains]
         names = dict.fromkeys(name for info in found for name in info)
-        return {name: float(np.mean([info[name] for info in found if name in info])) for name in names}
+        listed = {name: [info[name] for info in found if name in info] for name in names}
+        return {name: all_[0] if isinstance(all_[0], str) else float(np.mean(all_)) for name, all_ in listed.items()}
 
     @property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> Sequence[Step]:
         """The history of the first chain (see ``chains``): its steps, or its stages where it is tempered."""
         return self.chains[0].history
 

@@ -48,7 +48,10 @@ def _check_chain(chain: Chain, where: str) -> None:
     _holds(evidence is None or (_number(evidence) and evidence != math.inf), f"the evidence of {where} is none")
     _holds(type(chain.serial) is bool, f"serial of {where} is not True or False")
     _holds(chain.answers is None or (type(chain.answers) is tuple and len(chain.answers) == n), f"votes of {where}")
-    _holds(type(chain.info) is dict and all(map(_number, chain.info.values())), f"info of {where} is no numbers")
+    numbers = type(chain.info) is dict and all(
+        _number(x) or (name == "compiled" and type(x) is str) for name, x in chain.info.items()
+    )
+    _holds(numbers, f"info of {where} is no numbers")
     _holds(all(type(name) is str and name.isidentifier() for name in chain.info), f"info of {where} has no names")
     for name, array in chain.stats.items():
         _holds(name.isidentifier(), f"stats of {where} have no names")

@@ -215,6 +215,9 @@ class Listener:
         """Return the answer to any other effect."""
         raise NotTraceable(f"site {site.slot!r}: fk.{site.effect.kind} cannot be traced")
 
+    def opens(self, effect: Scan) -> None:
+        """Take note of a scan, before anything of it is traced."""
+
     def scan(self, plan: Any) -> tuple[Any, Any]:
         """Return the last carry and the ys of a scan: by one `lax.scan`, see `loops.Plan`."""
         return plan.run(self)  # type: ignore[no-any-return]
@@ -492,6 +495,7 @@ def _gathered(fiber: TracedFiber, site: Met, effect: Gather) -> tuple[Any, ...]:
 
 def _scanned(fiber: TracedFiber, effect: Scan) -> Any:
     fiber.effect = effect  # by which handlers know that they are around a scan
+    fiber.listener.opens(effect)
     if not len(effect.xs):
         return effect.init, ()
     from .loops import Plan

@@ -21,7 +21,7 @@ class Plan:
         name: the scan's name, in messages.
         length: iterations.
         init: the carry that it starts from, as arrays, with the dtypes that it comes to.
-        xs: the inputs, stacked.
+        xs: the inputs, stacked; ``inputs``, as the program gave them.
         strides: how often an iteration visits each name.
         steps: how many steps of the program an iteration makes.
         spots: the sites of an iteration, those of scans in it included, as of the first iteration.
@@ -34,12 +34,13 @@ class Plan:
         self._effect = effect
         self._before = dict(fiber.visits)
         self.length = len(effect.xs)
+        self.inputs = effect.xs
         self.strides: dict[str, int] = {}
         self.steps = 0
         self.twisted = False
         self.spots: list[Spot] = []
         with self._traceable():
-            self.xs = _stacked(effect.xs)
+            self.xs = stacked(effect.xs)
             self.init = jax.tree.map(jnp.asarray, plain(effect.init))
             self._settle()
 
@@ -110,6 +111,18 @@ class Plan:
         listener.leave(self, seen[-1], outputs)
         return carry, Outputs(ys, self.length)
 
+    def unrolled(self, listener: Listener) -> tuple[Any, Any]:
+        """Write out all iterations, one after another, for one listener; return the last carry and the ys."""
+        carry, ys = self.init, []
+        guide: Any = self._fiber.guide
+        for t in range(self.length):
+            x = jax.tree.map(lambda column: column[t], self.xs)  # noqa: B023
+            carry, y, level = self.step(carry, x, t, listener)
+            guide.level = level if self.twisted else guide.level + level
+            ys.append(y)
+        guide.twisted = guide.twisted or self.twisted
+        return carry, tuple(ys)
+
     def _traceable(self) -> _Named:
         return _Named(f"scan {self.name!r}")
 
@@ -172,18 +185,20 @@ def by_iteration(values: list[Any], site: Met) -> Any:
     """Return the value of a site's current iteration, of those of all iterations in order."""
     lengths = site.spot.lengths
     try:
-        column = _column(values)
+        column = jnp.asarray(_column(values))
     except (TypeError, ValueError) as error:
         raise NotTraceable(f"{site!r}: the values of a scan's iterations do not stack: {first_lines(error)}") from error
     return column.reshape(*lengths, *column.shape[1:])[site.index]
 
 
-def _stacked(xs: Any) -> Any:
+def stacked(xs: Any) -> Any:
     """Return inputs with a leading axis of iterations."""
     if isinstance(xs, Outputs):
         return xs.stacked
-    if hasattr(xs, "dtype") or isinstance(xs, range):
-        return jnp.asarray(xs)
+    if hasattr(xs, "dtype"):
+        return xs if isinstance(xs, np.ndarray | jax.Array) else jnp.asarray(xs)
+    if isinstance(xs, range):
+        return np.array(xs)
     items = [plain(x) for x in xs]
     first = jax.tree.structure(items[0])
     if any(jax.tree.structure(item) != first for item in items):
@@ -194,7 +209,7 @@ def _stacked(xs: Any) -> Any:
 def _column(parts: Sequence[Any]) -> Any:
     if any(isinstance(part, jax.Array | jax.core.Tracer) for part in parts):
         return jnp.stack([jnp.asarray(part) for part in parts])
-    return jnp.asarray(np.array(parts))
+    return np.array(parts)  # NumPy's, so that no trace keeps what it makes no use of
 
 
 def _promoted(before: Any, after: Any) -> Any:

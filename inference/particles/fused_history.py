@@ -1,0 +1,212 @@
+"""The history of a fused filter: steps that are worked out when somebody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, cast, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...ppl import keys as _keys
+from ...ppl.compiled.batch import Batch, Whole
+from ...ppl.compiled.choices import Choices, Piece
+from ...ppl.compiled.model import CompiledScan, blame, columns
+from ...ppl.compiled.pieces import Pieces, kept
+from ...ppl.keys import Keys
+from ...ppl.model import Index
+from ..base.engine import Report
+from ..base.step import Step
+from ..base.weights import logmeanexp, spread
+
+
+class FusedHistory(Sequence[Step]):
+    """The steps of a fused filter.
+
+    Args:
+        model: the compiled scan.
+        made: what the filter handed out, as arrays of NumPy.
+        key: (1,) of the run, for what is drawn after the scan.
+        scheme: how particles were resampled.
+
+    Raises:
+        InvalidWeight, ValueError, UnsupportedProposal: for a weight, a law or a proposal that cannot be; it names the
+            particle, the iteration and the site.
+    """
+
+    def __init__(self, model: CompiledScan, made: dict[str, Any], key: Keys, scheme: str) -> None:
+        self._model, self._made, self._scheme = model, made, scheme
+        first, rest = made["facts"]
+        t = model.length
+        self._facts = type(first)(*(np.concatenate([[a], b[: t - 1]]) for a, b in zip(first, rest)))
+        offset = np.cumsum(self._facts.base)
+        self._log_evidence = offset + self._facts.log_mean
+        self._offset = offset
+        gone = np.flatnonzero(np.isneginf(self._facts.log_mean))
+        self.extinct = bool(len(gone))
+        self._length = int(gone[0]) + 1 if self.extinct else t
+        for t in np.flatnonzero(self._facts.bad[: self._length]).tolist():
+            piece = model.pieces.move if t else model.pieces.begin
+            blame(piece, self._facts.bad[t : t + 1], np.array([t]), self._facts.culprit[t : t + 1])
+        self._end(key)
+
+    def _end(self, key: Keys) -> None:
+        """Run what comes after the scan."""
+        model, now = self._model, self._made["now"]
+        logs = now.logs + self._offset[-1]
+        n = len(logs)
+        dead = np.isneginf(logs) | self.extinct
+        last = np.full(n, self._length - 1)
+        trail = None
+        if model.needs_ys and not self.extinct:
+            trail = Whole(tuple(self._path(*pair) for pair in self._columns("ys")))
+        carry, level = tuple(jax.tree.leaves(now.carry)), np.zeros(n) if now.level is None else now.level
+        state = Batch(last, dead, dead, tuple(now.fixed), carry, level, trail, np.arange(n))
+        lineage = _keys.fold(key, _keys.tag("particle"), np.arange(n))
+        self._ended = model.finish(state, _keys.fold(lineage, self._length))
+        self.log_weights = np.where(dead, -np.inf, logs + self._ended.log_increment)
+        self.log_weights[self._ended.state.dead] = -np.inf
+        if model.pieces.weighs_end:
+            self.extinct = self.extinct or bool(np.isneginf(self.log_weights).all())
+
+    def report(self) -> Report:
+        """Return the filter's report."""
+        return Report(self._ended.state, self.log_weights, None, history=self)
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Step: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Step, ...]: ...
+    def __getitem__(self, index: int | slice) -> Step | tuple[Step, ...]:
+        return self._steps[index]
+
+    @cached_property
+    def _steps(self) -> tuple[Step, ...]:
+        return tuple(self._step(t) for t in range(self._length))
+
+    @property
+    def ancestors(self) -> Any:
+        """(T, n): each particle's parent at the step before."""
+        later: Any = self._made["later"]["ancestors"]
+        return np.concatenate([np.arange(later.shape[1], dtype=later.dtype)[None], later[: self._model.length - 1]])
+
+    def _step(self, t: int) -> Step:
+        model, facts = self._model, self._facts
+        first, later = self._replayed
+        made = first if t == 0 else jax.tree.map(lambda column: column[t - 1], later)
+        piece = model.pieces.move if t else model.pieces.begin
+        n = len(self.log_weights)
+        pieces = [Piece(piece.lines, columns(piece.lines, made), np.full(n, t), np.arange(n))]
+        log_weights, log_potential = made["logs"] + self._offset[t], made["log_potential"]
+        ess, entropy, log_evidence = facts.ess[t], facts.entropy[t], self._log_evidence[t]
+        done = ~made["alive"]
+        twist = np.where(done, 0.0, made["level"])
+        if t == model.length - 1:
+            log_weights, done, twist = self.log_weights, np.ones(n, bool), np.zeros(n)
+            log_potential = log_potential + self._ended.log_potential
+            pieces += cast(Choices, self._ended.choices).pieces
+            found = spread(log_weights)
+            ess, entropy, log_evidence = found.ess, found.entropy, logmeanexp(log_weights)
+        return Step(
+            depth=t,
+            ess=float(ess),
+            entropy=float(entropy),
+            log_evidence=float(log_evidence),
+            resampled=bool(facts.resampled[t]),
+            ancestors=self.ancestors[t].astype(np.intp),
+            log_weights=log_weights,
+            log_potential=log_potential,
+            log_twist=twist,
+            done=done,
+            choices=Choices(n, pieces),
+            scheme=self._scheme if facts.resampled[t] else None,
+        )
+
+    @cached_property
+    def _replayed(self) -> tuple[Any, Any]:
+        """What the particles made of the latents that they drew: of the first step, and of the others (T − 1, n, …)."""
+        model, made = self._model, self._made
+        pieces = model.pieces
+        with jax.enable_x64(True):
+            begin, move = pieces.begin_given.code, pieces.move_given.code
+            run = kept(("replay", begin.key, move.key), lambda: jax.jit(replaying(pieces)))
+            latents = made["first"]["latents"], made["later"]["latents"]
+            rest = made["later"]["ancestors"], made["facts"][1].resampled
+            constants = begin.constants, move.constants
+            out: tuple[Any, Any] = run(constants, pieces.parameters, model.padded_xs, *latents, *rest)
+            return jax.tree.map(np.asarray, out)  # type: ignore[no-any-return]
+
+    # -- the ys -----------------------------------------------------------------------------------------------------
+
+    def _columns(self, name: str) -> list[tuple[Any, Any]]:
+        first, later = self._made["first"][name], self._made["later"][name]
+        return list(zip(jax.tree.leaves(first), jax.tree.leaves(later)))
+
+    @cached_property
+    def _lines(self) -> Index:
+        """(T, n): which particle of each step is the ancestor of each of the last."""
+        ancestors = self.ancestors
+        out = np.empty(ancestors.shape, np.intp)
+        index = np.arange(ancestors.shape[1])
+        for t in range(len(ancestors) - 1, -1, -1):
+            out[t] = index
+            index = ancestors[t][index]
+        return out
+
+    def _path(self, first: Any, later: Any) -> Any:
+        """Return (n, T, …): what each of the last particles had in each iteration."""
+        whole = np.concatenate([first[None], later[: self._model.length - 1]])
+        lines = self._lines
+        return np.swapaxes(whole[np.arange(len(lines))[:, None], lines], 0, 1)
+
+
+def replaying(pieces: Pieces) -> Any:
+    """Return the second pass as a function for `jax.jit`: it forces the latents that a filter drew."""
+    begin, move = pieces.begin_given, pieces.move_given
+    twisted = begin.twists or move.twists
+    none = np.zeros(2, np.uint32)  # nothing is drawn
+
+    def gained(made: Any, proposes: bool) -> Any:
+        return jnp.where(made["alive"], made["log_potential"] + (made["log_prob"] - made["log_proposal"]), -jnp.inf)
+
+    def kept(made: Any, logs: Any) -> Any:
+        names = ("log_potential", "level", "alive", "latents", "columns")
+        return {**{name: made[name] for name in names}, "logs": logs}
+
+    def run(constants: Any, parameters: Any, xs: Any, first: Any, later: Any, ancestors: Any, resampled: Any) -> Any:
+        n = ancestors.shape[-1]
+
+        def start(_: Any, values: Any) -> Any:
+            x = jax.tree.map(lambda column: column[0], xs)
+            return begin.code(constants[0], parameters, x, True, none, 0, values, (True,) * len(values))
+
+        made = jax.vmap(start)(jnp.arange(n), first)
+        fixed = pieces.keep(made["latents"])
+        logs = gained(made, begin.proposes)
+
+        def step(state: Any, inputs: Any) -> Any:
+            t, x, values, parents, few = inputs
+            fixed, carry, level, logs = jax.tree.map(lambda leaf: leaf[parents], state)
+            logs = jnp.where(few, -level if twisted else 0.0, logs)
+
+            def one(fixed: Any, carry: Any, level: Any, alive: Any, values: Any) -> Any:
+                before = parameters, pieces.fill(fixed), carry, level, x, t, alive
+                return move.code(constants[1], *before, none, 0, values, (True,) * len(values))
+
+            made = jax.vmap(one)(fixed, carry, level, logs > -jnp.inf, values)
+            logs = logs + gained(made, move.proposes)
+            return (fixed, made["carry"], made["level"], logs), kept(made, logs)
+
+        size = len(jax.tree.leaves(xs)[0])
+        inputs = jnp.arange(1, size), jax.tree.map(lambda column: column[1:], xs), later, ancestors, resampled
+        _, rest = jax.lax.scan(step, (fixed, made["carry"], made["level"], logs), inputs)
+        return kept(made, logs), rest
+
+    return run

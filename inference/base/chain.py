@@ -104,7 +104,7 @@ class Chain:
         return logmeanexp(self.log_weights) if self.log_evidence is None else self.log_evidence
 
     @property
-    def history(self) -> tuple[Step, ...]:
+    def history(self) -> Sequence[Step]:
         """What the weights went through: the stages of a tempered population, else the steps."""
         return self.stages or self.steps
 

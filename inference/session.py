@@ -93,7 +93,9 @@ class Session:
         key = _keys.root(seed)
         self._watched = watched or (budget is not None and budget.limited)
         found = [prepare(model, *work(engine)) for model in models]
-        problems = [Problem(one.model, engine, int(seed), _keys.fold(key, i), compiled=one.note) for i, one in enumerate(found)]
+        problems = [
+            Problem(one.model, engine, int(seed), _keys.fold(key, i), compiled=one.note) for i, one in enumerate(found)
+        ]
         self._begin(problems, budget)
 
     def _begin(self, problems: Sequence[Problem], budget: Budget | None = None) -> None:

@@ -172,7 +172,9 @@ def force(
             value, j = left.pop(name), line.latent
             if not _fits(value, *shapes[j]):
                 if not tentative:
-                    raise ImpossibleChoice(f"the forced value {value!r:.80} of {name!r} has another form than its draws")
+                    raise ImpossibleChoice(
+                        f"the value {value!r:.80} forced on {name!r} has another form than its draws"
+                    )
                 refused[i] = True
                 continue
             values[j][i] = value

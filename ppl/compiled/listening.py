@@ -74,7 +74,8 @@ class Doing(Listener):
         self._check_law(site, law)
         if site.proposal is not None:
             self._check_law(site, source)
-            self._fault(~_covers(site, source, law), f"{site.slot!r}: the proposal cannot reach all that the law can", UnsupportedProposal)
+            cannot = f"{site.slot!r}: the proposal cannot reach all that the law can"
+            self._fault(~_covers(site, source, law), cannot, UnsupportedProposal)
         own = site.forced is MISSING
         value = self._draw(site, source) if own else _array(site, site.forced)
         if self.given:
@@ -87,7 +88,8 @@ class Doing(Listener):
         self.log_proposal = self.log_proposal + jnp.where(self.alive, log_q, 0.0)
         if self.given or not own or log_q is not log_p:  # what is drawn from its own law is possible
             self._fault(~(log_p < jnp.inf), f"{site.slot!r}: the log-probability of a value is NaN or +inf")
-            self._fault((log_q == -jnp.inf) & (log_p > -jnp.inf), f"{site.slot!r}: its proposal cannot reach a value", UnsupportedProposal)
+            cannot = f"{site.slot!r}: its proposal cannot reach a value"
+            self._fault((log_q == -jnp.inf) & (log_p > -jnp.inf), cannot, UnsupportedProposal)
             self._kill(log_p == -jnp.inf)
         self.latents.append(value)
         self._note(site, None, log_p, log_q, place, own)
@@ -262,4 +264,4 @@ def _covers(site: Met, source: Any, law: Any) -> Any:
             low = [getattr(d.support, "lower_bound", -jnp.inf) for d in inner]
             high = [getattr(d.support, "upper_bound", jnp.inf) for d in inner]
             return jnp.all((low[0] <= low[1]) & (high[0] >= high[1]))
-    raise NotTraceable(f"site {site.slot!r}: whether its proposal {site.effect.proposal!r:.80} reaches all cannot be told")
+    raise NotTraceable(f"site {site.slot!r}: whether its proposal reaches all that its law can cannot be told")

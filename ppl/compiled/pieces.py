@@ -267,7 +267,7 @@ class Pieces:
     def _check(self, plan: Any) -> None:
         inputs = jax.tree.leaves([plan.inputs] if hasattr(plan.inputs, "dtype") else list(plan.inputs))
         if any(isinstance(x, jax.core.Tracer) for x in inputs):
-            raise NotTraceable(f"scan {plan.name!r}: its inputs depend on what was drawn before it, or on its arguments")
+            raise NotTraceable(f"scan {plan.name!r}: its inputs depend on what was drawn before it")
 
 
 def _struct(aval: Any) -> Any:
@@ -289,7 +289,7 @@ def _argument(program: Program, place: int | str) -> Any:
     return program._args[place] if isinstance(place, int) else program._kwargs[place]
 
 
-# -- what is compiled ---------------------------------------------------------------------------------------------------
+# -- what is compiled ----------------------------------------------------------------------------------------------
 
 
 _KEPT = 128

@@ -43,7 +43,7 @@ def skeleton(value: Any, leaves: list[Any]) -> Any:
         return Place(len(leaves) - 1)
     if value is None or isinstance(value, str | bytes):
         return value
-    raise NotTraceable(f"what the program returns holds a {type(value).__name__}, which is no array or container of them")
+    raise NotTraceable(f"what the program returns holds a {type(value).__name__}, no array or container of them")
 
 
 def build(form: Any, leaves: Any, at: Any) -> Any:

@@ -105,6 +105,7 @@ if TYPE_CHECKING:
     from .inference.variational.hvi import HVI
     from .inference.variational.iwae import IWAE
     from .inference.variational.qwake import QWake
+    from .inference.variational.transformer import DistributionTransformer
     from .ppl.bridges.from_numpyro import from_numpyro
     from .ppl.bridges.to_numpyro import to_numpyro
 
@@ -135,6 +136,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Cost",
+    "DistributionTransformer",
     "Draws",
     "EllipticalSlice",
     "Engine",
@@ -235,6 +237,7 @@ _HOME = {
     "Comparison": "inference.comparison.table",
     "DVTS": "inference.search.dvts",
     "ELBO": "inference.variational.elbo",
+    "DistributionTransformer": "inference.variational.transformer",
     "EllipticalSlice": "inference.moves.elliptical_slice",
     "Engine": "inference.base.engine",
     "EntropicParticleFilter": "inference.particles.entropic",

@@ -113,7 +113,7 @@ def test_the_evidence_of_some_steps_is_that_of_the_model_cut_there():
             out.append(run.log_evidence)
         return out
 
-    found = fk.infer(outer(), fk.ImportanceSampling(250), seed=0)
+    found = fk.infer(outer(), fk.ImportanceSampling(200), seed=0)
     assert found.guarantee == "unbiased"
     agree(np.exp(found.values), forward(0.7))
 
@@ -127,7 +127,7 @@ SMC2 = {
 @pytest.mark.parametrize("name", SMC2)
 def test_smc2_is_unbiased(name):
     # 4 comparisons of 2 engines: 1.6e-5.
-    found = fk.infer([smc2(2)] * 60, SMC2[name], seed=0)
+    found = fk.infer([smc2(2)] * 45, SMC2[name], seed=0)
     assert {p.guarantee for p in found} == {"unbiased"}
     agree([shares(p) for p in found], (1.0, *POSTERIOR))
 
@@ -222,7 +222,7 @@ def test_an_estimate_is_replayed_and_never_made_again():
     truth = law[3:].sum()
     faulty = np.array([[P @ np.minimum(1.0, W[b][None, :] / W[a][:, None]) @ P for b in (0, 1)] for a in (0, 1)])
     up, down = 0.4 * faulty[0, 1], 0.6 * faulty[1, 0]
-    chains = fk.infer([two()] * 25, fk.SuffixMH(100, burn_in=20), seed=0)
+    chains = fk.infer([two()] * 20, fk.SuffixMH(90, burn_in=20), seed=0)
     # 2 comparisons: 4.0e-6.
     error = agree([[p.expect(float), p.info["acceptance"]] for p in chains], (truth, law @ acceptance))
     assert abs(up / (up + down) - truth) > 6 * error[0]
@@ -267,7 +267,7 @@ def test_a_continuous_parameter_agrees_with_the_integral_over_it():
     mass = np.exp(np.array(exact) - 0.5 * ((grid - 0.5) / 0.8) ** 2) / math.sqrt(2 * math.pi) / 0.8
     total = np.trapezoid(mass, grid)
     mean = np.trapezoid(mass * grid, grid) / total
-    found = fk.infer([drifts(3)] * 60, fk.SMC(5, ess_threshold=0.8, move=fk.SuffixMH(1)), seed=0)
+    found = fk.infer([drifts(3)] * 45, fk.SMC(5, ess_threshold=0.8, move=fk.SuffixMH(1)), seed=0)
     ratios = [[r := math.exp(p.log_evidence) / total, r * p.expect(float)] for p in found]
     agree(ratios, (1.0, mean))
 

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .inference.mcmc.suffix_mh import SuffixMH
     from .inference.moves.elliptical_slice import EllipticalSlice
     from .inference.moves.hmc import HMC
+    from .inference.moves.langevin import Langevin
     from .inference.moves.mala import MALA
     from .inference.moves.nuts import NUTS
     from .inference.moves.pcn import PCN
@@ -150,6 +151,7 @@ __all__ = [
     "HitAndRunSlice",
     "ImportanceSampling",
     "Kernel",
+    "Langevin",
     "LinearTwist",
     "LookAheadSMC",
     "MarkovKernel",
@@ -249,6 +251,7 @@ _HOME = {
     "HMC": "inference.moves.hmc",
     "HitAndRunSlice": "inference.tempering.hit_and_run_slice",
     "ImportanceSampling": "inference.particles.importance",
+    "Langevin": "inference.moves.langevin",
     "LinearTwist": "inference.results.linear_twist",
     "LookAheadSMC": "inference.particles.look_ahead",
     "MALA": "inference.moves.mala",

@@ -278,3 +278,33 @@ def test_smc_with_a_fixed_kernel_says_unbiased_and_with_one_that_learns_consiste
         posterior = fk.infer(model, fk.SMC(20, 1.0, move=kernel), seed=0)
         assert posterior.guarantee == promise
         assert 0.05 < posterior.info["acceptance"] < 0.95
+
+
+@pytest.mark.parametrize("jax", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["numpy", "jax"])
+def test_langevin_steps_have_the_law_that_they_are_known_to_have_and_ascent_climbs(jax):
+    # The posterior has precision 5, so that steps of .1 keep N(1.2, 1/(5·(1 − .25))) as it is, and not N(1.2, .2).
+    kept = 1.2 + math.sqrt(4 / 15) * fk.keys.normal(fk.keys.fold(KEYS, 9), 1)
+    check_invariant(g1(jax), fk.Langevin(2, 0.1), kept)
+    moved_on, _ = taken(g1(jax), fk.Langevin(1, 0.1), g1_exact(fk.keys.fold(KEYS, 8)))
+    assert moved_on.var() == pytest.approx(0.25 * 0.2 + 0.2, rel=0.02)
+    climbed, fared = taken(g1(jax), fk.Langevin(3, 0.1, noise=False), np.zeros((3, 1)))
+    np.testing.assert_allclose(climbed, 1.2 * (1 - 0.5**3))  # .6, .9, 1.05
+    assert (fared.chance == 1.0).all()
+
+
+def test_what_moves_by_steps_that_nothing_corrects_promises_less():
+    model = gaussian_toy()
+    for noise, promise in ((True, "discretised"), (False, "heuristic")):
+        kernel = fk.Langevin(1, 0.1, noise=noise)
+        for engine in (
+            fk.SMC(4, move=kernel),
+            fk.TemperedSMC(4, fk.Sweep(fk.RandomWalk(step=1.0), kernel), ladder=(0.0, 0.5, 1.0)),
+            fk.PersistentSampling(4, kernel),
+            fk.NestedSampling(4, kernel),
+            fk.ParallelTempering((1.0, 2.0), 4, kernel=kernel),
+            fk.MCMC(kernel, draws=2, warmup=0, chains=1),
+        ):
+            assert engine.guarantee == promise
+        assert fk.infer(model, engine, seed=0).guarantee == promise
+    with pytest.raises(ValueError, match="Langevin needs a step"):
+        fk.Langevin(3)

@@ -21,7 +21,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats
 from ...ppl.sites import Site
 from .chain import detach_choices
-from .engine import Growing, Move, Report, Start
+from .engine import Growing, Guarantee, Move, Report, Start, weaker
 from .search_tree import SearchTree
 from .step import Step
 from .weights import spread
@@ -102,6 +102,16 @@ class MarkovKernel(Protocol):
 def adapts(kernel: Any) -> bool:
     """Whether a kernel learns from the populations that it moves, so that an engine's evidence is only consistent."""
     return callable(getattr(kernel, "tuned", None)) and bool(getattr(kernel, "adaptive", True))
+
+
+def promise(kernel: Any, alone: Guarantee = "unbiased") -> Guarantee:
+    """Return what an engine promises that moves by a kernel, of what it promises ``alone``.
+
+    A kernel that learns makes evidence consistent at best. One that does not leave its target invariant has an
+    attribute ``limit``, the most that is left.
+    """
+    least = weaker(alone, getattr(kernel, "limit", "unbiased"))
+    return weaker(least, "consistent") if adapts(kernel) else least
 
 
 def tune(

@@ -15,7 +15,18 @@ from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
 from ..base.checks import positive
 from ..base.engine import Growing, Guarantee, Ranking, Run, where
-from ..base.paths import Asking, MarkovKernel, Path, adapts, check_kernel, check_reach, describe_paths, growing, tune
+from ..base.paths import (
+    Asking,
+    MarkovKernel,
+    Path,
+    adapts,
+    check_kernel,
+    check_reach,
+    describe_paths,
+    growing,
+    promise,
+    tune,
+)
 from ..moves.kernel import Continuous, Fared, Stepping
 from ..moves.replay import check_paths, densities_of, rebuild
 from ..moves.sweep import mean_rate
@@ -70,7 +81,6 @@ class MCMC:
     draws: int = 1000
     warmup: int = 1000
     chains: int = 4
-    guarantee: ClassVar[Guarantee] = "consistent"
     ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
@@ -79,6 +89,11 @@ class MCMC:
         positive("chains", self.chains)
         if not isinstance(self.warmup, int | np.integer) or self.warmup < 0:
             raise ValueError(f"warmup must be 0 or a positive integer, not {self.warmup!r}")
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What it promises."""
+        return promise(self.kernel, "consistent")
 
     @property
     def particles(self) -> int:

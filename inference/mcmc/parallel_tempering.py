@@ -13,7 +13,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
 from ..base.checks import positive
 from ..base.engine import Guarantee, Ranking, Run
-from ..base.paths import Asking, MarkovKernel, Path, check_kernel, check_reach
+from ..base.paths import Asking, MarkovKernel, Path, check_kernel, check_reach, promise
 from .chain import alive, check_schedule, draw_chain, from_prior, kept
 from .suffix_mh import SuffixMH
 
@@ -61,7 +61,6 @@ class ParallelTempering:
     thin: int = 1
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
-    guarantee: ClassVar[Guarantee] = "consistent"
     ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
@@ -72,6 +71,11 @@ class ParallelTempering:
         object.__setattr__(self, "temperatures", tuple(heat.tolist()))
         check_kernel("kernel", self.kernel)
         check_schedule(self)
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What it promises."""
+        return promise(self.kernel, "consistent")
 
     @property
     def particles(self) -> int:

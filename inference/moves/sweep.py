@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Self
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
+from ..base.engine import Guarantee, weaker
 from ..base.paths import Asking, MarkovKernel, Path, adapts, check_kernel, tune
 
 
@@ -54,6 +56,11 @@ class Sweep:
     def adaptive(self) -> bool:
         """Whether one of them learns."""
         return any(map(adapts, self.kernels))
+
+    @property
+    def limit(self) -> Guarantee:
+        """The most that an engine can promise that moves by them; see `promise`."""
+        return reduce(weaker, [getattr(kernel, "limit", "unbiased") for kernel in self.kernels])
 
     def left(self, model: FeynmanKac[Any], path: Path) -> str | None:
         """Return the address of a choice that none of them moves; see `check_reach`."""

@@ -13,7 +13,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import fraction, one_of, positive
 from ..base.engine import Growing, Guarantee, Move, Ranking, Report, Run, Start, check_alive
-from ..base.paths import MarkovKernel, Path, adapts, check_kernel, describe_paths, growing
+from ..base.paths import MarkovKernel, Path, check_kernel, describe_paths, growing, promise
 from ..base.resampling import SCHEMES, Scheme, resample
 from ..base.step import Step
 from ..base.weights import logmeanexp, spread
@@ -77,8 +77,8 @@ class SMC:
 
     @property
     def guarantee(self) -> Guarantee:
-        """What it promises: less, where its kernel learns from the particles."""
-        return "consistent" if adapts(self.move) else "unbiased"
+        """What it promises: less, where its kernel learns from the particles, or is not exact."""
+        return promise(self.move)
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

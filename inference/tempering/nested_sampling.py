@@ -25,6 +25,7 @@ from ..base.paths import (
     describe_paths,
     gather,
     growing,
+    promise,
     record,
     tune,
 )
@@ -130,7 +131,6 @@ class NestedSampling:
     remainder: float = math.exp(-3)
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
-    guarantee: ClassVar[Guarantee] = "consistent"
     ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
@@ -143,6 +143,11 @@ class NestedSampling:
         if not is_real(self.remainder) or not 0.0 < self.remainder < 1.0:
             raise ValueError(f"remainder is a share of the evidence, between 0 and 1, not {self.remainder!r}")
         one_of("all_dead", self.all_dead, ("error", "zero"))
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What it promises."""
+        return promise(self.kernel, "consistent")
 
     @property
     def particles(self) -> int:

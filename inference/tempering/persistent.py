@@ -11,7 +11,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
 from ..base.engine import Guarantee, Ranking, Run
-from ..base.paths import MarkovKernel, Path
+from ..base.paths import MarkovKernel, Path, promise
 from ..base.resampling import Scheme, resample
 from ..base.weights import ess, logmeanexp
 from .ladder import next_inverse, reweighted
@@ -66,11 +66,15 @@ class PersistentSampling:
     resampling: Scheme = "systematic"
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
-    guarantee: ClassVar[Guarantee] = "consistent"
     ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
         check_settings(self, "moves")
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What it promises."""
+        return promise(self.kernel, "consistent")
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

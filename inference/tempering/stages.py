@@ -18,7 +18,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import is_real, one_of, positive
 from ..base.engine import Growing, Guarantee, Move, Start, check_alive
-from ..base.paths import Asking, MarkovKernel, Path, check_kernel, describe_paths, extend, growing, origins
+from ..base.paths import Asking, MarkovKernel, Path, check_kernel, describe_paths, extend, growing, origins, promise
 from ..base.resampling import SCHEMES, Scheme
 from ..base.step import Step
 from ..base.thermodynamic import thermodynamic
@@ -68,10 +68,9 @@ def check_settings(settings: Any, *counts: str) -> None:
     one_of("all_dead", settings.all_dead, ("error", "zero"))
 
 
-def promise(settings: Settings) -> Guarantee:
+def promised(settings: Settings) -> Guarantee:
     """Return what a tempered engine promises: less where it adapts its ladder or its kernel to the particles."""
-    fixed = settings.ladder is not None and not hasattr(settings.kernel, "tuned")
-    return "unbiased" if fixed else "consistent"
+    return promise(settings.kernel, "consistent" if settings.ladder is None else "unbiased")
 
 
 class Tempered:

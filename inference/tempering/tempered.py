@@ -17,7 +17,7 @@ from ..base.paths import Asking, MarkovKernel, Path
 from ..base.resampling import Scheme, resample
 from ..base.weights import logmeanexp
 from .ladder import conditional_ess, next_inverse, reweighted
-from .stages import Settings, Tempered, check_settings, potentials, promise
+from .stages import Settings, Tempered, check_settings, potentials, promised
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class TemperedSMC:
     @property
     def guarantee(self) -> Guarantee:
         """What it promises."""
-        return promise(self)
+        return promised(self)
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

@@ -12,7 +12,7 @@ from ..base.checks import positive
 from ..base.engine import Guarantee, Ranking, Run
 from ..base.paths import Asking, MarkovKernel, Path
 from ..base.resampling import Scheme
-from .stages import Tempered, check_settings, promise
+from .stages import Tempered, check_settings, promised
 from .tempered import temper
 
 
@@ -69,7 +69,7 @@ class WasteFreeSMC:
     @property
     def guarantee(self) -> Guarantee:
         """What it promises."""
-        return promise(self)
+        return promised(self)
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""

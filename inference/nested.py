@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..ppl import keys as _keys
+from ..ppl.compiled.deciding import prepare
 from ..ppl.cost import rows
 from ..ppl.errors import Unsupported
 from ..ppl.fibers import Failed
@@ -16,7 +17,7 @@ from ..ppl.nesting import Nested
 from .base.checks import check_run, positive
 from .base.engine import is_resumable, weaker
 from .results.posterior import Posterior
-from .session import Problem, Standing, Task, Tolerant
+from .session import Problem, Standing, Task, Tolerant, work
 
 
 def run_nested(requests: Sequence[Nested], keys: Keys) -> list[Any]:
@@ -35,14 +36,6 @@ def run_nested(requests: Sequence[Nested], keys: Keys) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Live:
-    """What a posterior of ``steps`` keeps to go on from: its problem, and where its chains stand. Never changed."""
-
-    problem: Problem
-    standings: tuple[Standing, ...]
-
-
-@dataclass(frozen=True)
 class Part(Problem):
     """Some steps of a problem: up to ``steps`` from its start, after those of a posterior if there is one."""
 
@@ -50,17 +43,29 @@ class Part(Problem):
     since: Posterior | None = None
 
 
+@dataclass(frozen=True)
+class Live:
+    """What a posterior of ``steps`` keeps to go on from: its problem, and where its chains stand. Never changed."""
+
+    problem: Part
+    standings: tuple[Standing, ...]
+
+
 class Parts(Tolerant):
     """A session whose chains end after the steps that were asked for."""
 
+    _watched = False
+
     def _open(self, owner: int, chain: int) -> tuple[Task, Standing]:
         one: Any = self._problems[owner]
-        if one.since is None:
+        key = _keys.fold(one.key, chain)
+        if one.steps is None:
             return super()._open(owner, chain)
+        if one.since is None:
+            return Task(owner, one.model, one.engine.run(one.model, key)), Standing()
         was: Standing = one.since.live.standings[chain]
         since = replace(was.report, step=was.history.step)  # type: ignore[type-var, union-attr]
-        run = one.engine.resume(one.model, _keys.fold(one.key, chain), since)
-        return Task(owner, one.model, run), was._replace(request=None, begun=False)
+        return Task(owner, one.model, one.engine.resume(one.model, key, since)), was._replace(request=None, begun=False)
 
     def _ended(self, i: int) -> bool:
         one: Any = self._problems[self._tasks[i].owner]
@@ -77,7 +82,7 @@ class Parts(Tolerant):
         if one.since is not None:
             cost, promise = one.since.cost + posterior.cost, weaker(one.since.guarantee, posterior.guarantee)
             posterior = replace(posterior, cost=cost, guarantee=promise)
-        live = None if one.steps is None else Live(one, tuple(standings))
+        live = None if one.steps is None else Live(replace(one, since=None), tuple(standings))
         return replace(posterior, values=guard(posterior.values), live=live)
 
 
@@ -106,7 +111,8 @@ def _problem(request: Nested, seed: int) -> Part:
                 f"nested {request.name!r}: {engine!r} cannot make {steps} steps alone and go on; with steps= an engine "
                 "is SMC without a move, or ImportanceSampling"
             )
-        return Part(model, engine, seed, key, steps)
+        found = prepare(model, *work(engine))
+        return Part(found.model, engine, seed, key, steps, compiled=found.note)
     if engine is not None or steps is None:
         raise TypeError(
             f"nested {request.name!r}: to go on from a run, give it and the steps, nested(name, run, steps=t)"
@@ -119,4 +125,5 @@ def _problem(request: Nested, seed: int) -> Part:
     before = max(map(made, model.live.standings))
     if steps <= before and not model.complete.all():
         raise ValueError(f"nested {request.name!r}: the run has made {before} steps, so that steps must be more")
-    return Part(model.live.problem.model, model.live.problem.engine, seed, key, steps, model)
+    problem: Part = model.live.problem
+    return replace(problem, seed=seed, key=key, steps=steps, since=model)

@@ -43,6 +43,8 @@ def nested(name: str, model: FeynmanKac[Any] | Any, engine: Any = None, *, steps
     waves: a nested run is not cut short). The posterior is recorded like the value of a `call`: a forked particle gets
     it back, and ``given`` replays it. Handlers of the outer program do not reach into it.
 
+    A model whose `scan` is compiled in `infer` is compiled here, too, once for all particles.
+
     By itself it weighs nothing. ``inner.draw`` is one value, drawn by weight: in the law of the program it has the law
     that the engine draws from. With ``await fk.factor("Z", inner.log_evidence)`` the outer target is that of the model
     with the inner one marginalised, exactly (pseudo-marginal: Andrieu and Roberts 2009, doi:10.1214/07-AOS574), where

@@ -53,7 +53,7 @@ def densities(model: Diffusion, paths: Sequence[Any], horizon: int | None) -> li
             evaluate=evaluate,
             choices=lambda u: run.choices(u, beginnings.condition),
             log_jacobian=lambda u: np.full(len(u), log_jacobian),
-            gaussian=(np.zeros(position.shape[1]), np.eye(position.shape[1])),
+            gaussian=(np.zeros(position.shape[1]), np.ones(position.shape[1])),
             tolerance=1e-6 if model.dtype == torch.float64 else 1e-3,
         )
     ]

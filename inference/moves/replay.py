@@ -37,9 +37,12 @@ def densities_of(name: str, model: FeynmanKac[Any], paths: Sequence[Path], horiz
                 + (f", after site {where!r}" if where else "")
                 + ": start from SMC, which drops such particles, or soften the factor"
             )
-        if not path.scored:
+    densities = model.unconstrained(paths, horizon)
+    for density in densities:
+        # How likely a run inside the program was is not known, nor asked: it is drawn anew by its own law.
+        if density.estimated is None and not all(paths[i].scored for i in density.rows.tolist()):
             raise Unsupported(f"{name} needs the log-probability of every choice, and {model!r:.200} leaves some out")
-    return model.unconstrained(paths, horizon)
+    return densities
 
 
 def left_out(name: str, model: FeynmanKac[Any], path: Path) -> str | None:

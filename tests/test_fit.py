@@ -309,6 +309,25 @@ def test_jumps_along_a_path_are_refused(how):
         fk.fit(jumps(how), normal(), steps=1)
 
 
+def test_discrete_draws_are_no_jumps():
+    """A switch whose law follows a smooth draw is its own estimator's business."""
+
+    @fk.program
+    async def model():
+        u = await fk.sample("u", dist.Normal(0.0, 1.0))
+        k = await fk.sample("k", dist.Bernoulli(jax.nn.sigmoid(u)))
+        await fk.factor("w", jnp.where(k == 1, u, -1.0))
+
+    @fk.program
+    async def guide():
+        u = await fk.sample("u", dist.Normal(fk.param("m", 0.0), 1.0))
+        await fk.sample("k", dist.Bernoulli(jax.nn.sigmoid(u + fk.param("w", 0.0))))
+
+    with jax.enable_x64(True):
+        for how in ("enum", "score"):
+            fk.ELBO(2).problem(model(), guide(), {"k": how}).check({"m": 0.0, "w": 0.0})
+
+
 def test_what_is_continuous_is_none_of_them():
     def smooth(z):
         both = jnp.stack([z, 2 * z])
@@ -379,6 +398,36 @@ def test_forward_kl_must_know_what_is_shown():
     ):
         with pytest.raises(error, match=message):
             fk.fit(model, normal(), objective, steps=1)
+
+
+def test_what_was_simulated_is_shown_in_order():
+    """A first observation before a scan, and constants among the latents."""
+    seen = []
+
+    @fk.program
+    async def guide(data, fixed):
+        seen.append((np.shape(data), np.shape(fixed)))
+        await fk.scan(lambda _, y: _around(y), 0.0, data)
+
+    async def _around(y):
+        return 0.0, await fk.sample("x", dist.Normal(fk.param("slope", 0.5) * y, 1.0))
+
+    @fk.program
+    async def model(data):
+        fixed = await fk.sample("fixed", dist.Delta(0.1))
+        x = await fk.sample("x", dist.Normal(fixed, 1.0))
+        await fk.observe("y", dist.Normal(x, 0.001), data[0])
+        await fk.scan(_sharp, x, data[1:])
+
+    async def _sharp(x, y):
+        x = await fk.sample("x", dist.Normal(x, 1.0))
+        await fk.observe("y", dist.Normal(x, 0.001), y)
+        return x, x
+
+    data = np.zeros(3)
+    found = fk.fit(model(data), guide(data, 0.1), fk.ForwardKL({"y": "data", "fixed": "fixed"}), 200, 0.05, seed=0)
+    assert found.params["slope"] == pytest.approx(1.0, abs=0.05)  # shown in another order it would be less
+    assert set(seen[1:]) == {((3,), ())}
 
 
 def test_parameters_are_checked():

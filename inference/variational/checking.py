@@ -56,12 +56,18 @@ def check(model: Program, guide: Program, within: bool, more: bool = False, fewe
             raise UnfitGuide(f"the guide {guide.name!r} draws {address!r}, which the model observes")
         elif not more:
             raise UnfitGuide(f"the guide {guide.name!r} draws {address!r}, and the model {model.name!r} does not")
-    missing = [address for address in mine.latent if address not in its.latent]
+    missing = [address for address, law in mine.latent.items() if address not in its.latent and not _sure(law)]
     if missing and not fewer:
         raise UnfitGuide(
             f"the guide {guide.name!r} does not draw {missing[0]!r}, which the model {model.name!r} does: give it a "
             "law there, or condition the model on it"
         )
+
+
+def _sure(law: Any) -> bool:
+    """Whether all of a law's mass is on one value, so that there is nothing to guide."""
+    values = law.support() if hasattr(law, "support") else None
+    return values is not None and len(values) == 1
 
 
 def check_draws(guide: Program, sites: Sequence[Any]) -> None:

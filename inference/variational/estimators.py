@@ -35,6 +35,8 @@ from ...ppl.traced.listeners import Weigher
 ESTIMATORS = ("reparam", "score", "enum", "mvd")
 MARK = "feynkac reparam "
 """Before the name of a site whose gradient goes along its path, in what JAX traces."""
+STILL = "feynkac still"
+"""The name of draws that are constants to gradients."""
 _FEW = 16
 """Values of a site that is enumerated unless it is said how."""
 _TOGETHER = 256
@@ -198,16 +200,19 @@ class Drawn(Weigher):
 
     def choose(self, site: Met) -> tuple[Any, Any]:
         """Return a value."""
-        way, law, key = self.plan.of[site.slot], site.law, site.key(self.key)
+        law, way = site.law, self.plan.of.get(site.slot)
+        if way is None:  # all its mass is on one value
+            return law.draw(None), None
         if way.estimator == "enum":
             return self._listed(site, way), None
+        key, noise = jax.random.split(site.key(self.key))
         value = law.draw(key)
         if way.estimator == "reparam":
             return checkpoint_name(value, MARK + site.slot), None
         value = jax.lax.stop_gradient(value)
         if way.estimator == "mvd":
-            value = self._moved(site, way, value, key)
-        return value, None
+            value = self._moved(site, way, value, noise)
+        return checkpoint_name(value, STILL), None
 
     def _listed(self, site: Met, way: Way) -> Any:
         n = way.latent.values
@@ -216,7 +221,7 @@ class Drawn(Weigher):
         return site.law.support()[(self.combination // jnp.asarray(places)[_visit(site)]) % n]
 
     def _moved(self, site: Met, way: Way, value: Any, key: Any) -> Any:
-        """Return the value, in modes of this site with one number moved to one of a pair of points."""
+        """Return the value, in modes of this site with one number moved to one of a pair of points, by noise."""
         normal, shape = normal_of(site.law), site.law.shape
         loc, scale = (jnp.broadcast_to(x, shape).ravel() for x in (normal.loc, normal.scale))
         self.moments[site.slot] = loc, scale
@@ -224,7 +229,7 @@ class Drawn(Weigher):
         number, point = move // _PAIRS, move % _PAIRS
         mine = (move >= 0) & (move < _PAIRS * way.latent.size)
         number = jnp.where(mine, number, 0)
-        noise = jax.random.normal(jax.random.fold_in(key, 1), (7,))
+        noise = jax.random.normal(key, (7,))
         radius = jnp.sqrt(jnp.sum(noise[:2] ** 2))  # Rayleigh
         maxwell = jnp.sqrt(jnp.sum(noise[2:5] ** 2)) * jnp.sign(noise[5])  # on both sides
         normal_too = maxwell * ndtr(noise[6])  # a standard normal number, coupled to it

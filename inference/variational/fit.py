@@ -115,10 +115,9 @@ class _Steps:
 
         self._guide = problem.guide
         self._spaces = spaces
-        self._losses: list[float] = []
         self._total = 0
         self._stopped: str | None = None
-        self._state = (spaces.start, optimizer.init(spaces.start))
+        self._at: tuple[Any, list[float]] = ((spaces.start, optimizer.init(spaces.start)), [])
         key = jax.random.fold_in(jax.random.key(seed), int(tag("fit")) & 0xFFFFFFFF)
         self._advance = jax.jit(_compiled(problem, objective, spaces, optimizer, key))
 
@@ -127,8 +126,8 @@ class _Steps:
         self._total, many = steps, 1
         try:
             with Progress(self._describe, progress) as bar, noticing(self._note):
-                while len(self._losses) < steps and self._stopped is None:
-                    many = min(many, _MOST, steps - len(self._losses))
+                while (done := len(self._at[1])) < steps and self._stopped is None:
+                    many = min(many, _MOST, steps - done)
                     began = time.perf_counter()
                     self._advance_by(many)
                     took = time.perf_counter() - began
@@ -142,16 +141,16 @@ class _Steps:
         """Return the guide as it is now."""
         import jax
 
-        values = jax.tree.map(number, self._spaces.values(self._state[0]))
-        return Guide(self._guide, values, self._losses, self._stopped)
+        (free, _), losses = self._at
+        return Guide(self._guide, jax.tree.map(number, self._spaces.values(free)), losses, self._stopped)
 
     def _advance_by(self, many: int) -> None:
-        state, losses, bad, fine = self._advance(self._state, len(self._losses), many)
-        made = np.asarray(losses)[: many if bad < 0 else int(bad) - len(self._losses)].tolist()
-        self._state, before = state, len(self._losses)
-        self._losses += made
+        state, before = self._at
+        state, losses, bad, fine = self._advance(state, len(before), many)
+        made = np.asarray(losses)[: many if bad < 0 else int(bad) - len(before)].tolist()
+        self._at = state, before + made  # at once: Ctrl-C may come between any two lines
         if bad >= 0:
-            loss = float(np.asarray(losses)[int(bad) - before])
+            loss = float(np.asarray(losses)[len(made)])
             wrong = sorted(name for name, ok in fine.items() if not ok)
             what = f"the gradient of {', '.join(map(repr, wrong))}" if np.isfinite(loss) else f"the loss, {loss},"
             raise NonFiniteLoss(
@@ -164,8 +163,8 @@ class _Steps:
         self._stopped = "interrupted"
 
     def _describe(self) -> tuple[int, int, str]:
-        done = len(self._losses)
-        recent = float(np.mean(self._losses[-100:])) if done else np.nan
+        losses = self._at[1]
+        done, recent = len(losses), float(np.mean(losses[-100:] or [np.nan]))
         return done, self._total, f"step {done} of {self._total}, loss {recent:.4g}"
 
 

@@ -29,8 +29,8 @@ class ForwardKL:
     an estimator. The guide is shown what was simulated by its arguments; it may draw fewer sites than the model.
 
     Args:
-        data: which argument of the guide is shown what the model draws or observes at an address (for sites in a scan,
-            the series, by the name); None: none is. All that the model observes must be named.
+        data: which argument of the guide is shown what the model draws or observes under a name (of several visits, in
+            a scan or a loop, the series of values); None: none is. All that the model observes must be named.
         simulations: of each step.
 
     Source: Hinton et al. (1995), doi:10.1126/science.7761831; Papamakarios and Murray (2016), arXiv:1605.06376.
@@ -73,7 +73,9 @@ class ForwardKL:
             sorted(names)
             for names in (
                 observed - set(self.data),
-                set(self.data) - observed - {latent.spot.name for latent in look.latents.values()},
+                set(self.data)
+                - observed
+                - {record.spot.name for record in look.records if record.spot.kind == "sample"},
             )
         )
         if unsaid:
@@ -91,14 +93,17 @@ class ForwardKL:
         import jax
 
         from ...ppl.traced.driver import trace
-        from .simulated import Simulated
+        from .simulated import Simulated, series
 
         def one(key: Any) -> Any:
             unseen = Unseen()
             run = Simulated(key, unseen.shapes)
             trace(problem.model.with_handler(unseen), run)
-            values = {record.spot.name: record.value for record in reversed(run.records)}
-            shown = {argument: values[name] for name, argument in self.data.items() if argument is not None}
+            shown = {
+                argument: series([record for record in run.records if record.spot.name == name])
+                for name, argument in self.data.items()
+                if argument is not None
+            }
             return -problem.log_guide(params, problem.guide.rebind(**shown), run.records)
 
         loss = jax.vmap(one)(jax.random.split(key, self.simulations)).mean()

@@ -100,8 +100,13 @@ class Guide(Program):
             temporary.unlink(missing_ok=True)
 
     @staticmethod
-    def load(path: str | os.PathLike[str], program: Program) -> Guide:
+    def load(path: str | os.PathLike[str], program: Program, limit: int = 2**30) -> Guide:
         """Read what `save` wrote, for the program that it was fitted for, which is run once.
+
+        Args:
+            path: of the file.
+            program: bound to whatever arguments.
+            limit: bytes that the file may hold, unpacked.
 
         Raises:
             FileNotFoundError: if there is no file.
@@ -110,6 +115,8 @@ class Guide(Program):
         with open(path, "rb") as file:
             try:
                 with zipfile.ZipFile(file) as archive:
+                    if sum(member.file_size for member in archive.infolist()) > limit:
+                        raise ValueError(f"it unpacks to more than {limit:,} bytes")
                     head = json.loads(archive.read("guide.json"))
                     if head["kind"] != _KIND:
                         raise ValueError(f"its kind is {head['kind']!r}")

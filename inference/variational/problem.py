@@ -105,14 +105,15 @@ class Problem:
         """Run the guide once, and the model on what it drew."""
         drawn = Drawn(key, plan, combination, mode)
         trace(self.guide.with_handler(Parameters(params, self.declared)), drawn)
-        values = {record.spot.slot: record.value for record in drawn.records if record.spot.kind == "sample"}
+        drew = [record for record in drawn.records if record.spot.kind == "sample"]
+        values = {record.spot.slot: record.value for record in drew if record.spot.slot in self.latents}
         log_joint = self.log_joint(params, values)
         share, score, measured = (drawn.total(estimator) for estimator in ("enum", "score", "mvd"))
         return Draw(log_joint, drawn.log_prob, share, score, score + measured, drawn.moments)
 
     def log_joint(self, params: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
         """Return log p, with potentials, of values by the guide's slots; that of what is auxiliary is added."""
-        weigher = Weigher(given=self._given(self.wanted, values))
+        weigher = _given(self.wanted, self.latents, values)
         trace(self.model.with_handler(Parameters(params)), weigher)
         total = weigher.log_prob + weigher.log_potential
         if self.auxiliary is None:
@@ -125,7 +126,7 @@ class Problem:
         left = _addresses(self.latents) - _addresses(self.wanted) - _addresses(drawn)
         if left:
             raise UnfitGuide(f"the guide draws {min(left)!r}, which neither the model nor its reverse does")
-        reverse = Weigher(given=self._given(drawn, values))
+        reverse = _given(drawn, self.latents, values)
         trace(more.with_handler(Parameters(params, self.declared)), reverse)
         return total + reverse.log_prob
 
@@ -134,7 +135,7 @@ class Problem:
         drawn = [record for record in records if record.spot.kind == "sample"]
         had = {record.spot.slot: Latent(record.spot, (), None, False, False) for record in drawn}
         values = {record.spot.slot: record.value for record in drawn}
-        weigher = Weigher(given=_linked(self.latents, had, values))
+        weigher = _given(self.latents, had, values)
         trace(guide.with_handler(Parameters(params)), weigher)
         return weigher.log_prob
 
@@ -143,9 +144,6 @@ class Problem:
         """The plan in which draws are constants."""
         return scored(self.ways)
 
-    def _given(self, wanted: Mapping[str, Latent], values: Mapping[str, Any]) -> dict[str, Any]:
-        return _linked(wanted, self.latents, values)
-
 
 def _symbolic(init: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(init))
@@ -153,6 +151,11 @@ def _symbolic(init: Any) -> bool:
 
 def _addresses(latents: Mapping[str, Latent]) -> set[str]:
     return {address for latent in latents.values() for address in latent.addresses()}
+
+
+def _given(wanted: Mapping[str, Latent], had: Mapping[str, Latent], values: Mapping[str, Any]) -> Weigher:
+    """Return what weighs a program on what another drew; what has all its mass on one value needs no draw."""
+    return Weigher(jax.random.key(0), _linked(wanted, had, values))
 
 
 def _linked(wanted: Mapping[str, Latent], had: Mapping[str, Latent], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +201,8 @@ def surrogate(
     """
     plan = problem.ways
     combinations = jnp.arange(plan.combinations)
-    keys = jax.random.split(key, particles)
+    *keys, extra = jax.random.split(key, particles + 1)
+    keys = jnp.stack(keys)
 
     def runs(key: Any, mode: Any) -> Draw:
         drawn: Draw = jax.vmap(lambda number: problem.draw(params, key, plan, number, mode))(combinations)
@@ -206,7 +210,7 @@ def surrogate(
 
     drawn = jax.vmap(lambda key: runs(key, 0))(keys)  # (K, combinations)
     log_weights = drawn.log_joint - drawn.log_guide + (new(drawn.still) if additive else 0.0)
-    single = _single(jax.random.fold_in(key, 1), log_weights, drawn.log_share, additive)
+    single = _single(extra, log_weights, drawn.log_share, additive)
     others = jnp.stack([jnp.delete(single, k, assume_unique_indices=True) for k in range(particles)])
 
     def part(key: Any, mine: Draw, log_weights: Any, others: Any) -> Any:

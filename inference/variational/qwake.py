@@ -20,7 +20,7 @@ class QWake:
 
     With K draws x_k from the guide and self-normalised weights W_k ∝ p(x_k, y)/q(x_k), the gradient is −Σ_k W_k·∂log
     q(x_k). It is biased, by O(1/K); with K = 1 it is 0 on average. It passes through no draw, so that no site needs an
-    estimator, and the guide may reach beyond the model's support.
+    estimator, and the guide may reach beyond the model's support (where all K draws do, they say nothing).
 
     Args:
         particles: K.
@@ -55,8 +55,9 @@ class QWake:
         def one(key: Any) -> Any:
             keys = jax.random.split(key, self.particles)
             drawn = jax.vmap(lambda key: problem.draw(params, key, problem.still))(keys)
-            weights = jax.nn.softmax(jax.lax.stop_gradient(drawn.log_joint - drawn.log_guide))
-            return -jnp.sum(jnp.where(weights > 0, weights * drawn.log_guide, 0.0))
+            log_weights = jax.lax.stop_gradient(drawn.log_joint - drawn.log_guide)
+            weights = jnp.where(log_weights.max() > -jnp.inf, jax.nn.softmax(log_weights), 0.0)
+            return -jnp.sum(weights * drawn.log_guide)
 
         loss = jax.vmap(one)(jax.random.split(key, self.batch)).mean()
         return loss, loss

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from ...ppl.traced.driver import Met
-from ...ppl.traced.listeners import Weigher
+from ...ppl.traced.listeners import Record, Weigher
 
 
 class Simulated(Weigher):
@@ -26,3 +29,15 @@ class Simulated(Weigher):
     def iterate(self, extra: Any) -> Simulated:
         """Return the listener of an iteration."""
         return Simulated(self.key, self.shapes)
+
+
+def series(records: Sequence[Record]) -> Any:
+    """Return the value of a name, or of a name with several visits the values in their order, stacked."""
+    if len(records) == 1 and not records[0].spot.lengths:
+        return records[0].value
+    visits = [record.spot.at(at)[1] for record in records for at in np.ndindex(record.spot.lengths)]
+    parts = []
+    for record in records:
+        value, loops = jnp.asarray(record.value), len(record.spot.lengths)
+        parts.append(value.reshape(-1, *value.shape[loops:]))
+    return jnp.concatenate(parts)[np.argsort(visits)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from .effects import Call, Effect, Gather, Sample, Scan, as_coroutine
 from .errors import UnawaitedEffect, UnfitGuide
@@ -200,15 +200,19 @@ class _Guide:
         mine, its = effect.branches, wanted.branches
         if len(mine) != len(its):
             self._refuse(f"its gather {wanted.name!r} has {len(its)} branches, and the model's {len(mine)}")
-        effect.branches = tuple(_started(_branch(*pair, self._fiber, self._outer)) for pair in zip(mine, its))
+        effect.branches = tuple(_started(_branch(*pair, self._within())) for pair in zip(mine, its))
         wanted.branches = ()  # they are closed with the model's
 
     def _loop(self, effect: Scan, wanted: Scan) -> None:
         if len(effect.xs) != len(wanted.xs):
             self._refuse(f"its scan {wanted.name!r} is over {len(wanted.xs)} inputs, the model's over {len(effect.xs)}")
-        effect.step = _Steps(effect.step, wanted.step, self._fiber, self._outer)
+        effect.step = _Steps(effect.step, wanted.step, self._within())
         effect.init = (effect.init, wanted.init)
         effect.xs = _Zip(effect.xs, wanted.xs)
+
+    def _within(self) -> _Within:
+        fiber = self._fiber
+        return _Within(type(fiber), fiber.run, tuple(fiber.handlers), self._outer)
 
     def _refuse(self, why: str) -> NoReturn:
         run = self._fiber.run
@@ -228,6 +232,19 @@ def _part(ys: Any, i: int) -> Any:
     return tuple(y[i] for y in ys)
 
 
+class _Within(NamedTuple):
+    """What a part of the guide, a branch or an iteration, has around it; it outlasts the fiber that it is part of."""
+
+    kind: Callable[..., Any]
+    run: Any
+    handlers: tuple[Any, ...]
+    outer: int
+
+    def fiber(self, coro: Any, *more: Any) -> Any:
+        """Return a fiber of a coroutine of the part."""
+        return self.kind(self.run, coro, [*self.handlers, *more], {})
+
+
 class _Zip(Sequence[Any]):
     """The inputs of two scans."""
 
@@ -244,27 +261,26 @@ class _Zip(Sequence[Any]):
 class _Steps:
     """The steps of two scans, as one."""
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], fiber: Any, outer: int) -> None:
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], within: _Within) -> None:
         self.reachable = (model, guide)  # what is watched
-        self._fiber = fiber
-        self._outer = outer
+        self._within = within
 
     def __call__(self, carry: Any, x: Any) -> Any:
         model, guide = (
             as_coroutine(step(*at), "what a scan's step returns") for step, *at in zip(self.reachable, carry, x)
         )
-        return _started(_iteration(model, guide, self._fiber, self._outer))
+        return _started(_iteration(model, guide, self._within))
 
 
-async def _branch(model: Any, guide: Any, fiber: Any, outer: int) -> tuple[Any, Any]:
+async def _branch(model: Any, guide: Any, within: _Within) -> tuple[Any, Any]:
     await _ready(model, guide)
-    handlers = [*fiber.handlers, Running.fiber.handlers[-1]]  # the scope of the branch
-    return await _together(model, type(fiber)(fiber.run, guide, handlers, {}), outer)
+    scope = Running.fiber.handlers[-1]  # of the branch
+    return await _together(model, within.fiber(guide, scope), within.outer)
 
 
-async def _iteration(model: Any, guide: Any, fiber: Any, outer: int) -> tuple[Any, Any]:
+async def _iteration(model: Any, guide: Any, within: _Within) -> tuple[Any, Any]:
     await _ready(model, guide)
-    ended = await _together(model, type(fiber)(fiber.run, guide, list(fiber.handlers), {}), outer)
+    ended = await _together(model, within.fiber(guide), within.outer)
     for value in ended:
         if not (isinstance(value, tuple) and len(value) == 2):
             raise TypeError(f"the step of fk.scan must return (carry, y), not {value!r}")

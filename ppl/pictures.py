@@ -245,8 +245,8 @@ def awaiting(coro: Any) -> Iterator[Any]:
         if kind is types.CoroutineType:
             yield coro
             coro = coro.cr_await
-        elif kind is types.GeneratorType:
-            coro = coro.gi_yieldfrom
+        elif kind is types.GeneratorType:  # it waits, or drives a coroutine by hand, which it calls ``driven``
+            coro = coro.gi_yieldfrom or variables(coro).get("driven")
         else:  # what `await` makes of an object whose __await__ returns a coroutine's: it refers to that alone
             coro = next((part for part in gc.get_referents(coro) if type(part) is types.CoroutineType), None)
 

@@ -53,11 +53,12 @@ def _beside(outer: Any, guide: Program) -> Any:
 
 @types.coroutine
 def _together(
-    model: Coroutine[Any, Any, Any], fiber: Any, outer: int, whole: bool = False
+    driven: Coroutine[Any, Any, Any], fiber: Any, outer: int, whole: bool = False
 ) -> Generator[Any, Any, tuple[Any, Any]]:
     """Run a coroutine of the model, and beside it the guide's; return what each returns.
 
-    ``outer`` is the number of handlers around both, and ``whole`` says whether it is all of the guide.
+    ``outer`` is the number of handlers around both, and ``whole`` says whether it is all of the guide. (A fork looks at
+    the variables of what is ``driven``, see `pictures.awaiting`.)
     """
     guide = _Guide(fiber, outer, whole)
     value: Any = None
@@ -65,7 +66,7 @@ def _together(
     try:
         while True:
             try:
-                effect = model.send(value) if error is None else model.throw(error)
+                effect = driven.send(value) if error is None else driven.throw(error)
             except StopIteration as stop:
                 yield from guide.end()
                 return stop.value, guide.result
@@ -77,7 +78,7 @@ def _together(
             except Exception as raised:  # by a call, or since the site is wrong
                 error = raised
     finally:
-        shut(model)
+        shut(driven)
         fiber.drop()
 
 

@@ -277,6 +277,44 @@ def test_laws_that_reach_too_far_are_refused():
     assert fk.fit(positive(), normal(), fk.QWake(4), steps=2).losses.shape == (2,)
 
 
+def test_runs_that_die_early_are_no_other_addresses():
+    """A hard constraint ends the run by which a guide is looked at; its sites are compared all the same."""
+
+    @fk.program
+    async def dies():
+        await fk.sample("z", dist.Normal(0.0, 1.0))
+        await fk.factor("never", -math.inf)
+        await fk.sample("v", dist.Normal(0.0, 1.0))
+
+    both = _guide_of(("z", dist.Normal()), ("v", dist.Normal()))
+    assert np.isfinite(fk.fit(dies(), both, fk.QWake(2), steps=1).losses).all()
+    for guide, message in (
+        (_guide_of(("z", dist.Normal())), "'v' is drawn by one of guide and model alone"),
+        (_guide_of(("z", dist.Normal()), ("v", dist.Normal()), ("w", dist.Normal())), "draws 'w', and the model"),
+    ):
+        with pytest.raises(fk.errors.UnfitGuide, match=message):
+            fk.fit(dies(), guide, fk.QWake(2), steps=1)
+
+
+def test_auxiliary_draws_need_a_reverse():
+    @fk.program
+    async def reverse(latents):
+        await fk.sample("a", dist.Normal(latents["z"], 1.0))
+
+    guide = _guide_of(("a", dist.Normal()), ("b", dist.Normal()), ("z", dist.Normal()))
+    with pytest.raises(fk.errors.UnfitGuide, match="draws 'b', which neither the model nor its reverse does"):
+        fk.fit(normal_mean(), guide, fk.HVI(reverse), steps=1)
+
+
+def test_settings_are_checked():
+    for wrong in ({"objective": fk.ELBO}, {"objective": 3}, {"optimizer": -0.1}, {"optimizer": "adam"}):
+        with pytest.raises(TypeError, match="must be one"):
+            fk.fit(normal_mean(), normal(), steps=1, **wrong)
+    for wrong in (lambda: fk.ELBO(0), lambda: fk.IWAE(2.0), lambda: fk.QWake(2, batch=0), lambda: fk.HVI(3)):
+        with pytest.raises(ValueError, match="must be a"):
+            wrong()
+
+
 @fk.program
 async def jumps(how):
     z = await fk.sample("z", dist.Normal(0.0, 1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -314,6 +315,23 @@ def test_errors_of_guides_name_their_line():
         fk.simulate(propose(two(), guide()), seed=0)
     assert any("particle 0" in note for note in caught.value.__notes__)
     assert any(entry.name == "guide" for entry in caught.traceback)
+
+
+def test_chance_in_a_guided_program_is_found():
+    @fk.program
+    async def careless():
+        a = await fk.sample("a", dist.Bernoulli(0.4))
+        hidden = random.random()
+        await fk.factor("w", 0.1 * a)
+        await fk.sample("b", dist.Normal(a, 1.0))
+        return hidden
+
+    @fk.program
+    async def guide():
+        await _draw("a", "b")
+
+    with pytest.raises(fk.errors.NonDeterministicProgram, match="its variable `hidden`"):
+        fk.infer(propose(careless(), guide()), fk.SMC(10, ess_threshold=1.0), seed=0)
 
 
 def test_parameters_are_looked_up_through_scopes():

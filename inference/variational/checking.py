@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ def check(model: Program, guide: Program, within: bool, more: bool = False, fewe
     mine = Laws({site.address: site.value for site in run.sites if site.kind == "sample"})
     met = simulate(model.with_handler(mine), seed=0)
     observed = {site.address for site in met.sites if site.kind == "observe"}
+    more = more or met.log_weight == -math.inf or met.log_prob == -math.inf  # it ended before its later sites
     for address, law in its.latent.items():
         if address in mine.latent:
             covers(address, law, mine.latent[address], within)

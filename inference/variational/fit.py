@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...ppl.errors import NonFiniteLoss
-from ...ppl.keys import tag
+from ...ppl.keys import fold, root, tag
 from ...ppl.lazy import needing
 from ...ppl.program import Program, check_bound
 from ...ppl.reals import whole_number
+from ..base.checks import is_real
 from ..base.interrupts import noticing
 from ..base.progress import Progress
 from .elbo import ELBO
@@ -97,8 +98,15 @@ def fit(
     if isinstance(guide, Guide):
         start, guide = guide.params, guide.program
     objective = ELBO() if objective is None else objective
+    if isinstance(objective, type) or not hasattr(objective, "loss"):
+        raise TypeError(f"objective must be one such as fk.ELBO(8) or fk.IWAE(5), not {objective!r}")
     optimizer = 0.01 if optimizer is None else optimizer
-    optimizer = optimizer if hasattr(optimizer, "update") else optax.adam(optimizer)
+    if is_real(optimizer) and optimizer > 0:
+        optimizer = optax.adam(optimizer)
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"optimizer must be one of optax, or Adam's learning rate, a positive number, not {optimizer!r}"
+        )
     with jax.enable_x64(True):
         problem = objective.problem(model, guide, estimators or {})
         spaces = Spaces(problem.declared, start)
@@ -113,12 +121,14 @@ class _Steps:
     def __init__(self, problem: Problem, objective: Objective, spaces: Any, optimizer: Any, seed: int) -> None:
         import jax
 
+        from ...ppl.traced.laws import jax_key, words
+
         self._guide = problem.guide
         self._spaces = spaces
         self._total = 0
         self._stopped: str | None = None
         self._at: tuple[Any, list[float]] = ((spaces.start, optimizer.init(spaces.start)), [])
-        key = jax.random.fold_in(jax.random.key(seed), int(tag("fit")) & 0xFFFFFFFF)
+        key = jax_key(words(fold(root(seed), tag("fit"))))[0]
         self._advance = jax.jit(_compiled(problem, objective, spaces, optimizer, key))
 
     def run(self, steps: int, progress: bool | None) -> Guide:

@@ -62,6 +62,9 @@ class Problem:
         self.latents = look.latents
         self.ways = ways(look.latents, {**parameters.estimators, **(chosen or {})})
         self.wanted = self.look(model)[0].latents
+        left = _addresses(self.latents) - _addresses(self.wanted)
+        if auxiliary is None and left:
+            raise UnfitGuide(f"the guide {guide.name!r} draws {min(left)!r}, and the model {model.name!r} does not")
         if auxiliary is not None:  # its parameters are met where it has something to stand on
             self._meet(lambda key: self.draw({}, key, self.ways))
 

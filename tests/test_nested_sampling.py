@@ -255,6 +255,8 @@ def test_runs_worth_nothing_die_first_and_ties_are_even():
     # 7 comparisons: 1.4e-4.
     found = fk.infer([prizes()] * 24, fk.NestedSampling(16, fk.SuffixMH(1), delete=4, moves=5), seed=8)
     check_enumerated(prizes(), found)
+    spread = np.std([p.log_evidence for p in found], ddof=1)
+    assert 0.6 < spread / np.mean([p.log_evidence_se for p in found]) < 1.8
     dead = np.isneginf(found[0].log_potential)
     assert dead.any()
     assert not dead[dead.sum() :].any()

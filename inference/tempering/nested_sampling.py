@@ -201,7 +201,7 @@ class Rejecting:
     @classmethod
     def by(cls, kernel: MarkovKernel) -> Rejecting:
         """Make one of a kernel, or of the parts of a `Sweep`."""
-        parts = kernel.kernels if isinstance(kernel, Sweep) else (kernel,)
+        parts = _parts(kernel)
         return cls(parts, (None,) * len(parts))
 
     def adapted(self, model: FeynmanKac[Any], live: Sequence[Path]) -> Rejecting:
@@ -214,17 +214,22 @@ class Rejecting:
         self, model: FeynmanKac[Any], live: Sequence[Path], start: Index, keys: Keys, above: Above, moves: int
     ) -> Asking[tuple[list[Path], float]]:
         """See `Constrained`."""
-        paths, accepted = [live[i] for i in start.tolist()], np.zeros(len(self.kernels))
+        paths, rates = [live[i] for i in start.tolist()], np.zeros(len(self.kernels))
         prior = np.zeros(len(paths))
         for j in range(moves):
             for k, kernel in enumerate(self.kernels):
-                made, _ = yield from kernel.move(model, paths, _keys.fold(keys, j, k), None, prior)
+                made, rate = yield from kernel.move(model, paths, _keys.fold(keys, j, k), None, prior)
                 better = above.holds(made).tolist()
-                accepted[k] += sum(new is not old and ok for new, old, ok in zip(made, paths, better))
+                fates = [ok for new, old, ok in zip(made, paths, better) if new is not old]
+                rates[k] += rate * (float(np.mean(fates)) if fates else 1.0) / moves
                 paths = [new if ok else old for new, old, ok in zip(made, paths, better)]
-        rates = accepted / (moves * len(paths))
         self.rates = tuple(rates.tolist())
         return paths, float(rates.mean())
+
+
+def _parts(kernel: MarkovKernel) -> tuple[MarkovKernel, ...]:
+    """Return the kernels of which a `Sweep` is made, also of others; of another kernel, itself."""
+    return tuple(one for part in kernel.kernels for one in _parts(part)) if isinstance(kernel, Sweep) else (kernel,)
 
 
 class Population:
@@ -247,6 +252,7 @@ class Population:
         self._log_dead = -math.inf  # their share of log Ẑ
         self._accepted = 0.0  # over the batches
         self._unmoved = 0  # of all that were born
+        self._zeros = 0  # among the first runs
 
     @property
     def alive(self) -> list[Path]:
@@ -267,6 +273,7 @@ class Population:
         """Let the runs of least L die. Return what those that replace them must be above, and whom they begin as."""
         n, zeros = len(self.live), int(np.isneginf(self.logs).sum())
         k = zeros or self.settings.delete
+        self._zeros = max(zeros, self._zeros)
         order = np.lexsort((self.labels, self.logs))
         worst, others = order[:k], order[k:]
         self._dead += [self.live[i] for i in worst.tolist()]
@@ -309,24 +316,27 @@ class Population:
             if batches:
                 info |= {"acceptance": accepted / batches, "unmoved": unmoved}
             if log_evidence > -math.inf:
-                info |= _information(log_weights, potentials(kept), log_evidence, self.settings)
+                info |= _information(log_weights, potentials(kept), log_evidence, self._zeros, self.settings)
             tree = record(kept, log_weights + scale)
             return Report(gather(self.model, kept), log_weights, None, log_evidence, tree=tree, info=info)
 
         return Growing(made, step, count + len(paths))
 
 
-def _information(log_weights: Floats, logs: Floats, log_evidence: float, settings: NestedSampling) -> dict[str, float]:
+def _information(
+    log_weights: Floats, logs: Floats, log_evidence: float, zeros: int, settings: NestedSampling
+) -> dict[str, float]:
     """Return H, and the standard error of log Ẑ that comes of the shrinkage of X.
 
-    In a batch log X falls by −log(1 − k/n), with variance k/(n(n − k)), and it falls by H up to where the mass of the
-    posterior is.
+    Where k of n die, log X falls by −log(1 − k/n), with variance k/(n(n − k)). It falls by H up to where the mass of
+    the posterior is: by the zeros first, and then by batches.
     """
     weights = normalize(log_weights)
     used = weights > 0
     information = max(0.0, float(weights[used] @ logs[used]) - log_evidence)
     n, k = settings.live, settings.delete
-    variance = information * k / (n * (n - k)) / -math.log1p(-k / n)
+    fall = max(0.0, information + math.log1p(-zeros / n))
+    variance = zeros / (n * (n - zeros)) + fall * k / (n * (n - k)) / -math.log1p(-k / n)
     return {"information": information, "shrinkage": math.sqrt(variance)}
 
 

@@ -112,7 +112,7 @@ def _line(eqn: Any) -> str | None:
     """Return the user's line that made an equation; None where a library did."""
     trace = eqn.source_info.traceback
     for frame in () if trace is None else trace.frames:
-        if frame.file_name.startswith(_folder("jax")) or frame.file_name.startswith("<"):
+        if frame.file_name.startswith(_folder("jax")) or frame.file_name.startswith("<frozen"):
             continue
         mine = os.path.relpath(os.path.realpath(frame.file_name), _home()).partition(os.sep)[0] in _ROOMS
         if mine or frame.file_name.startswith(_folder("numpyro")):

@@ -49,12 +49,12 @@ class PersistentSampling:
 
     >>> import feynkac as fk
     >>> @fk.program
-    ... async def coins():
-    ...     p = await fk.sample("p", fk.dist.Uniform(0.0, 1.0))
-    ...     await fk.observe("heads", fk.dist.Binomial(40, p), 31)
-    ...     return p
-    >>> posterior = fk.infer(coins(), fk.PersistentSampling(200, fk.SuffixMH(3)), seed=0)
-    >>> abs(posterior.expect(lambda p: p) - 32 / 42) < 0.03, abs(posterior.log_evidence + math.log(41)) < 0.3
+    ... async def measured():
+    ...     z = await fk.sample("z", fk.dist.Normal(0.0, 1.0))
+    ...     await fk.observe("y", fk.dist.Normal(z, 0.5), 1.5)
+    ...     return z
+    >>> posterior = fk.infer(measured(), fk.PersistentSampling(200, fk.SuffixMH(3)), seed=0)
+    >>> abs(posterior.expect(float) - 1.2) < 0.15, abs(posterior.log_evidence + 1.931) < 0.3
     (True, True)
     """
 

@@ -18,7 +18,18 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import is_real, one_of, positive
 from ..base.engine import Growing, Guarantee, Move, Start, check_alive
-from ..base.paths import Asking, MarkovKernel, Path, check_kernel, describe_paths, extend, growing, origins, promise
+from ..base.paths import (
+    Asking,
+    MarkovKernel,
+    Path,
+    check_kernel,
+    describe_paths,
+    extend,
+    growing,
+    origins,
+    promise,
+    tune,
+)
 from ..base.resampling import SCHEMES, Scheme
 from ..base.step import Step
 from ..base.thermodynamic import thermodynamic
@@ -96,6 +107,7 @@ class Tempered:
         self.inverse = 0.0
         self.stages: list[Step] = []
         self._rates: list[float] = []
+        self._last: float | None = None
 
     def begin(self) -> Staging[None]:
         """Run the particles to their ends, with a report of what there is after each step, and report the first stage.
@@ -122,16 +134,13 @@ class Tempered:
         at = np.full(len(paths), self.inverse)
         moved, accepted = yield from self.kernel.move(self.model, paths, keys, None, at)
         self._rates.append(accepted)
+        self._last = accepted
         return moved
 
     def tune(self) -> None:
-        """Adapt the kernel, where it can be, to the weighted runs and to how its last moves fared."""
-        tuned = getattr(self.kernel, "tuned", None)
-        if tuned is not None:
-            last = self.stages[-1].acceptance
-            at = np.full(len(self.paths), self.inverse)
-            acceptance = None if np.isnan(last) else last
-            self.kernel = tuned(self.model, self.paths, self.log_weights, None, at, acceptance)
+        """Let the kernel learn, where it does, from the weighted runs and from how its last moves fared."""
+        at = np.full(len(self.paths), self.inverse)
+        self.kernel = tune(self.kernel, self.model, self.paths, self.log_weights, None, at, self._last)
 
     def report(self, ancestors: Index, scheme: str | None = None) -> Growing:
         """Add the present population to the stages, and report it."""

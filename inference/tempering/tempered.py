@@ -34,8 +34,9 @@ class TemperedSMC:
     each rung: its effective sample size, ``temperature`` 1/λ, ``acceptance``, and log Ẑ of the tempered target.
 
     Without a ladder the next λ is the one whose conditional effective sample size is ``ess``. On a fixed ladder, by a
-    kernel that is not tuned, Ẑ is unbiased at any number of particles; else consistent, and `guarantee` says which.
-    A kernel that has a method ``tuned`` is adapted between stages. A run that is cut short is that of its last rung.
+    kernel that does not learn, Ẑ is unbiased at any number of particles; else consistent, and `guarantee` says which.
+    A kernel that learns (a step size that is not given) does so at each rung. A run that is cut short is that of its
+    last rung.
 
     ``info`` has the number of ``stages``, the mean ``acceptance``, how many runs are ``distinct`` at the end, the log
     evidence by thermodynamic integration (``thermodynamic``), and the ``difference`` of log Ẑ from it; see
@@ -62,15 +63,15 @@ class TemperedSMC:
 
     >>> import feynkac as fk
     >>> @fk.program
-    ... async def coins():
-    ...     p = await fk.sample("p", fk.dist.Uniform(0.0, 1.0))
-    ...     await fk.observe("heads", fk.dist.Binomial(40, p), 31)
-    ...     return p
-    >>> posterior = fk.infer(coins(), fk.TemperedSMC(200, fk.SuffixMH(3)), seed=0)
-    >>> abs(posterior.expect(lambda p: p) - 32 / 42) < 0.03, abs(posterior.log_evidence + math.log(41)) < 0.3
+    ... async def measured():
+    ...     z = await fk.sample("z", fk.dist.Normal(0.0, 1.0))
+    ...     await fk.observe("y", fk.dist.Normal(z, 0.5), 1.5)
+    ...     return z
+    >>> posterior = fk.infer(measured(), fk.TemperedSMC(200, fk.SuffixMH(3)), seed=0)
+    >>> abs(posterior.expect(float) - 1.2) < 0.15, abs(posterior.log_evidence + 1.931) < 0.3
     (True, True)
-    >>> [round(1 / step.temperature, 1) for step in posterior.steps][:2]
-    [0.0, 0.2]
+    >>> [round(1 / step.temperature, 1) for step in posterior.steps]  # the last with the draws, which were moved
+    [0.0, 0.4, 1.0, 1.0]
     """
 
     particles: int

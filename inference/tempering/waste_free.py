@@ -23,7 +23,7 @@ class WasteFreeSMC:
     Feynman–Kac mapping: as `TemperedSMC`, but at each rung M = n/``length`` runs are resampled, each begins a Markov
     chain of ``length`` states at its temperature, and all n states are the population, of equal weight: a move costs
     the same and none is thrown away. Ẑ is the product of the mean weights, unbiased on a fixed ladder by a kernel that
-    is not tuned, else consistent. The states of the final chains are the draws of the posterior, and a single run has
+    does not learn, else consistent. The states of the final chains are the draws of the posterior, and a single run has
     a standard error of log Ẑ: from the autocovariances of its M chains, which asks for long ones (and says too little
     where they are shorter than what they forget in).
 
@@ -41,12 +41,12 @@ class WasteFreeSMC:
 
     >>> import feynkac as fk
     >>> @fk.program
-    ... async def coins():
-    ...     p = await fk.sample("p", fk.dist.Uniform(0.0, 1.0))
-    ...     await fk.observe("heads", fk.dist.Binomial(40, p), 31)
-    ...     return p
-    >>> posterior = fk.infer(coins(), fk.WasteFreeSMC(1000, fk.SuffixMH(1), length=50), seed=0)
-    >>> abs(posterior.log_evidence + math.log(41)) < 3 * posterior.log_evidence_se < 0.6
+    ... async def measured():
+    ...     z = await fk.sample("z", fk.dist.Normal(0.0, 1.0))
+    ...     await fk.observe("y", fk.dist.Normal(z, 0.5), 1.5)
+    ...     return z
+    >>> posterior = fk.infer(measured(), fk.WasteFreeSMC(1000, fk.SuffixMH(1), length=50), seed=0)
+    >>> abs(posterior.log_evidence + 1.931) < 3 * posterior.log_evidence_se < 0.6
     True
     """
 

@@ -136,5 +136,9 @@ class ContextWarning(FeynkacWarning):
     """Particles ended, with weight zero, as their texts do not fit into a context: see `ContextOverflow`."""
 
 
+class CollapseWarning(FeynkacWarning):
+    """A population of SMC has few different draws left, as its program draws all at once and then only weighs it."""
+
+
 class PromptWarning(FeynkacWarning):
     """A prompt has tokens that its author may not want: two begin tokens, or an end token."""

@@ -314,6 +314,60 @@ def test_a_posterior_says_what_speaks_against_it():
     assert fk.infer(G1(), fk.TemperedSMC(60, Exact()), seed=0).warnings == ()
 
 
+# -- static programs under SMC -----------------------------------------------------------------------------------------
+
+
+@fk.program
+async def measured(ys):
+    z = await fk.sample("z", fk.dist.Normal(0.0, 1.0))
+    for y in ys:
+        await fk.observe("y", fk.dist.Normal(z, 0.5), y)
+    return z
+
+
+def test_observations_one_after_the_other_with_moves_are_ibis():
+    """θ first, then y: Ẑ of the first t observations, mean and second moment; 5 at |z| < 4.26: 1e-4."""
+    engine, logs, found = fk.SMC(40, ess_threshold=1.0, move=fk.SuffixMH(2)), [], []
+    for seed in range(120):
+        run = fk.steps(measured((1.5, 0.3, -0.2)), engine, seed=seed)
+        logs.append([step.log_evidence for step in run][:3])
+        found.append(run.posterior)
+    truth = np.cumsum((-1.930510, -1.419685, -1.794269))
+    assert truth[-1] == pytest.approx(-5.144464)
+    for t, log_z in enumerate(truth):
+        assert abs(z_score(np.exp(np.array(logs)[:, t] - log_z), 1.0)) < Z_LIMIT
+    for power, moment in ((1, 0.492308), (2, 1 / 13 + 0.492308**2)):
+        masses = [math.exp(p.log_evidence - truth[-1]) * p.expect(lambda z, k=power: z**k) for p in found]
+        assert abs(z_score(masses, moment)) < Z_LIMIT
+
+
+@fk.program
+async def sharp(size=8, sd=0.05):
+    z = [await fk.sample("z", fk.dist.Normal(0.0, 1.0)) for _ in range(size)]
+    for k, x in enumerate(z):
+        await fk.observe("y", fk.dist.Normal(x, sd), 0.3 * k - 0.6)
+    return tuple(z)
+
+
+def test_a_static_prior_that_collapses_under_smc_is_sent_to_tempering():
+    with pytest.warns(fk.errors.CollapseWarning, match=r"100 particles are worth .* different draws.*TemperedSMC"):
+        posterior = fk.infer(sharp(), fk.SMC(100, move=fk.SuffixMH(3)), seed=0)
+    truth = sum(-0.5 * ((0.3 * k - 0.6) ** 2 / 1.0025 + math.log(2 * math.pi * 1.0025)) for k in range(8))
+    assert posterior.log_evidence < truth - 5  # so it is right to warn
+    tempered = fk.infer(sharp(4, 0.3), fk.TemperedSMC(150, fk.SuffixMH(2)), seed=0)
+    truth = sum(-0.5 * ((0.3 * k - 0.6) ** 2 / 1.09 + math.log(2 * math.pi * 1.09)) for k in range(4))
+    assert tempered.log_evidence == pytest.approx(truth, abs=0.6)
+
+
+def test_suffix_mh_writes_from_a_step_that_draws():
+    """Of a run that draws once and then weighs six times, each move draws anew: acceptance tells of moves alone."""
+    posterior = fk.infer(measured((1.5, 0.3, -0.2, 0.4, 0.6, 0.1)), fk.SuffixMH(400), seed=0)
+    changed = np.diff(np.array(posterior.values)) != 0
+    acceptance = posterior.chains[0].info["acceptance"]
+    assert changed.mean() == pytest.approx(acceptance, abs=0.06)
+    assert acceptance < 0.5
+
+
 # -- runs ------------------------------------------------------------------------------------------------------------
 
 
@@ -360,7 +414,7 @@ def test_a_kernel_that_adapts_is_tuned_between_stages_and_promises_less():
             seen.append((len(paths), float(inverse[0]), horizon, acceptance, ess(log_weights)))
             return Tuned(self.size * 0.9)
 
-    engine = fk.TemperedSMC(40, Tuned(1.0), ladder=(0, 0.3, 1))
+    engine = fk.TemperedSMC(40, Tuned(1.0), moves=1, ladder=(0, 0.3, 1))
     assert engine.guarantee == "consistent"
     steps = fk.infer(G1(), engine, seed=0).steps
     assert [(n, inverse, horizon) for n, inverse, horizon, *_ in seen] == [(40, 0.3, None), (40, 1.0, None)]

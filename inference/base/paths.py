@@ -46,6 +46,7 @@ class Path:
         log_increment: log G + log p − log q of the last step.
         log_prob: log p of the whole path; so are ``log_proposal`` (log q), ``log_potential`` and ``log_weight``.
         log_twist: the guide's level now.
+        draws: how many of its steps drew something; the others only weighed what there was.
     """
 
     before: Path | None
@@ -61,6 +62,7 @@ class Path:
     log_potential: float
     log_weight: float
     log_twist: float
+    draws: int
 
     def cut(self, length: int) -> Path | None:
         """Return the path's first ``length`` steps; None for none."""
@@ -68,6 +70,13 @@ class Path:
         while path is not None and path.length > length:
             path = path.before
         return path
+
+    def until_draw(self, number: int) -> Path | None:
+        """Return the path up to before the step of its draw of a number, from 0; None where that is the first step."""
+        path = self
+        while path.before is not None and path.before.draws > number:
+            path = path.before
+        return path.before
 
     def steps(self) -> list[Path]:
         """Return the path after each of its steps, from the first."""
@@ -210,14 +219,15 @@ def _adopt(before: Sequence[Path | None], advance: Advance[Any]) -> list[Path]:
     flags = zip(np.asarray(advance.done, bool).tolist(), np.asarray(advance.scored, bool).tolist())
     out = []
     for row, (path, (increment, log_p, log_q, log_g, twist), (done, scored)) in enumerate(zip(before, numbers, flags)):
-        was = (0, True, 0.0, 0.0, 0.0, 0.0) if path is None else _totals(path)
+        was = (0, True, 0.0, 0.0, 0.0, 0.0, 0) if path is None else _totals(path)
+        choices = advance.choices[row]
         dead = increment == -math.inf
         out.append(
             Path(
                 before=path,
                 state=advance.state,
                 row=row,
-                choices=advance.choices[row],
+                choices=choices,
                 length=was[0] + 1,
                 done=done or dead,
                 scored=was[1] and scored,
@@ -227,13 +237,16 @@ def _adopt(before: Sequence[Path | None], advance: Advance[Any]) -> list[Path]:
                 log_potential=was[4] + log_g,
                 log_weight=was[5] + increment,
                 log_twist=0.0 if dead else twist,
+                draws=was[6] + drew(choices),
             )
         )
     return out
 
 
-def _totals(path: Path) -> tuple[int, bool, float, float, float, float]:
-    return path.length, path.scored, path.log_prob, path.log_proposal, path.log_potential, path.log_weight
+def _totals(path: Path) -> tuple[int, bool, float, float, float, float, int]:
+    return (
+        path.length, path.scored, path.log_prob, path.log_proposal, path.log_potential, path.log_weight, path.draws
+    )  # fmt: skip
 
 
 def gather(model: FeynmanKac[Any], paths: Sequence[Path]) -> Any:
@@ -348,7 +361,7 @@ def origins(paths: Sequence[Path]) -> list[int]:
     out = []
     for path in paths:
         at = path
-        while at.before is not None and not drew(at.choices):
+        while at.before is not None and at.before.draws == at.draws:
             at = at.before
         out.append(id(at))
     return out

@@ -22,23 +22,27 @@ from .chain import alive, check_schedule, draw_chain, from_prior, kept
 class SuffixMH:
     """Suffix Metropolis–Hastings: keep a run up to a random step, write the rest anew, and accept or stay.
 
-    Feynman–Kac mapping: the chain walks over whole runs y of |y| steps, with the target p(y)^power·∏G(y). A step i is
-    drawn uniformly from 0…|y|−1, the steps before it are kept and the others drawn from M (or its proposal, with
-    density q). The new run y' is accepted with probability
+    Feynman–Kac mapping: the chain walks over whole runs y, |y| steps of which draw something, with the target
+    p(y)^power·∏G(y). One of these is drawn uniformly, the steps before it are kept and the others drawn from M (or its
+    proposal, with density q). The new run y' is accepted with probability
 
         min(1, [p(y')^power·∏G(y')] / [p(y)^power·∏G(y)] · q(y from i) / q(y' from i) · |y| / |y'|),
 
-    in which the last factor is that of choosing i. With power 1, G = exp(r/β) and no proposal it is QAlign, and leaves
-    the model's own target invariant; with power 0 it is QUEST, whose target is exp(r/β) alone; with other powers and
-    no reward it sharpens (α > 1) or flattens the model (see `PowerSampling`). Draws after ``burn_in`` weigh the same.
-    The chain is exact in the limit of many moves, and gives no evidence; ``info["acceptance"]`` is the share accepted.
+    in which the last factor is that of choosing the step i. With power 1, G = exp(r/β) and no proposal it is QAlign,
+    and leaves the model's own target invariant; with power 0 it is QUEST, whose target is exp(r/β) alone; with other
+    powers and no reward it sharpens (α > 1) or flattens the model (see `PowerSampling`). Draws after ``burn_in`` weigh
+    the same. The chain is exact in the limit of many moves, and gives no evidence; ``info["acceptance"]`` is the share
+    accepted.
 
     With ``block`` every other move, by a coin, writes only so many steps anew, and forces the choices of those after
     on them (calls are made anew). So the model must be able to score forced choices, and they must fit another past:
     tokens do, texts that hold their whole past do not, nor do choices of which the program asks for others there (the
     run stays as it is).
 
-    As a kernel it moves the particles of an SMC: ``SMC(n, move=SuffixMH(3))``.
+    As a kernel it moves the particles of an SMC: ``SMC(n, move=SuffixMH(3))``. It is blind: what it writes anew comes
+    from the model, whatever the reward, and is seldom accepted where that is sharp. So on a static prior with a
+    likelihood (all is drawn first, and weighed then) it serves best under `TemperedSMC`, which begins where all is
+    accepted; on continuous sites `RandomWalk`, `HMC` and their kin take small steps.
 
     Args:
         moves: of the chain, or of one application as a kernel.
@@ -126,9 +130,8 @@ class SuffixMH:
         self, model: FeynmanKac[Any], paths: list[Path], keys: Keys, horizon: int | None, inverse: Floats
     ) -> Asking[tuple[list[Path], float]]:
         u = _keys.uniform(_keys.fold(keys, _keys.tag("accept")), 3)
-        length = np.array([path.length for path in paths])
-        start = (u[:, 0] * length).astype(int)
-        pasts = [path.cut(i) for path, i in zip(paths, start.tolist())]
+        start = (u[:, 0] * [path.draws for path in paths]).astype(int)
+        pasts = [path.until_draw(i) for path, i in zip(paths, start.tolist())]
         fresh = _keys.fold(keys, _keys.tag("suffix"))
         in_block = u[:, 2] < 0.5 * (self.block is not None)
         news: list[Path | None] = [None] * len(paths)
@@ -146,8 +149,9 @@ class SuffixMH:
         out, accepted = list(paths), 0
         for i, (old, new) in enumerate(zip(paths, news)):
             if new is not None and alive(new):
-                stop = int(start[i]) + self.block if in_block[i] and self.block is not None else None
-                log_ratio = self._log_ratio(model, old, new, pasts[i], stop, float(inverse[i]))
+                past = pasts[i]
+                stop = (past.length if past else 0) + self.block if in_block[i] and self.block is not None else None
+                log_ratio = self._log_ratio(model, old, new, past, stop, float(inverse[i]))
                 if np.log(u[i, 1]) < log_ratio:
                     out[i], accepted = new, accepted + 1
         return out, accepted / len(paths)
@@ -183,8 +187,8 @@ class SuffixMH:
             )
         drawn = np.array([_log_drawn(path, past, stop) for path in (old, new)])
         goal = [self.power * path.log_prob + inverse * path.log_potential + path.log_twist for path in (old, new)]
-        lengths = np.log([old.length, new.length])
-        return float(goal[1] - goal[0] + drawn[0] - drawn[1] + lengths[0] - lengths[1])
+        chance = np.log([max(path.draws, 1) for path in (old, new)])
+        return float(goal[1] - goal[0] + drawn[0] - drawn[1] + chance[0] - chance[1])
 
 
 def _log_drawn(path: Path, past: Path | None, stop: int | None) -> float:

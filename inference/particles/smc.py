@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ...ppl import keys as _keys
+from ...ppl.errors import CollapseWarning
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import fraction, one_of, positive
 from ..base.engine import Growing, Guarantee, Move, Ranking, Report, Run, Start, check_alive
-from ..base.paths import MarkovKernel, Path, check_kernel, describe_paths, growing, promise
+from ..base.paths import MarkovKernel, Path, check_kernel, describe_paths, growing, origins, promise
 from ..base.resampling import SCHEMES, Scheme, resample
 from ..base.step import Step
-from ..base.weights import logmeanexp, spread
+from ..base.weights import logmeanexp, normalize, spread
 from .path_filter import path_filter
+
+_FEW_OF, _FEW = 20, 0.05
+"""Of so many particles or more, this share of different ones is too few."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class SMC:
             resampling and leaves their target as it is (resample–move): it brings back what resampling lost. The
             history is then a tree, ``info["acceptance"]`` the share of moves accepted, and standard errors need several
             chains. With a kernel that learns from the particles (a step size that is not given), Ẑ is consistent
-            and no longer unbiased, and ``guarantee`` says so.
+            and no longer unbiased, and ``guarantee`` says so. A program that draws all in its first step, and then
+            weighs it, is better off with `TemperedSMC`; where its particles collapse, a `CollapseWarning` says so.
 
     Source: Gordon, Salmond and Smith (1993), doi:10.1049/ip-f-2.1993.0015; twists as in Whiteley and Lee (2014),
     doi:10.1214/13-AOS1167; moves: Gilks and Berzuini (2001), doi:10.1111/1467-9868.00280.
@@ -105,7 +111,8 @@ class SMC:
             scheme = self.resampling if resampled else None
             return growing(model, replace(step, resampled=resampled, scheme=scheme), paths, log_weights, None, info)
 
-        yield from path_filter(model, key, self, watch, move=self.move)
+        paths, log_weights = yield from path_filter(model, key, self, watch, move=self.move)
+        _warn_of_copies(paths, log_weights)
 
     def _plain(self, model: FeynmanKac[Any], key: Keys, since: Report | None) -> Run:
         n = self.particles
@@ -138,6 +145,25 @@ class SMC:
         guided = log_weights + log_twist
         ancestors = resample(guided, self.particles, key, self.resampling)
         return ancestors, logmeanexp(guided) - log_twist[ancestors]
+
+
+def _warn_of_copies(paths: list[Path], log_weights: Floats) -> None:
+    """Warn where all was drawn in the first step, and moves have left few of the draws that resampling copied."""
+    n, first = len(paths), [path.cut(1) for path in paths]
+    static = all(path.length > 1 and one is not None and one.draws == path.draws for path, one in zip(paths, first))
+    if not static or n < _FEW_OF:
+        return
+    _, place = np.unique(origins(paths), return_inverse=True)
+    shares = np.bincount(place, normalize(log_weights))
+    effective = 1.0 / float(shares @ shares)
+    if effective < n * _FEW:
+        warnings.warn(
+            f"the {n} particles are worth {effective:.1f} different draws: all is drawn in the first step of the "
+            "program, resampling copies it, and the moves are seldom accepted. Evidence and values are not to be "
+            "trusted: use TemperedSMC(n, kernel), which turns the factors on by and by",
+            CollapseWarning,
+            stacklevel=2,
+        )
 
 
 def describe(depth: int, advance: Advance[Any], log_weights: Floats, ancestors: Index, scheme: str | None) -> Step:

@@ -245,7 +245,7 @@ def _weights(posterior: Any) -> Iterator[str]:
     if n > 1 and any(step.resampled for step in posterior.steps):
         apart, effective = distinct(posterior)
         if effective < _COPIES * ess:
-            settings = ["a lower ess_threshold"] if _has(posterior, "ess_threshold") else []
+            settings = ["a lower ess_threshold", "TemperedSMC"] if _has(posterior, "ess_threshold") else []
             settings += ["move="] if _has(posterior, "move") else []
             yield (
                 f"only {apart} of {n} particles are distinct, and worth {effective:.0f} draws, not the effective "

@@ -89,7 +89,10 @@ class Path:
 
 
 class MarkovKernel(Protocol):
-    """A Markov kernel on paths that leaves the target invariant, or a tempered form of it."""
+    """A Markov kernel on paths that leaves the target invariant, or a tempered form of it.
+
+    It may learn from a population (see `tune`), and may say what it never moves (see `check_reach`).
+    """
 
     def move(
         self, model: FeynmanKac[Any], paths: Sequence[Path], keys: Keys, horizon: int | None, inverse: Floats

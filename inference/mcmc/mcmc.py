@@ -52,6 +52,9 @@ class MCMC:
     warm-up is BlackJAX's (which is Stan's); the runs are then made again from the numbers. ``info`` has the
     "acceptance", "divergences" and "step" of the chains; each draw's own are in ``to_datatree().sample_stats``.
 
+    Moves on numbers alone never change which sites a run meets, where that depends on the numbers: use a `Sweep` with
+    `SuffixMH` there.
+
     Args:
         kernel: moves a run. One draw is one application, so that its ``moves`` thin the chain.
         draws: that are kept, of each chain.

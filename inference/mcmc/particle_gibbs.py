@@ -97,6 +97,12 @@ class ParticleGibbs:
         """Yield what to compute and what came of it; see `engine`."""
         return draw_chain(model, key, self, self._begin(model, key), lambda paths, k: self._sweep(model, paths[0], k))
 
+    def at_once(self, model: Any, key: Keys) -> Run | None:
+        """Return the run of a compiled scan, each sweep one program of XLA; None where that cannot be."""
+        from .fused_gibbs import fused_gibbs, fuses
+
+        return fused_gibbs(self, model, key) if fuses(self, model) else None
+
     def _settings(self) -> SMC:
         return SMC(self.particles_per_sweep, self.ess_threshold, self.resampling)
 

@@ -19,7 +19,7 @@ from ...ppl.keys import Keys
 from ...ppl.traced.laws import jax_key, words
 from ..base.engine import Run, check_alive
 from ..base.schemes_jax import resample
-from .fused_history import FusedHistory
+from .fused_history import Facts, FusedHistory, Now
 
 
 class Setting(NamedTuple):
@@ -31,38 +31,18 @@ class Setting(NamedTuple):
     ys: bool
 
 
-class Now(NamedTuple):
-    """The particles within a filter: latents before the scan, carry, level (None without twists) and log-weights.
-
-    The log-weights are those since the last resampling.
-    """
-
-    fixed: Any
-    carry: Any
-    level: Any
-    logs: Any
-
-
-class Facts(NamedTuple):
-    """What is known of a step: numbers, and of the worst particle what is wrong with it (``bad``, 0 for nothing).
-
-    ``base`` is what was taken off all log-weights when the particles were resampled before the step.
-    """
-
-    ess: Any
-    entropy: Any
-    log_mean: Any
-    guided_mean: Any
-    resampled: Any
-    base: Any
-    bad: Any
-    culprit: Any
-
-
 def fused_smc(engine: Any, model: CompiledScan, key: Keys) -> Run:
     """Run SMC on a compiled scan; its one report has the whole history."""
+    history = filtered(model, key, engine.particles, engine.ess_threshold, engine.resampling)
+    yield history.report()
+    if history.extinct:
+        check_alive(history[-1], engine.all_dead)
+
+
+def filtered(model: CompiledScan, key: Keys, particles: int, threshold: float, scheme: str) -> FusedHistory:
+    """Run a filter by the key (1,)."""
     pieces = model.pieces
-    setting = Setting(engine.particles, engine.ess_threshold, engine.resampling, model.needs_ys)
+    setting = Setting(particles, threshold, scheme, model.needs_ys)
     with jax.enable_x64(True):
         run = kept(
             ("filter", setting, model.padded_length, pieces.begin.code.key, pieces.move.code.key),
@@ -71,10 +51,7 @@ def fused_smc(engine: Any, model: CompiledScan, key: Keys) -> Run:
         constants = pieces.begin.code.constants, pieces.move.code.constants
         out = run(constants, pieces.parameters, model.padded_xs, pieces.length, words(key)[0])
         made: dict[str, Any] = jax.tree.map(np.asarray, out)
-    history = FusedHistory(model, made, key, engine.resampling)
-    yield history.report()
-    if history.extinct:
-        check_alive(history[-1], engine.all_dead)
+    return FusedHistory(model, made, key, scheme)
 
 
 def filtering(pieces: Pieces, setting: Setting) -> Any:

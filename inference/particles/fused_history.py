@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,34 @@ from ...ppl.model import Index
 from ..base.engine import Report
 from ..base.step import Step
 from ..base.weights import logmeanexp, spread
+
+
+class Now(NamedTuple):
+    """The particles within a filter: latents before the scan, carry, level (None without twists) and log-weights.
+
+    The log-weights are those since the last resampling.
+    """
+
+    fixed: Any
+    carry: Any
+    level: Any
+    logs: Any
+
+
+class Facts(NamedTuple):
+    """What is known of a step: numbers, and of the worst particle what is wrong with it (``bad``, 0 for nothing).
+
+    ``base`` is what was taken off all log-weights when the particles were resampled before the step.
+    """
+
+    ess: Any
+    entropy: Any
+    log_mean: Any
+    guided_mean: Any
+    resampled: Any
+    base: Any
+    bad: Any
+    culprit: Any
 
 
 class FusedHistory(Sequence[Step]):
@@ -70,6 +98,35 @@ class FusedHistory(Sequence[Step]):
         self.log_weights[self._ended.state.dead] = -np.inf
         if model.pieces.weighs_end:
             self.extinct = self.extinct or bool(np.isneginf(self.log_weights).all())
+
+    @classmethod
+    def of_paths(cls, model: CompiledScan, first: Any, later: Any, key: Keys) -> FusedHistory:
+        """Return the history of m whole runs by their latents: the first (m, …), and later ones (T − 1, m, …)."""
+        m, size = len(jax.tree.leaves(first)[0]), model.padded_length
+        ancestors = np.broadcast_to(np.arange(m, dtype=np.int32), (size - 1, m))
+        made: dict[str, Any] = {
+            "first": {"latents": first},
+            "later": {"latents": later, "ancestors": ancestors},
+            "facts": (_plain_facts(()), _plain_facts((size - 1,))),
+        }
+        passed = replay(model, made)
+        made["now"] = Now(*passed["now"])
+        for name in ("first", "later"):
+            made[name]["ys"] = passed[name].get("ys")
+        return cls(model, made, key, "")
+
+    def latents(self, particle: int) -> tuple[Any, Any]:
+        """Return the latents of a final particle's path: of the first iteration, and of the others (T − 1, …)."""
+        line = self._lines[:, particle]
+        first, later = self._made["first"]["latents"], self._made["later"]["latents"]
+        t = np.minimum(np.arange(1, self._model.padded_length), self._model.length - 1)
+        return jax.tree.map(lambda leaf: leaf[line[0]], first), jax.tree.map(lambda leaf: leaf[t - 1, line[t]], later)
+
+    @property
+    def state(self) -> Batch:
+        """The particles at their end."""
+        state: Batch = self._ended.state
+        return state
 
     def report(self) -> Report:
         """Return the filter's report."""
@@ -132,16 +189,8 @@ class FusedHistory(Sequence[Step]):
     @cached_property
     def _replayed(self) -> tuple[Any, Any]:
         """What the particles made of the latents that they drew: of the first step, and of the others (T − 1, n, …)."""
-        model, made = self._model, self._made
-        pieces = model.pieces
-        with jax.enable_x64(True):
-            begin, move = pieces.begin_given.code, pieces.move_given.code
-            run = kept(("replay", begin.key, move.key), lambda: jax.jit(replaying(pieces)))
-            latents = made["first"]["latents"], made["later"]["latents"]
-            rest = made["later"]["ancestors"], made["facts"][1].resampled
-            constants = begin.constants, move.constants
-            out: tuple[Any, Any] = run(constants, pieces.parameters, model.padded_xs, *latents, *rest)
-            return jax.tree.map(np.asarray, out)  # type: ignore[no-any-return]
+        passed = replay(self._model, self._made)
+        return passed["first"], passed["later"]
 
     # -- the ys -----------------------------------------------------------------------------------------------------
 
@@ -167,29 +216,48 @@ class FusedHistory(Sequence[Step]):
         return np.swapaxes(whole[np.arange(len(lines))[:, None], lines], 0, 1)
 
 
-def replaying(pieces: Pieces) -> Any:
-    """Return the second pass as a function for `jax.jit`: it forces the latents that a filter drew."""
-    begin, move = pieces.begin_given, pieces.move_given
+def _plain_facts(shape: tuple[int, ...]) -> Facts:
+    """Return the facts of steps of which nothing is to be said."""
+    number, whole = np.zeros(shape), np.zeros(shape, int)
+    return Facts(number, number, number, number, np.zeros(shape, bool), number, whole, whole)
+
+
+def replay(model: CompiledScan, made: dict[str, Any]) -> dict[str, Any]:
+    """Make the second pass: force the latents that a filter drew on particles that descend as its did."""
+    pieces = model.pieces
+    with jax.enable_x64(True):
+        begin, move = pieces.begin_forced.code, pieces.move_forced.code
+        run = kept(("replay", model.needs_ys, begin.key, move.key), lambda: jax.jit(replaying(pieces, model.needs_ys)))
+        latents = made["first"]["latents"], made["later"]["latents"]
+        rest = made["later"]["ancestors"], made["facts"][1].resampled
+        out = run((begin.constants, move.constants), pieces.parameters, model.padded_xs, *latents, *rest)
+        found: dict[str, Any] = jax.tree.map(np.asarray, out)
+    return found
+
+
+def replaying(pieces: Pieces, ys: bool) -> Any:
+    """Return the second pass as a function for `jax.jit`."""
+    begin, move = pieces.begin_forced, pieces.move_forced
     twisted = begin.twists or move.twists
     none = np.zeros(2, np.uint32)  # nothing is drawn
 
-    def gained(made: Any, proposes: bool) -> Any:
+    def gained(made: Any) -> Any:
         return jnp.where(made["alive"], made["log_potential"] + (made["log_prob"] - made["log_proposal"]), -jnp.inf)
 
     def kept(made: Any, logs: Any) -> Any:
         names = ("log_potential", "level", "alive", "latents", "columns")
-        return {**{name: made[name] for name in names}, "logs": logs}
+        return {**{name: made[name] for name in names}, "logs": logs, **({"ys": made["y"]} if ys else {})}
 
     def run(constants: Any, parameters: Any, xs: Any, first: Any, later: Any, ancestors: Any, resampled: Any) -> Any:
         n = ancestors.shape[-1]
 
         def start(_: Any, values: Any) -> Any:
             x = jax.tree.map(lambda column: column[0], xs)
-            return begin.code(constants[0], parameters, x, True, none, 0, values, (True,) * len(values))
+            return begin.code(constants[0], parameters, x, True, none, 0, values, ())
 
         made = jax.vmap(start)(jnp.arange(n), first)
         fixed = pieces.keep(made["latents"])
-        logs = gained(made, begin.proposes)
+        logs = gained(made)
 
         def step(state: Any, inputs: Any) -> Any:
             t, x, values, parents, few = inputs
@@ -198,15 +266,15 @@ def replaying(pieces: Pieces) -> Any:
 
             def one(fixed: Any, carry: Any, level: Any, alive: Any, values: Any) -> Any:
                 before = parameters, pieces.fill(fixed), carry, level, x, t, alive
-                return move.code(constants[1], *before, none, 0, values, (True,) * len(values))
+                return move.code(constants[1], *before, none, 0, values, ())
 
             made = jax.vmap(one)(fixed, carry, level, logs > -jnp.inf, values)
-            logs = logs + gained(made, move.proposes)
+            logs = logs + gained(made)
             return (fixed, made["carry"], made["level"], logs), kept(made, logs)
 
         size = len(jax.tree.leaves(xs)[0])
         inputs = jnp.arange(1, size), jax.tree.map(lambda column: column[1:], xs), later, ancestors, resampled
-        _, rest = jax.lax.scan(step, (fixed, made["carry"], made["level"], logs), inputs)
-        return kept(made, logs), rest
+        now, rest = jax.lax.scan(step, (fixed, made["carry"], made["level"], logs), inputs)
+        return {"first": kept(made, logs), "later": rest, "now": now}
 
     return run

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...ppl import keys as _keys
+from ...ppl.compiled.deciding import PAYS, prepare
 from ...ppl.cost import Ledger, recording
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
@@ -80,6 +81,8 @@ def smooth(
     ((100, 3), 'consistent')
     """
     _check(posterior, draws, method, model, order, lag)
+    if posterior.info.get("compiled") == "yes":
+        model = prepare(model, PAYS).model  # whose steps are the iterations of the scan
     key = _keys.fold(_keys.root(seed), _keys.tag("smooth"))
     ledger = Ledger()
     with recording(ledger):

@@ -29,7 +29,8 @@ class Doing(Listener):
         words: of the particle's key, or of the key of all particles.
         slot: the particle's number.
         alive: whether its weight is positive yet.
-        given: values of its latents, and ``masks``, whether each is given; both empty where none is.
+        given: values of its latents, and ``masks``, whether each is given. Without values none is, without masks all
+            are.
         fixed: the values of the latents before the main scan, which are then no part of the piece; None: they are.
         main: what the main scan does: ``main(plan)`` returns carry and ys, or raises `Stop`.
     """
@@ -79,7 +80,8 @@ class Doing(Listener):
         own = site.forced is MISSING
         value = self._draw(site, source) if own else _array(site, site.forced)
         if self.given:
-            value = jnp.where(self.masks[place], jnp.asarray(self.given[place], value.dtype), value)
+            forced = jnp.asarray(self.given[place], value.dtype)
+            value = jnp.where(self.masks[place], forced, value) if self.masks else forced
         log_p = jnp.asarray(site.log_prob(value), float)
         log_q = log_p
         if site.proposal is not None or site.terms.scale != 1.0:

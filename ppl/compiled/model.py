@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..keys import Keys
-from ..model import Advance, Floats, Index
+from ..model import Advance, Floats, Index, retry
 from ..program import Program
 from ..traced.laws import words
 from .batch import Batch, Trail, concat, put, resolve
@@ -56,8 +56,8 @@ class CompiledScan:
 
     @property
     def padded_length(self) -> int:
-        """Iterations that fused programs are compiled for: the next power of two."""
-        return 1 << (self.length - 1).bit_length()
+        """Iterations that fused programs are compiled for: the next power of two, from two on."""
+        return max(2, 1 << (self.length - 1).bit_length())
 
     @cached_property
     def padded_xs(self) -> Any:
@@ -150,10 +150,52 @@ class CompiledScan:
         if given is None or all(item is None for item in given):
             return None
         end = self.pieces.end
+        if isinstance(given, Choices) and (own := self._own(piece, given, live, t)) is not None:
+            return own
         tail = [line if line.latent is None else _later(line, len(piece.latents)) for line in end.lines]
         both = [piece.lines, [*piece.lines, *tail]]
         lines = [both[int(s == self.length - 1)] for s in t[live].tolist()]
         return force([given[i] for i in live.tolist()], lines, [*piece.latents, *end.latents], t[live])
+
+    def _own(self, piece: Traced, given: Choices, live: Index, t: Any) -> Forced | None:
+        """Return what is given by choices of this very piece, which are arrays already; None for others."""
+        end = self.pieces.end
+        shapes = [*piece.latents, *end.latents]
+        values = [np.zeros((len(live), *shape), dtype) for shape, dtype in shapes]
+        masks = [np.zeros(len(live), bool) for _ in shapes]
+        for part in given.pieces:
+            rows = part.rows[live]
+            first = 0 if part.lines is piece.lines else len(piece.latents) if part.lines is end.lines else -1
+            if first < 0 or not (rows >= 0).all() or not (part.iteration[rows] == t[live]).all():
+                return None
+            for line, column in zip(part.lines, part.columns):
+                if line.latent is not None and column.values is not None:
+                    values[first + line.latent], masks[first + line.latent] = column.values[rows], masks[0] | True
+        return Forced(values, masks, np.zeros(len(live), bool))
+
+    def log_transition(self, state: Batch, choices: Sequence[Any]) -> Floats:
+        """Return the table (n, k) of log p + log G of k choices of the next iteration, each after each particle.
+
+        All particles have made as many iterations, and those of the choices are one more.
+        """
+        piece, t = self.pieces.move_forced, int(state.t[0]) + 1
+        n, k = len(state), len(choices)
+        if t == self.length - 1 and self.pieces.end.lines:  # the choices are those of two pieces
+            rows, tries = np.repeat(np.arange(n), k), [retry(chosen) for chosen in choices]
+            made = self.advance(state.select(rows), np.zeros(n * k, np.uint64), tries * n)
+            return np.where(np.isneginf(made.log_potential), -np.inf, made.log_prob + made.log_potential).reshape(n, k)
+        forced = force(choices, [piece.lines] * k, piece.latents, np.full(k, t))
+        one, other = (np.minimum(np.arange(_room(m)), m - 1) for m in (n, k))
+        batched = {
+            "fixed": tuple(leaf[one] for leaf in state.fixed),
+            "carry": tuple(leaf[one] for leaf in state.carry),
+            "level": state.level[one],
+        }
+        with jax.enable_x64(True):
+            run = kept(("pairs", piece.code.key), lambda: jax.jit(pairs(piece, self.pieces)))
+            values = tuple(v[other] for v in forced.values)
+            table: Floats = run(piece.code.constants, self.pieces.parameters, self.xs, batched, values, t)
+        return np.asarray(table)[:n, :k]
 
     def _call(self, which: str, state: Batch, rows: Index, t: Any, keys: Keys, forced: Any) -> dict[str, Any]:
         """Run a piece for some rows of a batch; return what it made of them, as arrays of NumPy."""
@@ -247,6 +289,24 @@ def each(which: str, piece: Traced, pieces: Pieces) -> Any:
             return piece.code(constants, *before, ys, b["level"], *rest)
 
         return jax.vmap(one)(batched)
+
+    return run
+
+
+def pairs(piece: Traced, pieces: Pieces) -> Any:
+    """Return the density of choices of an iteration after particles, as a table, for `jax.jit`."""
+    carry = jax.tree.structure(pieces.carry)
+
+    def run(constants: Any, parameters: Any, xs: Any, batched: dict[str, Any], choices: Any, t: Any) -> Any:
+        x = jax.tree.map(lambda column: column[t], xs)
+        rest = True, np.zeros(2, np.uint32), 0
+
+        def one(b: dict[str, Any], values: Any) -> Any:
+            before = parameters, pieces.fill(b["fixed"]), jax.tree.unflatten(carry, b["carry"]), b["level"], x, t
+            made = piece.code(constants, *before, *rest, values, ())
+            return jnp.where(made["alive"], made["log_prob"] + made["log_potential"], -jnp.inf)
+
+        return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(batched, choices)
 
     return run
 

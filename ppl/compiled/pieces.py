@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from threading import Lock
 from typing import Any
 
@@ -30,6 +30,8 @@ from .returned import skeleton
 Shape = tuple[tuple[int, ...], Any]
 _AFTER = 1 << 20
 """Where the numbers of latents after the scan begin."""
+FREE, GIVEN, FORCED = "free", "given", "forced"
+"""How the latents of a piece are chosen: drawn; some of them given, by masks; all of them given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +55,21 @@ class Code:
         used = {id(v) for equation in self.jaxpr.eqns for v in equation.invars} | {id(v) for v in self.jaxpr.outvars}
         return any(id(v) in used for v in self.jaxpr.invars[first : first + count])
 
+    def reached(self, name: str, arguments: Iterable[int]) -> list[bool]:
+        """Return for each leaf of an output whether it may depend on any of some arguments, by their numbers."""
+        found = {id(self.jaxpr.invars[i]) for i in arguments}
+        for equation in self.jaxpr.eqns:
+            if any(id(v) in found for v in equation.invars):
+                found |= {id(v) for v in equation.outvars}
+        outputs = jax.tree.unflatten(self.tree, self.jaxpr.outvars)
+        return [id(v) in found for v in jax.tree.leaves(outputs[name])]
+
 
 def code(fn: Callable[..., Any], *args: Any) -> Code:
     """Trace a function on arrays, or on what has their shapes."""
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     inside = [(np.shape(c), str(getattr(c, "dtype", type(c)))) for c in closed.consts]
-    text = re.sub(r" at 0x[0-9a-f]+", "", f"{closed.jaxpr} {inside} {jax.tree.structure(args)}")
+    text = re.sub(r" at 0x[0-9a-f]+", "", f"{closed.jaxpr} {inside} {jax.tree.structure((args, shapes))}")
     return Code(closed.jaxpr, closed.consts, jax.tree.structure(shapes), hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -84,6 +95,17 @@ class Piece:
     weighs: bool
 
 
+def _in_doubles(trace: Callable[[Any, str], Piece]) -> Callable[[Any, str], Piece]:
+    """Let a piece be traced with numbers of 64 bits, whenever that is."""
+
+    @wraps(trace)
+    def traced(self: Any, given: str) -> Piece:
+        with jax.enable_x64(True):
+            return trace(self, given)
+
+    return traced
+
+
 class Pieces:
     """A program's pieces, traced when they are first needed.
 
@@ -107,13 +129,13 @@ class Pieces:
         self._first = jax.tree.map(lambda column: column[0], self.xs)
         try:
             self._places = _numbers(program)
-            self.begin = self._start(False)
+            self.begin = self._start(FREE)
         except NotTraceable:
             if not self._places:
                 raise
             self._places = []  # its code computes with them where JAX does not
-            self.begin = self._start(False)
-        self.move = self._advance(False)
+            self.begin = self._start(FREE)
+        self.move = self._advance(FREE)
 
     @property
     def parameters(self) -> list[Any]:
@@ -123,22 +145,32 @@ class Pieces:
     @cached_property
     def begin_given(self) -> Piece:
         """The first piece with given values."""
-        return self._start(True)
+        return self._start(GIVEN)
 
     @cached_property
     def move_given(self) -> Piece:
         """An iteration with given values."""
-        return self._advance(True)
+        return self._advance(GIVEN)
+
+    @cached_property
+    def begin_forced(self) -> Piece:
+        """The first piece, all of whose latents are given."""
+        return self._start(FORCED)
+
+    @cached_property
+    def move_forced(self) -> Piece:
+        """An iteration, all of whose latents are given."""
+        return self._advance(FORCED)
 
     @cached_property
     def end(self) -> Piece:
         """What comes after the scan."""
-        return self._finish(False)
+        return self._finish(FREE)
 
     @cached_property
     def end_given(self) -> Piece:
         """The same with given values."""
-        return self._finish(True)
+        return self._finish(GIVEN)
 
     @cached_property
     def needed(self) -> tuple[bool, ...]:
@@ -163,6 +195,23 @@ class Pieces:
         first = len(self._places) + self.before + len(jax.tree.leaves(self.carry))
         return self.end.code.uses(first, len(jax.tree.leaves(self.y)))
 
+    @cached_property
+    def markov(self) -> bool:
+        """Whether an iteration's latents alone say all that later ones, and the end, depend on."""
+        if any(self.needed):
+            return False
+        begin, move = self.begin_forced, self.move_forced
+        total = len(begin.code.jaxpr.invars)
+        shared = [not r for r in begin.code.reached("carry", range(total - len(begin.latents), total))]
+        total, first = len(move.code.jaxpr.invars), len(self._places) + self.before
+        latents = range(total - len(move.latents), total)
+        while True:  # what is the same in all particles, such as a count of iterations, is no memory
+            own = [first + i for i, same in enumerate(shared) if not same]
+            found = [same and not r for same, r in zip(shared, move.code.reached("carry", [*latents, *own]))]
+            if found == shared:
+                return not any(move.code.reached("carry", own))
+            shared = found
+
     @property
     def weighs_end(self) -> bool:
         """Whether a site after the scan weighs particles."""
@@ -177,7 +226,8 @@ class Pieces:
 
     # -- the three --------------------------------------------------------------------------------------------------
 
-    def _start(self, given: bool) -> Piece:
+    @_in_doubles
+    def _start(self, given: str) -> Piece:
         def run(parameters: Any, x: Any, alive: Any, words: Any, slot: Any, values: Any, masks: Any) -> Doing:
             def main(plan: Any) -> Any:
                 self._check(plan)
@@ -189,10 +239,11 @@ class Pieces:
             self._follow(parameters, doing)
             return doing
 
-        piece = self._piece(run, given, self.begin.latents if given else (), self.parameters, self._first)
+        piece = self._piece(run, given, () if given is FREE else self.begin.latents, self.parameters, self._first)
         return piece
 
-    def _advance(self, given: bool) -> Piece:
+    @_in_doubles
+    def _advance(self, given: str) -> Piece:
         def run(
             parameters: Any, fixed: Any, carry: Any, level: Any, x: Any, t: Any, alive: Any, words: Any, slot: Any,
             values: Any, masks: Any,
@@ -205,12 +256,13 @@ class Pieces:
             self._follow(parameters, doing)
             return doing
 
-        latents = self.move.latents if given else ()
+        latents = () if given is FREE else self.move.latents
         return self._piece(
             run, given, latents, self.parameters, self._fixed(), self.carry, 0.0, self._first, jnp.asarray(1)
         )
 
-    def _finish(self, given: bool) -> Piece:
+    @_in_doubles
+    def _finish(self, given: str) -> Piece:
         def run(
             parameters: Any, fixed: Any, carry: Any, ys: Any, level: Any, alive: Any, words: Any, slot: Any,
             values: Any, masks: Any,
@@ -226,7 +278,7 @@ class Pieces:
             return doing
 
         ys = jax.tree.map(lambda y: jax.ShapeDtypeStruct((self.length, *y.shape), y.dtype), self.y)
-        latents = self.end.latents if given else ()
+        latents = () if given is FREE else self.end.latents
         return self._piece(run, given, latents, self.parameters, self._fixed(), self.carry, ys, 0.0)
 
     def _follow(self, parameters: Any, doing: Doing) -> None:
@@ -239,7 +291,7 @@ class Pieces:
     def _fixed(self) -> list[Any]:
         return [jax.ShapeDtypeStruct(*shape) for shape in self.begin.latents[: self.before]]
 
-    def _piece(self, run: Callable[..., Doing], given: bool, latents: Sequence[Shape], *args: Any) -> Piece:
+    def _piece(self, run: Callable[..., Doing], given: str, latents: Sequence[Shape], *args: Any) -> Piece:
         seen: list[Doing] = []
 
         def traced(*args: Any) -> Any:
@@ -247,7 +299,7 @@ class Pieces:
             return doing.made(*doing.result)
 
         values = tuple(jax.ShapeDtypeStruct(*shape) for shape in latents)
-        masks = tuple(jax.ShapeDtypeStruct((), bool) for _ in latents)
+        masks = tuple(jax.ShapeDtypeStruct((), bool) for _ in latents if given is GIVEN)
         words = jax.ShapeDtypeStruct((2,), np.uint32)
         found = code(traced, *args, True, words, 0, values, masks)
         doing = seen[-1]

@@ -49,6 +49,8 @@ class Density:
             for paths of the same shape, so that what is compiled for it can be kept; None where it is none of JAX's.
         gaussian: mean (d,) and lower Cholesky factor (d, d) of the prior where it is one normal law, else None. The
             factor is (d,) where it is diagonal.
+        stays: addresses of latents that do not move: discrete values, texts. A chain of moves of coordinates never
+            changes them.
         tolerance: relative difference to be expected between ``evaluate`` and a replay.
         signature: what paths of this shape have in common, to know them again; with d it tells densities apart.
         sites: (d,) the address of the site that each coordinate belongs to, for messages; () where that is not known.
@@ -65,6 +67,7 @@ class Density:
     fixed: Any = ()
     logdensity: Callable[..., Any] | None = None
     gaussian: tuple[Floats, Floats] | None = None
+    stays: tuple[str, ...] = ()
     tolerance: float = 1e-6
     signature: Hashable = ()
     sites: tuple[str, ...] = ()
@@ -92,3 +95,10 @@ class Unconstrained(Protocol):
             Unsupported: for a model without continuous sites, or one that cannot score its choices.
             NotDifferentiable: for a site through which no gradient can be had; it is named.
         """
+
+
+class Kept(dict[Any, Any]):
+    """What is compiled of a program's densities, by signature. A copy in another process begins without."""
+
+    def __reduce__(self) -> Any:
+        return (Kept, ())

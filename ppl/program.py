@@ -15,6 +15,7 @@ from typing import Any, Generic, ParamSpec
 import numpy as np
 from numpy.typing import NDArray
 
+from .density import Density, Kept
 from .effects import fingerprint
 from .errors import OutsideProgram, UncloseableProgram
 from .fibers import Run, Snapshot
@@ -106,6 +107,7 @@ class Program:
         self.handlers = handlers
         self.name = fn.__name__
         self.compiled: Any = None  # see `compiled.deciding`
+        self.kept_densities = Kept()
         # Made by a running program, it is to be awaited there, like an effect.
         self._inside = Running.fiber is not None
         if self._inside:
@@ -202,6 +204,18 @@ class Program:
     def advance(self, state: Particles, keys: Keys, given: Sequence[Any] | None = None) -> Advance[Particles]:
         """Run each particle to its next step end; those done pass through."""
         return resume(state, keys, given)
+
+    def unconstrained(self, paths: Sequence[Any], horizon: int | None) -> list[Density]:
+        """Return the densities over the continuous choices of paths; see `Unconstrained`.
+
+        The program's code is traced by JAX, once for each signature (addresses and shapes of its latents), and what is
+        compiled is kept with the program. Discrete values go in as numbers; where the code branches on them, each has a
+        density of its own. Texts, and other values of laws that JAX cannot trace, stay as they are, and so do their
+        log-probs and scores, which must not depend on the coordinates.
+        """
+        from .traced.routes import unconstrained
+
+        return unconstrained(self, paths, horizon)
 
     def select(self, state: Particles, index: Index) -> Particles:
         """Keep, duplicate or reorder particles."""

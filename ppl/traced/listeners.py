@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +38,10 @@ class Probe(Listener):
             self.spots.append(site.spot)
 
     def probe(self) -> Listener:
-        """Return itself, for scans within the step."""
-        return self
+        """Return another of its kind, for scans within the step; the run of their iterations is noted here."""
+        twin = copy.copy(self)
+        twin.spots = []
+        return twin
 
     def iterate(self, extra: Any) -> Listener:
         """Return itself."""

@@ -24,7 +24,8 @@ class Plan:
         xs: the inputs, stacked; ``inputs``, as the program gave them.
         strides: how often an iteration visits each name.
         steps: how many steps of the program an iteration makes.
-        spots: the sites of an iteration, those of scans in it included, as of the first iteration.
+        spots: the sites of an iteration, those of scans in it included.
+        depth: how many loops are around it.
         twisted: whether an iteration sets the guide's level; else it adds to it.
     """
 
@@ -38,6 +39,8 @@ class Plan:
         self.strides: dict[str, int] = {}
         self.steps = 0
         self.twisted = False
+        self.depth = len(fiber.loops)
+        self._known = False
         self.spots: list[Spot] = []
         with self._traceable():
             self.xs = stacked(effect.xs)
@@ -47,17 +50,17 @@ class Plan:
     def _settle(self) -> None:
         """Find out what an iteration does, and the dtypes that its carry keeps."""
         x = jax.tree.map(lambda column: column[0], self.xs)
-        for _ in range(3):
-            probe = self._fiber.listener.probe()
-            visits = dict(self._before)
+        for _ in range(4):
+            known, probe, visits = self._known, self._fiber.listener.probe(), dict(self._before)
             carry = jax.eval_shape(lambda carry, x: self._iterate(carry, x, 0, probe, visits)[0], self.init, x)  # noqa: B023
             was, now = jax.tree.structure(self.init), jax.tree.structure(carry)
             if was != now:
                 raise TypeError(f"the carry begins as {was} and becomes {now}")
             wanted = jax.tree.map(_promoted, self.init, carry)
             self.spots = getattr(probe, "spots", [])
-            self.strides = {name: n - self._before.get(name, 0) for name, n in visits.items()}
-            if all(jax.tree.leaves(jax.tree.map(lambda a, b: a.dtype == b.dtype, self.init, wanted))):
+            self.strides, self._known = {name: n - self._before.get(name, 0) for name, n in visits.items()}, True
+            same = jax.tree.map(lambda a, b: a.dtype == b.dtype, self.init, wanted)
+            if known and all(jax.tree.leaves(same)):
                 return
             self.init = wanted
 
@@ -74,12 +77,12 @@ class Plan:
             len(fiber.handlers),
         )
         child.run.last = fiber.run.last
-        probing = not self.strides
-        child.loops = (*fiber.loops, Loop(1 if probing else self.length, t, self.strides, self.steps))
+        # Until it is known how often names are visited, there is but the first iteration.
+        child.loops = (*fiber.loops, Loop(self.length if self._known else 1, t, self.strides, self.steps))
         value = drive(child)
         if not (isinstance(value, tuple) and len(value) == 2):
             raise TypeError(f"the step of fk.scan must return (carry, y), not {value!r}")
-        if probing:
+        if not self._known:
             self.steps, self.twisted = child.step - fiber.step, child.twisted
         return plain(value[0]), plain(value[1]), child
 
@@ -90,8 +93,9 @@ class Plan:
             carry = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), carry, self.init)
         return carry, y, jnp.asarray(child.level, float)
 
-    def run(self, listener: Listener) -> tuple[Any, Any]:
-        """Run all iterations by one `lax.scan`; return the last carry and the `Outputs`."""
+    def run(self, listener: Listener, length: int | None = None) -> tuple[Any, Any]:
+        """Run all iterations, or the first ``length``, by one `lax.scan`; return the last carry and the `Outputs`."""
+        length = self.length if length is None else length
         seen: list[Listener] = []
 
         def body(carry: Any, inputs: Any) -> Any:
@@ -103,13 +107,14 @@ class Plan:
 
         with self._traceable():
             repeated = jax.checkpoint(body) if listener.checkpoint else body
-            inputs = (jnp.arange(self.length), self.xs, listener.enter(self))
-            carry, (ys, levels, outputs) = jax.lax.scan(repeated, self.init, inputs, length=self.length)
+            inputs = jax.tree.map(lambda column: column[:length], (self.xs, listener.enter(self)))
+            times = jnp.arange(length)
+            carry, (ys, levels, outputs) = jax.lax.scan(repeated, self.init, (times, *inputs), length=length)
         guide: Any = self._fiber.guide
         guide.level = levels[-1] if self.twisted else guide.level + levels.sum()
         guide.twisted = guide.twisted or self.twisted
         listener.leave(self, seen[-1], outputs)
-        return carry, Outputs(ys, self.length)
+        return carry, Outputs(ys, length)
 
     def unrolled(self, listener: Listener) -> tuple[Any, Any]:
         """Write out all iterations, one after another, for one listener; return the last carry and the ys."""

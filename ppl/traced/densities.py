@@ -1,0 +1,285 @@
+"""Densities of programs that JAX can trace: compiled once for each signature of their paths."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from ..density import Density, Evaluation
+from ..errors import NotDifferentiable, NotTraceable
+from ..model import Floats
+from ..sites import Site
+from .coordinates import Coordinates, Layout, Pilot
+from .driver import Stop, trace
+from .routes import exact
+
+FOREVER = np.iinfo(np.int64).max
+"""A horizon that no program reaches."""
+
+
+class Signature:
+    """The density of a program at paths of one signature; ``logdensity`` and what is compiled of it are kept.
+
+    Args:
+        program: a bound program.
+        values: by address, of one of the paths.
+        static: whether discrete values are constants of the traced code, as it branches on them.
+
+    Attributes:
+        traces: how often the density has been traced, which is how often it is compiled.
+
+    Raises:
+        NotTraceable: where JAX cannot trace the program.
+        NotDifferentiable: for a site that has no coordinates.
+    """
+
+    def __init__(self, program: Any, values: Mapping[str, Any], static: bool) -> None:
+        self._program = program
+        self.traces = 0
+        double = bool(jax.config.jax_enable_x64)
+        with jax.enable_x64(True):
+            pilot = Pilot(values, static, double)
+            jax.eval_shape(lambda: _to_its_end(program, pilot))
+            self.layout: Layout = pilot.layout()
+            self._inward = jax.jit(jax.vmap(self._coordinates))
+            self._outward = jax.jit(jax.vmap(self._parts))
+            self._gradients = jax.jit(jax.vmap(self._pulled))
+            # Whether the code can be traced shows here: the pilot had numbers.
+            columns = self._columns([values], [()], None)
+            row = jax.tree.map(lambda column: column[0], columns)
+            self._gaussian = self._normal(row)
+            jax.eval_shape(self._parts, jnp.zeros(self.layout.size), row[1])
+
+        self._sites = tuple(
+            address
+            for entry in self.layout.of("moves")
+            for address in entry.addresses()
+            for _ in range(int(np.prod(entry.shape)))
+        )
+        self.signature = (
+            tuple((entry.spot.slot, entry.role, entry.shape) for entry in self.layout.entries.values()),
+            exact(self.constants, values),
+        )
+
+        def logdensity(u: Any, fixed: Any) -> tuple[Any, Any]:
+            log_prior, log_potential, *_ = self._parts(u, fixed)
+            return log_prior, log_potential
+
+        self.logdensity = logdensity
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """The latents, by address, whose values are constants of what is compiled."""
+        return tuple(self.layout.constants)
+
+    # -- what is traced ---------------------------------------------------------------------------------------------
+
+    def _parts(self, u: Any, fixed: Any) -> tuple[Any, Any, Any, Any]:
+        """Return log prior, log potential and log|det dx/du| at coordinates (d,), and the values that follow.
+
+        NaN is −inf: no move goes there.
+        """
+        self.traces += 1
+        listener = self._walked(self.layout.unpack(u) | fixed["values"], fixed)
+        sums = listener.log_prior + fixed["log_prior"], listener.log_potential + fixed["log_potential"]
+        prior, potential = (jnp.where(jnp.isnan(x), -jnp.inf, x) for x in map(jnp.asarray, sums))
+        return prior, potential, jnp.asarray(listener.log_jacobian, float), listener.parts
+
+    def _walked(self, data: Mapping[str, Any], fixed: Any) -> Coordinates:
+        listener = Coordinates(self.layout, data, fixed["horizon"])
+        _to_its_end(self._program, listener)
+        if listener.stopped is not None:  # another latent within the horizon: not a path of this signature
+            beyond = listener.stopped >= fixed["horizon"]
+            listener.log_potential = jnp.where(beyond, listener.log_potential, -jnp.inf)
+        return listener
+
+    def _pulled(self, u: Any, fixed: Any) -> tuple[Any, Any, Any, Any]:
+        (prior, potential), pull = jax.vjp(lambda u: self._parts(u, fixed)[:2], u)
+        return prior, potential, pull((1.0, 0.0))[0], pull((0.0, 1.0))[0]
+
+    def _coordinates(self, values: Any, fixed: Any) -> Any:
+        """Return the coordinates (d,) of values by slot."""
+        return self.layout.pack(self._found(values, fixed).parts)
+
+    def _found(self, values: Any, fixed: Any) -> Coordinates:
+        listener = Coordinates(self.layout, values | fixed["values"], fixed["horizon"], inward=True)
+        _to_its_end(self._program, listener)
+        return listener
+
+    def _normal(self, row: Any) -> tuple[Floats, Floats] | None:
+        """Return mean and Cholesky factor of the prior where it is one normal law with constant parameters."""
+        moving = self.layout.of("moves")
+        laws: list[str] = []
+
+        def parameters(values: Any, fixed: Any) -> Any:
+            normal = self._found(values, fixed).normal
+            laws[:] = list(normal)
+            return normal
+
+        jaxpr = jax.make_jaxpr(parameters)(*row)
+        if not moving or len(laws) != len(moving) or _depends(jaxpr.jaxpr):
+            return None
+        found = jax.jit(parameters)(*row)
+        mean, root = np.zeros(self.layout.size), np.eye(self.layout.size)
+        for entry in moving:
+            place = slice(entry.offset, entry.offset + entry.size)
+            loc, scale = (np.asarray(x, float) for x in found[entry.spot.slot])
+            mean[place] = np.broadcast_to(loc, entry.shape).ravel()
+            vector = scale.ndim == 2 and scale.shape[0] == entry.size and len(entry.shape) == 1
+            root[place, place] = scale if vector else np.diag(np.broadcast_to(scale, entry.shape).ravel())
+        diagonal = np.diag(root)
+        return mean, diagonal if (root == np.diag(diagonal)).all() else root
+
+    # -- densities --------------------------------------------------------------------------------------------------
+
+    def density(self, rows: Sequence[int], paths: Sequence[list[Any]], horizon: int | None) -> Density:
+        """Return the density at paths, each the list of its steps' choices."""
+        values = [{s.address: s.value for choices in path for s in choices if s.kind == "sample"} for path in paths]
+        with jax.enable_x64(True):
+            data, fixed = self._columns(values, paths, horizon)
+            n = len(paths)
+            take = _padded(n)
+            inputs = jax.tree.map(lambda column: column[take], (data, fixed))
+            position = np.asarray(self._inward(*inputs), np.float64)[:n]
+
+        def run(compiled: Any, u: Floats) -> Any:
+            with jax.enable_x64(True):
+                given = np.asarray(u, np.float64)[take], jax.tree.map(lambda column: column[take], fixed)
+                return jax.tree.map(lambda column: np.asarray(column, np.float64)[:n], compiled(*given))
+
+        def evaluate(u: Floats, gradients: bool) -> Evaluation:
+            if not gradients:
+                return Evaluation(*run(self._outward, u)[:2])
+            found = Evaluation(*run(self._gradients, u))
+            self._check(found, u, position, fixed)
+            return found
+
+        def choices(u: Floats) -> list[list[Any]]:
+            with jax.enable_x64(True):
+                *_, parts = self._outward(u[take], jax.tree.map(lambda column: column[take], fixed))
+            return self._forced({slot: np.asarray(part)[:n] for slot, part in parts.items()}, paths)
+
+        return Density(
+            rows=np.asarray(rows, np.intp),
+            position=position,
+            evaluate=evaluate,
+            choices=choices,
+            log_jacobian=lambda u: run(self._outward, u)[2],
+            fixed=fixed,
+            logdensity=self.logdensity,
+            stays=tuple(a for entry in self.layout.of("fixed", "stays") for a in entry.addresses()),
+            signature=self.signature,
+            sites=self._sites,
+            estimated=self.layout.estimated,
+            tolerance=1e-3 if self.layout.single else 1e-6,
+            gaussian=self._gaussian if not self.layout.of("fixed", "stays") else None,
+        )
+
+    def _columns(self, values: Sequence[Mapping[str, Any]], paths: Sequence[Any], horizon: int | None) -> Any:
+        """Return the values of what moves, by slot, and all that is fixed: arrays with a leading axis of paths."""
+        data: dict[str, NDArray[Any]] = {}
+        for entry in self.layout.of("moves", "fixed"):
+            rows = np.array([[row[address] for address in entry.addresses()] for row in values])
+            lengths = entry.lengths
+            data[entry.spot.slot] = rows.reshape(len(values), *lengths, *rows.shape[2:])
+        moving = {entry.spot.slot: data.pop(entry.spot.slot).astype(float) for entry in self.layout.of("moves")}
+        untraced = [self._untraced(path) for path in paths]
+        fixed = {
+            "values": data,
+            "horizon": np.full(len(paths), FOREVER if horizon is None else horizon, np.int64),
+            "log_prior": np.array([prior for prior, _ in untraced]),
+            "log_potential": np.array([potential for _, potential in untraced]),
+        }
+        return moving, fixed
+
+    def _untraced(self, path: Any) -> tuple[float, float]:
+        """Return what the sites of a path weigh that are not traced."""
+        prior, potential = 0.0, 0.0
+        if self.layout.requests:
+            for site in (site for choices in path for site in choices if site.address in self.layout.requests):
+                if site.kind == "sample":
+                    prior += site.log_prob
+                else:
+                    potential += site.log_prob if site.kind == "observe" else site.value
+        return prior, potential
+
+    def _forced(self, parts: Mapping[str, Any], paths: Sequence[list[Any]]) -> list[list[Any]]:
+        """Return the choices of paths with other values at the sites that move."""
+        new: list[dict[str, Any]] = [{} for _ in paths]
+        for slot, part in parts.items():
+            entry = self.layout.entries[slot]
+            addresses = entry.addresses()
+            shape = part.shape[1 + len(entry.lengths) :]
+            part = part.reshape(len(paths), len(addresses), *shape)
+            for found, row in zip(new, part.tolist() if not shape else part):
+                found.update(zip(addresses, row))
+        out = []
+        for path, found in zip(paths, new):
+            steps = [
+                tuple(_with(site, found) for site in choices if site.kind != "call")  # runs within are made anew
+                for choices in path
+            ]
+            out.append(steps)
+        return out
+
+    def _check(self, found: Evaluation, u: Floats, position: Floats, fixed: Any) -> None:
+        """Raise, naming the site, where a path as it stands has a density but no gradient."""
+        total = found.log_prior + found.log_potential
+        assert found.grad_prior is not None
+        assert found.grad_potential is not None
+        broken = ~(np.isfinite(found.grad_prior) & np.isfinite(found.grad_potential))
+        bad = np.isfinite(total) & broken.any(-1) & (u == position).all(-1)
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            site = self._sites[int(np.flatnonzero(broken[row])[0])]
+            raise NotDifferentiable(
+                f"site {site!r}: the gradient of the log density is not finite at path {row}; moves that need none are "
+                "RandomWalk, PCN and EllipticalSlice"
+            )
+
+
+def _with(site: Site, found: Mapping[str, Any]) -> Site:
+    return site._replace(value=found[site.address]) if site.kind == "sample" and site.address in found else site
+
+
+def _to_its_end(program: Any, listener: Any) -> None:
+    """Trace a program as far as its listener lets it."""
+    with contextlib.suppress(Stop):
+        trace(program, listener)
+
+
+def _padded(n: int) -> NDArray[np.intp]:
+    """Return row numbers, padded to 32, 64, 128, … by the last, so that few sizes are ever compiled."""
+    size = max(32, 1 << (n - 1).bit_length())
+    return np.minimum(np.arange(size), n - 1)
+
+
+def _depends(jaxpr: Any) -> bool:
+    """Whether an output of a jaxpr may depend on an input."""
+    reached = set(map(id, jaxpr.invars))
+    for eqn in jaxpr.eqns:
+        if any(id(var) in reached for var in eqn.invars):
+            reached.update(map(id, eqn.outvars))
+    return any(id(var) in reached for var in jaxpr.outvars)
+
+
+def signature_of(program: Any, values: Mapping[str, Any]) -> Signature:
+    """Return the signature's density; discrete values become constants of the code where it branches on them.
+
+    Raises NotTraceable where JAX cannot trace the program all the same.
+    """
+    try:
+        return Signature(program, values, static=False)
+    except NotTraceable as error:
+        if all(type(value) is float for value in values.values()):
+            raise
+        try:
+            return Signature(program, values, static=True)
+        except NotTraceable:
+            raise error from None

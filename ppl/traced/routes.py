@@ -1,0 +1,75 @@
+"""Which way a program's density is had: by JAX, by torch, or by running a coroutine for each path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..density import Density
+from ..errors import Unsupported
+
+
+def unconstrained(program: Any, paths: Sequence[Any], horizon: int | None) -> list[Density]:
+    """Return the densities of a program's paths; see `Program.unconstrained`."""
+    choices = [[step.choices for step in path.steps()] for path in paths]
+    latents = [[site for step in path for site in step if site.kind == "sample"] for path in choices]
+    values = [{site.address: site.value for site in sites} for sites in latents]
+    found: list[Density] = []
+    for key, rows in _groups([tuple(_sign(site) for site in sites) for sites in latents]).items():
+        for one, those in _routes(program, key, rows, values):
+            found.append(one.density(those, [choices[row] for row in those], horizon))
+    if not any(density.position.shape[1] for density in found):
+        raise Unsupported(f"{program!r} has no continuous site to move")
+    return found
+
+
+def _routes(program: Any, key: Any, rows: list[int], values: list[dict[str, Any]]) -> Iterator[tuple[Any, list[int]]]:
+    """Yield what gives the densities of paths that have the same latents, and the paths that it is for."""
+    from .densities import signature_of
+
+    kept = program.kept_densities
+    if key not in kept:
+        first = signature_of(program, values[rows[0]])
+        kept[key] = first.constants
+        kept[key, exact(first.constants, values[rows[0]])] = first
+    for constants, places in _groups([exact(kept[key], values[row]) for row in rows]).items():
+        those = [rows[place] for place in places]
+        if (key, constants) not in kept:
+            kept[key, constants] = signature_of(program, values[those[0]])
+        yield kept[key, constants], those
+
+
+def _groups(keys: Sequence[Any]) -> dict[Any, list[int]]:
+    groups: dict[Any, list[int]] = {}
+    for row, key in enumerate(keys):
+        groups.setdefault(key, []).append(row)
+    return groups
+
+
+def _sign(site: Any) -> Any:
+    """Return what a latent adds to the signature of its path: where it is, and the form of its value."""
+    value = site.value
+    kind = type(value)
+    if kind is float or kind is int:
+        return site.name, site.visit, kind
+    if isinstance(value, bool | np.ndarray | np.generic):
+        array = np.asarray(value)
+        return site.name, site.visit, array.shape, array.dtype.kind
+    return site.name, site.visit, kind
+
+
+def exact(slots: tuple[str, ...], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what tells the values of latents from others: they are constants of what is compiled."""
+    return tuple(_marked(values[slot]) for slot in slots)
+
+
+def _marked(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.shape, value.tobytes()
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return type(value), value

@@ -11,7 +11,8 @@ import feynkac as fk
 from densities import gaussian_toy, modes_toy, poisson_toy
 from laws import z_score
 
-ADAPTIVE = [fk.RandomWalk(), fk.MALA(), fk.HMC(), fk.PCN(), fk.PCNL(), fk.EllipticalSlice()]
+OTHERS = (fk.MALA(), fk.HMC(), fk.PCN(), fk.PCNL(), fk.EllipticalSlice())
+ADAPTIVE = [fk.RandomWalk(), *(pytest.param(kernel, marks=pytest.mark.slow) for kernel in OTHERS)]
 
 
 @pytest.mark.parametrize("kernel", ADAPTIVE, ids=lambda kernel: type(kernel).__name__)

@@ -97,7 +97,7 @@ def sides(quick, slow):
     return [*numpy, *jax, *(pytest.param(*c, True, id=f"{c[0]!r}-jax", marks=pytest.mark.slow) for c in slow)]
 
 
-QUICK = (fk.RandomWalk, fk.PCNL)
+QUICK = (fk.RandomWalk,)
 BY_TIER = [[case for case in RATES if isinstance(case[0], QUICK) == quick] for quick in (True, False)]
 
 
@@ -211,14 +211,15 @@ def test_the_ratio_of_pcnl_is_that_of_its_densities():
 SEEN = (1.5, 0.3, -0.2)
 INCREMENTS = (-1.930510, -1.419685, -1.794269)
 FIXED = [
-    fk.RandomWalk(2, step=0.5),
-    fk.MALA(step=0.15),
     fk.HMC(step=0.3, leapfrogs=3),
-    fk.PCN(2, step=0.5),
-    fk.PCNL(step=0.3),
-    fk.EllipticalSlice(),
     fk.Sweep(fk.RandomWalk(step=0.5), fk.PCN(step=0.5)),
-]
+    *(
+        pytest.param(kernel, marks=pytest.mark.slow)
+        for kernel in (
+            fk.RandomWalk(2, step=0.5), fk.MALA(step=0.15), fk.PCN(2, step=0.5), fk.PCNL(step=0.3), fk.EllipticalSlice()
+        )
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kernel", FIXED, ids=repr)
@@ -245,15 +246,15 @@ def test_iterated_batch_importance_sampling_has_the_evidence_of_each_observation
 
 
 def test_moves_of_the_next_stage_are_not_compiled_again():
-    """Once for each horizon and for coordinates that are learned or not; steps and covariances are arguments."""
-    model = gaussian_toy(SEEN, jax=True)
+    """Once for coordinates that are learned or not; steps and covariances are arguments."""
+    model = gaussian_toy(SEEN[:2], jax=True)
     counts = []
     for first, second in ((fk.RandomWalk(), fk.RandomWalk()), (fk.RandomWalk(step=0.3), fk.RandomWalk(step=0.7))):
         for seed, kernel in enumerate((first, second)):
             posterior = fk.infer(model, fk.SMC(50, 1.0, move=kernel), seed=seed)
             counts.append(model.calls["traced"])
     assert counts[0] == counts[1] < counts[2] == counts[3]
-    assert abs(posterior.expect(lambda x: x) - 0.492) < 0.25
+    assert abs(posterior.expect(lambda x: x) - 0.8) < 0.3
 
 
 def test_only_what_moved_is_made_again():

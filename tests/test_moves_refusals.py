@@ -175,7 +175,7 @@ def test_what_a_kernel_needs_of_a_density_is_named():
         moved(gaussian_toy(), fk.NUTS(), np.ones((3, 1)))
 
 
-@pytest.mark.parametrize("jax", [False, True])
+@pytest.mark.parametrize("jax", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_start_of_no_density_or_gradient_is_named(jax):
     def cliff(xp, x):
         return xp.where(x[..., 0] > 5.0, -xp.inf, xp.sqrt(x[..., 0] - 1.0))
@@ -218,7 +218,7 @@ class Twofold(Toy):
         return log_prior, 2 * log_potential
 
 
-@pytest.mark.parametrize("jax", [False, True])
+@pytest.mark.parametrize("jax", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_density_that_is_not_the_model_s_is_found_out(jax):
     wrong = Twofold(**of(gaussian_toy(jax=jax)))
     with pytest.raises(fk.errors.InconsistentDensity, match=r"particle \d: its density says that log_potential is"):

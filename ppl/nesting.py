@@ -49,7 +49,26 @@ def nested(name: str, model: FeynmanKac[Any] | Any, engine: Any = None, *, steps
     that the engine draws from. With ``await fk.factor("Z", inner.log_evidence)`` the outer target is that of the model
     with the inner one marginalised, exactly (pseudo-marginal: Andrieu and Roberts 2009, doi:10.1214/07-AOS574), where
     the inner engine's guarantee is "unbiased". A program that reads the log evidence of any other makes the outer
-    posterior "heuristic".
+    posterior "heuristic". As the estimate is recorded, and never made anew for a run that stays as it is, any
+    Metropolis–Hastings on the outer program is particle marginal Metropolis–Hastings (PMMH: Andrieu, Doucet and
+    Holenstein 2010, doi:10.1111/j.1467-9868.2009.00736.x). It moves well where Var(log Ẑ) is about 1.
+
+    **Step by step.** With ``steps=t`` the engine makes the first t steps alone (fewer where all particles have
+    finished), and its evidence is that of the model cut there. ``await fk.nested(name, run, steps=t + 1)`` goes on from
+    such a posterior, which stays as it is: the factor of the new step is ``after.log_evidence - before.log_evidence``.
+    Each call that goes on has a key of its own, from its particle and site, and is recorded as the first is; so twins
+    of a fork go on independently. The posterior is that of the whole run (values, history, cost), but for its seed,
+    which is that of the last call. Under ``SMC(n, move=…)`` on the outer program this is SMC² (Chopin, Jacob and
+    Papaspiliopoulos 2013, doi:10.1111/j.1467-9868.2012.01046.x, arXiv:1101.1528): a move that changes what the inner
+    model depends on makes a fresh inner run from its first step, which is kept with its state if it is accepted. A long
+    series belongs in a `scan` whose carry is the run: the record of a loop keeps the state of each step. The engines
+    that can go on are `SMC` without ``move``, and `ImportanceSampling`.
+
+    Args:
+        name: the site's name.
+        model: the inner model; or the posterior of a call with ``steps``, to go on from it, without ``engine``.
+        engine: an engine with its settings.
+        steps: of the inner model, from its start; None: all.
 
     Raises, where it is awaited and can be caught: `AllParticlesDead`, and whatever else the inner run raises.
     `Unsupported` for ``steps`` of an engine that cannot go on, ValueError for steps that are not more than those made,

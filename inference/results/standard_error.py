@@ -20,6 +20,8 @@ A tempered chain has the genealogy of its stages, where a move is a step of the 
 said true. Waste-free chains have another estimate: the relative variances of the mean weights of their stages add up,
 each from the autocovariances of the chains that its states are of (Dau and Chopin 2022, doi:10.1111/rssb.12475).
 
+Nested sampling says its own: what the shrinkage of the prior mass leaves unknown.
+
 Few groups say little of their own spread, so an interval takes Student's t with one degree of freedom less than there
 are chains, or effective founders 1 / Σ s_g² of one chain. On a chain of 6 bits, intervals of 95% from four chains of 32
 cover 0.94 to 0.95 (and mean ± 1.96 standard errors 0.84 to 0.88). From one chain of 32 resampled only below half the
@@ -96,7 +98,7 @@ def evidence_error(chains: Sequence[Chain]) -> Error:
         return Error(math.nan, "the engine gives no evidence")
     if np.isneginf(evidence).all():
         return Error(math.nan, "every particle has weight zero")
-    if len(chains) == 1 and "shrinkage" in chains[0].info:  # the engine knows
+    if len(chains) == 1 and "shrinkage" in chains[0].info:  # of nested sampling
         return Error(chains[0].info["shrinkage"], df=1000.0)
     if len(chains) == 1 and "length" in chains[0].info and chains[0].stages:
         return _states_error(chains[0])

@@ -35,6 +35,17 @@ class RandomWalk(Metropolis):
 
     Source: Metropolis et al. (1953), doi:10.1063/1.1699114; Roberts, Gelman and Gilks (1997),
     doi:10.1214/aoap/1034625254. On densities of JAX the step is BlackJAX's.
+
+    >>> import feynkac as fk
+    >>> @fk.program
+    ... async def mean(seen):
+    ...     z = await fk.sample("z", fk.dist.Normal(0.0, 1.0))
+    ...     for y in seen:
+    ...         await fk.observe("y", fk.dist.Normal(z, 0.5), y)
+    ...     return z
+    >>> posterior = fk.infer(mean([1.5, 0.3]), fk.SMC(500, 1.0, move=fk.RandomWalk(3)), seed=0)
+    >>> abs(posterior.expect(float) - 0.8) < 0.1, posterior.guarantee
+    (True, 'consistent')
     """
 
     estimates: ClassVar[bool] = True

@@ -104,11 +104,10 @@ class _Guide:
             return
         yield from self._advance()
         name = _full(effect.name, Running.fiber.handlers)
-        visit = self._drawn.get(name, 0)
-        self._drawn[name] = visit + 1
+        self._drawn[name] = self._drawn.get(name, 0) + 1
         wanted = self._next
-        if wanted is None or type(wanted) is not kind or (wanted.name, wanted.visit) != (name, visit):
-            return
+        if wanted is None or type(wanted) is not kind or wanted.name != name:
+            return  # what has the same name is of the same visit: a guide that is behind has been refused
         self._next, self._met = None, effect
         if isinstance(effect, Sample) and isinstance(wanted, Sample):
             effect.proposal = wanted.kernel

@@ -9,7 +9,7 @@ import feynkac as fk
 from feynkac.inference.base.engine import Start
 from feynkac.inference.base.paths import run_on
 from feynkac.ppl import keys
-from feynkac.ppl.errors import Unsupported
+from feynkac.ppl.errors import NotDifferentiable, Unsupported
 
 jax = pytest.importorskip("jax")
 nd = pytest.importorskip("numpyro.distributions")
@@ -205,3 +205,77 @@ def test_what_has_no_continuous_site_is_refused():
 
     with pytest.raises(Unsupported, match="coin"):
         coin().unconstrained(draw(coin(), 2), None)
+
+
+@fk.program
+async def by_numbers():
+    rate = await fk.sample("rate", D.Exponential(1.0))
+    x = await fk.sample("x", D.Uniform(-1.0, 1.0 + rate), proposal=D.Uniform(-2.0, 2.0 + 2 * rate))
+    if x > 0:  # what JAX cannot trace
+        await fk.sample("more", D.Normal(x, np.ones(2)))
+    await fk.observe("y", D.Normal(x, 1.0), 0.3)
+    await fk.factor("f", -math.exp(x))
+    return x
+
+
+def test_what_cannot_be_traced_is_run_for_each_path():
+    model = by_numbers()
+    paths = [path for path in draw(model, 24) if path.log_weight > -math.inf]
+    densities = model.unconstrained(paths, None)
+    assert sorted(density.sites for density in densities) == [("rate", "x"), ("rate", "x", "more", "more")]
+    for density in densities:
+        u = density.position
+        found = density.evaluate(u, False)
+        log_prob = np.array([paths[row].log_prob for row in density.rows])
+        np.testing.assert_allclose(found.log_prior - density.log_jacobian(u), log_prob, rtol=1e-12)
+        np.testing.assert_allclose(found.log_potential, [paths[row].log_potential for row in density.rows], rtol=1e-12)
+        v = u + 1e-3
+        there = density.evaluate(v, False)
+        finite = np.isfinite(there.log_prior)
+        assert finite.any()
+        for i in np.flatnonzero(finite)[:3]:
+            log_p, log_g = replayed(model, density.choices(v)[i])
+            assert log_p + density.log_jacobian(v)[i] == pytest.approx(there.log_prior[i], abs=1e-12)
+            assert log_g == pytest.approx(there.log_potential[i], abs=1e-12)
+        step = 1e-6 * np.eye(u.shape[1])
+        ups, downs = ([sum(density.evaluate(u + s * e, False)[:2]) for e in step] for s in (1, -1))
+        assert np.isfinite(np.array(ups) - np.array(downs)).any()
+        with pytest.raises(NotDifferentiable, match=r"'x'"):
+            density.evaluate(u, True)
+    across = next(density for density in densities if len(density.sites) == 2)
+    far = across.position + np.array([0.0, 50.0])  # x > 0: the program asks for more
+    assert (across.evaluate(far, False).log_prior == -np.inf).all()
+
+
+def test_the_interpreted_jacobian_is_that_of_the_traced_density():
+    from feynkac.ppl.traced.interpreted import Interpreted
+
+    @fk.program
+    async def bounded():
+        a = await fk.sample("a", D.Exponential(2.0))
+        await fk.sample("b", D.Uniform(0.0, 1.0 + a))
+        await fk.sample("c", D.Normal(np.zeros(2), 1.0 + a))
+        await fk.factor("f", -a)
+
+    model = bounded()
+    paths = draw(model, 4)
+    (density,) = model.unconstrained(paths, None)
+    other = Interpreted(model, "", ()).density(range(4), [[s.choices for s in p.steps()] for p in paths], None)
+    np.testing.assert_allclose(other.position, density.position, rtol=1e-9)
+    v = density.position + 0.3
+    np.testing.assert_allclose(other.log_jacobian(v), density.log_jacobian(v), rtol=1e-9)
+    np.testing.assert_allclose(other.evaluate(v, False)[:2], density.evaluate(v, False)[:2], rtol=1e-9)
+
+
+def test_a_recorded_call_that_would_be_asked_something_else_is_refused():
+    @fk.program
+    async def asks():
+        x = await fk.sample("x", D.Normal(0.0, 1.0))
+        y = await fk.call("c", math.exp, x)
+        await fk.factor("f", -y)
+
+    model = asks()
+    (density,) = model.unconstrained(draw(model, 2), None)
+    assert np.isfinite(density.evaluate(density.position, False).log_potential).all()
+    with pytest.raises(Unsupported, match="'c'"):
+        density.evaluate(density.position + 0.1, False)

@@ -1,4 +1,4 @@
-"""Which way a program's density is had: by JAX, by torch, or by running a coroutine for each path."""
+"""Which way a program's density is had: by JAX, or by running a coroutine for each path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..density import Density
-from ..errors import Unsupported
+from ..errors import NotTraceable, Unsupported
+from ..lazy import needing
 
 
 def unconstrained(program: Any, paths: Sequence[Any], horizon: int | None) -> list[Density]:
@@ -27,18 +28,28 @@ def unconstrained(program: Any, paths: Sequence[Any], horizon: int | None) -> li
 
 def _routes(program: Any, key: Any, rows: list[int], values: list[dict[str, Any]]) -> Iterator[tuple[Any, list[int]]]:
     """Yield what gives the densities of paths that have the same latents, and the paths that it is for."""
-    from .densities import signature_of
-
     kept = program.kept_densities
     if key not in kept:
-        first = signature_of(program, values[rows[0]])
+        first = _route(program, key, values[rows[0]])
         kept[key] = first.constants
         kept[key, exact(first.constants, values[rows[0]])] = first
     for constants, places in _groups([exact(kept[key], values[row]) for row in rows]).items():
         those = [rows[place] for place in places]
         if (key, constants) not in kept:
-            kept[key, constants] = signature_of(program, values[those[0]])
+            kept[key, constants] = _route(program, key, values[those[0]])
         yield kept[key, constants], those
+
+
+def _route(program: Any, key: Any, values: Mapping[str, Any]) -> Any:
+    """Return what gives the densities of paths of a signature: JAX where it can, else forced runs."""
+    from .interpreted import Interpreted
+
+    try:
+        with needing("the gradient of a program", "jax"):
+            from .densities import signature_of
+        return signature_of(program, values)
+    except (NotTraceable, ImportError) as error:
+        return Interpreted(program, str(error), key)
 
 
 def _groups(keys: Sequence[Any]) -> dict[Any, list[int]]:

@@ -96,24 +96,20 @@ def test_a_ladder_that_cannot_rise_says_so():
 # -- evidence --------------------------------------------------------------------------------------------------------
 
 
-def ratios(toy, engine, runs, seed=0, stage=None):
-    """Ẑ/Z of independent runs; of the stage at one rung, and its Z, where that is given."""
+def ratios(toy, engine, runs, seed=0):
+    """Ẑ/Z of independent runs."""
     found = fk.infer([toy()] * runs, engine, seed=seed)
-    if stage is None:
-        return np.exp([p.log_evidence - toy.log_z for p in found]), found
-    rung, log_z = stage
-    logs = [next(s.log_evidence for s in p.steps if s.temperature == 1 / rung) for p in found]
-    return np.exp(np.array(logs) - log_z), found
+    return np.exp([p.log_evidence - toy.log_z for p in found]), found
 
 
 def test_evidence_is_unbiased_on_a_fixed_ladder():
-    """At each rung, too. 5 comparisons at |z| < 4.26: 1e-4. The weights at λ for λ' give 1.5, no resampling 1 ± .2."""
+    """At each rung, too. 5 comparisons at |z| < 4.26: 1e-4. The weights at λ for λ' fail it."""
     engine = fk.TemperedSMC(5, Exact(), moves=1, ladder=(0, 0.1, 0.3, 1))
     assert engine.guarantee == "unbiased"
-    for rung, log_z in ((0.1, -0.512243825), (0.3, -1.075602450), (1.0, G1.log_z)):
-        found, posteriors = ratios(G1, engine, 500, stage=(rung, log_z))
-        assert abs(z_score(found, 1.0)) < Z_LIMIT
-    found = np.exp([p.log_evidence - G1.log_z for p in posteriors])
+    found, posteriors = ratios(G1, engine, 500)
+    assert abs(z_score(found, 1.0)) < Z_LIMIT
+    for t, log_z in ((1, -0.512243825), (2, -1.075602450)):
+        assert abs(z_score(np.exp([p.steps[t].log_evidence - log_z for p in posteriors]), 1.0)) < Z_LIMIT
     for power, moment in ((1, 1.2), (2, 1.64)):
         means = [r * p.expect(lambda x, k=power: x[0] ** k) for r, p in zip(found, posteriors)]
         assert abs(z_score(means, moment)) < Z_LIMIT
@@ -132,7 +128,7 @@ def test_waste_free_evidence_is_unbiased_on_a_fixed_ladder():
     ("engine", "mean", "error"),
     [
         (fk.TemperedSMC(10, Exact(), moves=1), 1.0052, 0.0020),
-        (fk.TemperedSMC(100, Exact(), moves=1), 0.9991, 0.0011),
+        pytest.param(fk.TemperedSMC(100, Exact(), moves=1), 0.9991, 0.0011, marks=pytest.mark.slow),
         (fk.PersistentSampling(20, Exact(), moves=1), 1.0031, 0.0019),
     ],
 )
@@ -185,7 +181,7 @@ def test_texts_are_tempered(engine):
 
 
 def test_persistent_sampling_weighs_texts_with_proposals():
-    found = fk.infer(tokens(heat=0.6), fk.PersistentSampling(1500, fk.SuffixMH(1), moves=2), seed=4)
+    found = fk.infer(tokens(heat=0.6), fk.PersistentSampling(700, fk.SuffixMH(1), moves=2), seed=4)
     assert found.log_evidence == pytest.approx(math.log(T2_Z), abs=0.15)
     for text, p in zip(T2_ORDER, T2_POSTERIOR):
         assert found.expect(lambda v, x=text: v == x) == pytest.approx(p, abs=0.05)
@@ -268,7 +264,7 @@ def test_the_posterior_reports_the_integral_beside_the_evidence(tmp_path):
 @pytest.mark.parametrize(
     "engine",
     [
-        fk.WasteFreeSMC(120, Walk(0.9), length=30, ladder=RUNGS),
+        pytest.param(fk.WasteFreeSMC(120, Walk(0.9), length=30, ladder=RUNGS), marks=pytest.mark.slow),
         fk.TemperedSMC(160, Exact(), moves=1, ladder=RUNGS, resampling="multinomial"),
     ],
 )
@@ -277,11 +273,11 @@ def test_one_chain_has_a_standard_error(engine):
 
     As if the states of a chain were independent it would be a third of it, 8 standard errors away.
     """
-    found, posteriors = ratios(G1, engine, 250, seed=6)
+    found, posteriors = ratios(G1, engine, 160, seed=6)
     claims = np.array([p.log_evidence_se for p in posteriors]) ** 2
     spread = (np.log(found) - np.log(found).mean()) ** 2
     assert abs(z_score(spread - claims, 0.0)) < Z_LIMIT
-    assert claims.mean() == pytest.approx(spread.mean(), rel=0.35)
+    assert claims.mean() == pytest.approx(spread.mean(), rel=0.5)
 
 
 def test_other_chains_say_why_they_have_none():
@@ -420,6 +416,32 @@ def test_a_kernel_that_adapts_is_tuned_between_stages_and_promises_less():
     assert [(n, inverse, horizon) for n, inverse, horizon, *_ in seen] == [(40, 0.3, None), (40, 1.0, None)]
     assert [acceptance for *_, acceptance, _ in seen] == [None, steps[2].acceptance]
     assert [size for *_, size in seen] == pytest.approx([steps[1].ess, steps[2].ess])
+
+
+def test_kernels_with_gradients_are_compiled_once_for_all_stages_and_runs():
+    """G2 in its coordinates log θ; a run of five rungs more needs no look at the model. 2 at |t₇| < 10: 4e-5."""
+    numpyro = pytest.importorskip("numpyro")
+    looks = []
+
+    def counted():
+        looks.append(1)
+        rate = numpyro.sample("rate", numpyro.distributions.Exponential(1.0))
+        numpyro.sample("y", numpyro.distributions.Poisson(rate), obs=3)
+
+    model = fk.from_numpyro(counted)
+    engine = fk.TemperedSMC(100, fk.HMC(), moves=2)
+    found, counts = [], []
+    for k, share in enumerate((0.5, 0.9, 0.9, 0.9, 0.9, 0.5, 0.9, 0.9)):
+        found.append(fk.infer(model, replace(engine, ess=share), seed=k))
+        counts.append(len(looks))
+    assert counts[1] - counts[0] <= 1  # of 12 moves more, one remakes fewer runs than any before: a smaller batch
+    assert counts[1:] == [counts[1]] * 7
+    assert found[1].info["stages"] > found[0].info["stages"]
+    assert found[0].guarantee == "consistent"
+    assert replace(engine, kernel=fk.HMC(step=0.5), ladder=RUNGS).guarantee == "unbiased"
+    assert abs(z_score(np.exp([p.log_evidence - G2.log_z for p in found]), 1.0)) < 10
+    assert abs(z_score([p.expect(lambda v: v["rate"]) for p in found], 2.0)) < 10
+    assert np.mean([p.expect(lambda v: v["rate"]) for p in found]) == pytest.approx(2.0, abs=0.2)  # 1.5 by no Jacobian
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,30 @@ def test_texts():
 
 
 @fk.program
+async def mixed():
+    k = await fk.sample("k", fk.dist.Bernoulli(0.3))
+    z = await fk.sample("z", fk.dist.Normal(0.0, 1.0))
+    await fk.observe("y", fk.dist.Normal(z + 2.0 * k, 0.5), 1.5)
+    return k
+
+
+def test_a_sweep_of_kernels_on_a_program_of_both_kinds():
+    # 2 comparisons: 4.0e-5.
+    zero, one = (
+        share * math.exp(log_normal(np, np.array([1.5 - 2 * k]), 0.0, math.sqrt(1.25)))
+        for k, share in ((0, 0.7), (1, 0.3))
+    )
+    kernel = fk.Sweep(fk.SuffixMH(1), fk.RandomWalk())
+    found = fk.infer([mixed()] * 12, fk.NestedSampling(24, kernel, delete=6, moves=5), seed=0)
+    assert agrees(ratios(found, math.log(zero + one)), 1.0)
+    assert agrees([p.expect(float) for p in found], one / (zero + one))
+    with pytest.raises(fk.errors.Unsupported, match="would never change site 'k'"):
+        fk.infer(mixed(), fk.NestedSampling(5, fk.HitAndRunSlice()), seed=0)
+    with pytest.raises(fk.errors.Unsupported, match="NestedSampling would never change site 'k'"):
+        fk.infer(mixed(), fk.NestedSampling(5, fk.RandomWalk()), seed=0)
+
+
+@fk.program
 async def flat(log_weight):
     x = await fk.sample("x", fk.dist.Normal(0.0, 1.0))
     await fk.factor("G", log_weight)

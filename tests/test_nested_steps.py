@@ -255,8 +255,8 @@ async def drifts(n):
     return drift
 
 
-def test_a_continuous_parameter_agrees_with_the_integral_over_it():
-    # 2 comparisons: 4.0e-6. E[Ẑ]/Z, and E[Ẑ·drift]/Z = E[drift | y].
+def over_drifts():
+    """Z of `drifts`, and the posterior mean of its parameter, by quadrature."""
     grid = np.linspace(-4.5, 5.5, 401)
     exact = [
         fk.oracles.kalman(
@@ -267,10 +267,32 @@ def test_a_continuous_parameter_agrees_with_the_integral_over_it():
     ]  # fmt: skip
     mass = np.exp(np.array(exact) - 0.5 * ((grid - 0.5) / 0.8) ** 2) / math.sqrt(2 * math.pi) / 0.8
     total = np.trapezoid(mass, grid)
-    mean = np.trapezoid(mass * grid, grid) / total
-    found = fk.infer([drifts(3)] * 45, fk.SMC(5, ess_threshold=0.8, move=fk.SuffixMH(1)), seed=0)
+    return total, np.trapezoid(mass * grid, grid) / total
+
+
+@pytest.mark.parametrize("kernel", [fk.SuffixMH(1), fk.RandomWalk(step=0.8)], ids=["SuffixMH", "RandomWalk"])
+def test_a_continuous_parameter_agrees_with_the_integral_over_it(kernel):
+    # 2 comparisons of 2 kernels: 8.0e-6. E[Ẑ]/Z, and E[Ẑ·drift]/Z = E[drift | y].
+    total, mean = over_drifts()
+    found = fk.infer([drifts(3)] * 40, fk.SMC(5, ess_threshold=0.8, move=kernel), seed=0)
     ratios = [[r := math.exp(p.log_evidence) / total, r * p.expect(float)] for p in found]
     agree(ratios, (1.0, mean))
+    assert {p.guarantee for p in found} == {"unbiased"}
+
+
+@pytest.mark.slow
+def test_pmmh_walks_on_continuous_parameters():
+    # 1 comparison: 2.0e-6.
+    @fk.program
+    async def outer(n):
+        drift = await fk.sample("drift", fk.dist.Normal(0.5, 0.8))
+        run = await fk.nested("filter", walk(drift), fk.SMC(n))
+        await fk.factor("Z", run.log_evidence)
+        return drift
+
+    engine = fk.MCMC(fk.RandomWalk(step=1.0), draws=100, warmup=25, chains=1)
+    found = fk.infer([outer(5)] * 24, engine, seed=0)
+    agree([[p.expect(float)] for p in found], over_drifts()[1])
 
 
 # -- forks, records, cost ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A bootstrap particle filter by feynkac, by hand in NumPy, by particles and by BlackJAX, in CPU time, in one run.
+"""A bootstrap particle filter by feynkac, by hand in NumPy and JAX, by particles and BlackJAX, in CPU time, in one run.
 
     make peers
     python benchmarks/particle_filter.py
@@ -7,7 +7,9 @@ Task: x_t ~ N(0.9 x_{t−1}, 0.5²), y_t ~ N(x_t, 1), 500 steps, float64, system
 runs in a process of its own (the code is in ``peers/filter_*.py``) and they take turns on the same data. CPU seconds
 and ratios are medians over the turns; "first s" is what the first run took on the clock, with what was compiled. Z is
 known, from the Kalman filter: an estimate can be trusted where the mean of Ẑ/Z is 1 within its error. All keep log Ẑ;
-ours also keeps the whole history (weights and ancestors of each step), the others do not.
+ours also keep the whole history (ancestors, weights and choices of each step), the others do not. Of ours, "fused" is
+an async program whose scan is compiled and run as a whole, "by steps" the same program with a callback, which sees each
+step, and "native" a model written in NumPy.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from peers.race import Worker, mean_error, race, table
 import feynkac as fk
 
 RHO, SIGMA_X, SIGMA_Y = 0.9, 0.5, 1.0
-FILTERS = {  # name: worker, environment
-    "NumPy by hand": ("filter_numpy.py", None),
-    "feynkac": ("filter_feynkac.py", None),
-    "particles": ("filter_particles.py", "particles"),
-    "BlackJAX": ("filter_blackjax.py", "blackjax"),
+FILTERS = {  # name: worker, environment, settings
+    "lax.scan by hand": ("filter_scan.py", None, {}),
+    "NumPy by hand": ("filter_numpy.py", None, {}),
+    "feynkac, fused": ("filter_program.py", None, {}),
+    "feynkac, by steps": ("filter_program.py", None, {"watched": True}),
+    "feynkac, native": ("filter_feynkac.py", None, {}),
+    "particles": ("filter_particles.py", "particles", {}),
+    "BlackJAX": ("filter_blackjax.py", "blackjax", {}),
 }
 
 
@@ -58,7 +63,11 @@ def main() -> None:
     print(f"{args.steps} steps, median of {args.repeats} turns; log Z = {exact:.2f} exactly")
     for n in args.particles:
         settings = {"y": y.tolist(), "n": n, "rho": RHO, "sigma_x": SIGMA_X, "sigma_y": SIGMA_Y}
-        results = race({name: Worker(*FILTERS[name], settings) for name in args.only}, args.repeats)
+        workers = {}
+        for name in args.only:
+            script, environment, own = FILTERS[name]
+            workers[name] = Worker(script, environment, settings | own)
+        results = race(workers, args.repeats)
         rows = []
         for name, made in results.items():
             spent, log_z = np.array(made["cpu"]), np.array(made["log_z"])

@@ -10,6 +10,7 @@ from feynkac.inference.base.engine import Start
 from feynkac.inference.base.paths import run_on
 from feynkac.ppl import keys
 from feynkac.ppl.errors import NotDifferentiable, Unsupported
+from feynkac.ppl.model import Draws
 
 jax = pytest.importorskip("jax")
 nd = pytest.importorskip("numpyro.distributions")
@@ -279,3 +280,47 @@ def test_a_recorded_call_that_would_be_asked_something_else_is_refused():
     assert np.isfinite(density.evaluate(density.position, False).log_potential).all()
     with pytest.raises(Unsupported, match="'c'"):
         density.evaluate(density.position + 0.1, False)
+
+
+class Words:
+    """A kernel of texts, at a temperature."""
+
+    batch_key = "words"
+
+    def __init__(self, temperature):
+        self.temperature = temperature
+
+    @property
+    def fingerprint(self):
+        return ("words", self.temperature)
+
+    def sample_batch(self, requests, keys):
+        return Draws(["yes"] * len(requests), self.log_prob_batch(requests, None))
+
+    def log_prob_batch(self, requests, values):
+        return np.array([-1.0 / (1.0 + request.temperature**2) for request in requests])
+
+
+@fk.program
+async def spoken(warm):
+    x = await fk.sample("x", D.Normal(0.0, 1.0))
+    text = await fk.sample("text", Words(x if warm else 0.5))
+    await fk.observe("said", Words(0.25), "no")
+    await fk.observe("y", D.Normal(x * len(text), 1.0), 2.0)
+    return text
+
+
+def test_texts_stay_and_gradients_are_had_where_they_do_not_depend_on_numbers():
+    (density,) = check(spoken(False), 3)
+    assert density.stays == ("text",)
+    assert density.sites == ("x",)
+    model = spoken(True)
+    paths = draw(model, 3)
+    (density,) = model.unconstrained(paths, None)
+    v = density.position + 0.5
+    for i, choices in enumerate(density.choices(v)):
+        log_p, log_g = replayed(model, choices)
+        found = density.evaluate(v, False)
+        np.testing.assert_allclose((found.log_prior[i], found.log_potential[i]), (log_p, log_g), rtol=1e-12)
+    with pytest.raises(NotDifferentiable, match=r"'text'.*depends on numbers"):
+        density.evaluate(v, True)

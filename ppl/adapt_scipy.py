@@ -1,4 +1,9 @@
-"""Frozen ``scipy.stats`` distributions as kernels."""
+"""Frozen ``scipy.stats`` distributions as kernels.
+
+Univariate families are drawn and scored together, in about a microsecond for each particle; but SciPy takes 400 µs to
+freeze one, each time that a program makes it (`fk.dist` takes 0.3 µs), so in a loop make it once, where its parameters
+are constant, or take ``fk.dist`` or NumPyro. Multivariate families are drawn and scored one by one: another 100 µs.
+"""
 
 from __future__ import annotations
 

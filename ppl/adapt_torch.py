@@ -1,4 +1,9 @@
-"""``torch.distributions`` as kernels. All arithmetic is in float64 on the CPU."""
+"""``torch.distributions`` as kernels. All arithmetic is in float64 on the CPU.
+
+Families that stack are drawn and scored together, in a few microseconds for each particle; but torch takes 50 µs and
+more to make one, each time that a program does, so in a loop make it once, where its parameters are constant, or take
+``fk.dist`` or NumPyro. What does not stack (mixtures, transforms) is drawn and scored one by one: another 500 µs.
+"""
 
 from __future__ import annotations
 

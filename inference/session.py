@@ -189,9 +189,7 @@ class Session:
         request, made = None, []
         while request is None:
             try:
-                with recording(self.ledger):  # what it computes itself, such as gradients
-                    assign(np.array([self._tasks[i].owner]))
-                    item = self._tasks[i].run.send(answer)  # type: ignore[arg-type]
+                item = copy_context().run(self._send, i, answer)  # as in `_serve`
             except StopIteration:
                 break
             except AllParticlesDead as error:
@@ -212,6 +210,12 @@ class Session:
         for step in made:
             history = History(None if isinstance(report, Growing) else history, step)  # a tree is its own history
         return Standing(request, report, history, True, overflow), made
+
+    def _send(self, i: int, answer: Advance[Any] | None) -> Any:
+        """Let an engine go on to what it yields next, and count what it computes itself, such as gradients."""
+        with recording(self.ledger):
+            assign(np.array([self._tasks[i].owner]))
+            return self._tasks[i].run.send(answer)  # type: ignore[arg-type]
 
     def _serve(self, asking: Sequence[int]) -> dict[int, Advance[Any]]:
         """Make the steps asked for, in a context of their own: what they set in it need not be put back."""

@@ -324,3 +324,38 @@ def test_texts_stay_and_gradients_are_had_where_they_do_not_depend_on_numbers():
         np.testing.assert_allclose((found.log_prior[i], found.log_potential[i]), (log_p, log_g), rtol=1e-12)
     with pytest.raises(NotDifferentiable, match=r"'text'.*depends on numbers"):
         density.evaluate(v, True)
+
+
+def test_two_modes_and_what_is_nan_is_no_place_to_go():
+    @fk.program
+    async def modes():
+        z = await fk.sample("z", D.Normal(np.zeros(2), 1.0))
+        near = [((z - jnp.array(at)) ** 2).sum() / 0.2 for at in ((2.0, 2.0), (-2.0, -1.0))]
+        both = jnp.logaddexp(math.log(0.3) - near[0], math.log(0.7) - near[1])
+        await fk.factor("G", both - math.log(2 * math.pi * 0.1))
+        await fk.factor("never", jnp.where(z[0] < 4.9, 0.0, jnp.sqrt(-1.0 + 0 * z[0])))
+
+    grid = np.linspace(-5.0, 5.0, 101)
+    u = np.stack([axis.ravel() for axis in np.meshgrid(grid, grid)], axis=1)
+    model = modes()
+    (density,) = model.unconstrained(draw(model, 1) * len(u), None)
+    log_prior, log_potential = density.evaluate(u, False)[:2]
+    assert (log_potential[u[:, 0] >= 4.9] == -np.inf).all()
+    weight = np.exp(log_prior + log_potential)
+    assert math.log(weight.sum() * 0.01) == pytest.approx(-4.458591485, abs=1e-6)
+    assert weight[u.sum(1) > 0].sum() / weight.sum() == pytest.approx(0.098772880, abs=1e-6)
+    assert (weight @ u) / weight.sum() == pytest.approx([-1.459008, -0.639710], abs=1e-5)
+
+
+def test_the_potential_of_a_run_within_the_program_is_an_estimate():
+    @fk.program
+    async def within():
+        x = await fk.sample("x", D.Exponential(1.0))
+        run = await fk.nested("run", g1(), fk.SMC(2))
+        await fk.factor("Z", x * run.log_evidence)
+
+    assert callable(fk.infer)  # which brings what serves runs within programs
+    model = within()
+    (density,) = model.unconstrained(draw(model, 2), None)
+    assert density.estimated == "run"
+    assert [site.name for step in density.choices(density.position)[0] for site in step] == ["x", "Z"]

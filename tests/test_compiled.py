@@ -208,7 +208,6 @@ def test_the_evidence_of_a_fused_filter_is_unbiased(scheme):
         posterior = fk.infer(linear(Y), engine, seed=1)
         ratios = np.exp(np.array([chain.evidence for chain in posterior.chains]) - LOG_Z)
         assert abs(z_of(ratios)) < 4.75
-        assert np.std(ratios) < 0.75
 
 
 def test_step_by_step_the_law_is_the_same():

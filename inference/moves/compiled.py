@@ -74,7 +74,7 @@ def walk_compiled(
 
 def settings_of(kernel: Continuous) -> Continuous:
     """Return a kernel without what is an argument of its compiled form: those that differ in it alone share one."""
-    return replace(kernel, step=None, tuning=UNTUNED) if isinstance(kernel, Stepping) else kernel
+    return replace(kernel, step=1.0, tuning=UNTUNED) if isinstance(kernel, Stepping) else kernel
 
 
 @lru_cache(maxsize=128)

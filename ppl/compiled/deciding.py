@@ -169,7 +169,7 @@ def _around(fn: Any, depth: int = _DEPTH) -> dict[str, Any]:
         else:
             found[name] = id(value)
             inner = getattr(value, "_fn", value)
-            if depth and isinstance(inner, types.FunctionType) and not inner.__module__.startswith(HOME):
+            if depth and isinstance(inner, types.FunctionType) and not (inner.__module__ or "").startswith(HOME):
                 found |= {f"{name}.{key}": item for key, item in _around(inner, depth - 1).items()}
     return found
 
@@ -184,7 +184,8 @@ def _mentions_scan(program: Program) -> bool:
             waiting += [(inner, depth) for inner in value.reachable]
             continue
         inner = getattr(value, "__func__", value)
-        if not isinstance(inner, types.FunctionType) or id(inner.__code__) in seen or inner.__module__.startswith(HOME):
+        home = (getattr(inner, "__module__", None) or "").startswith(HOME)
+        if home or not isinstance(inner, types.FunctionType) or id(inner.__code__) in seen:
             continue
         seen.add(id(inner.__code__))
         if _speaks(inner.__code__):

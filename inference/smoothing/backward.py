@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...ppl import keys as _keys
+from ...ppl.compiled.choices import Choices
 from ...ppl.errors import CannotScore, InconsistentDensity, Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index, retry
@@ -113,15 +114,15 @@ def _scores(
     k, n = len(ahead), len(alive)
     direct = getattr(model, "log_transition", None)
     if direct is not None and ahead.shape[1] == 1 and not steps[0].done.any() and len(set(steps[1].done.tolist())) == 1:
-        table: Floats = np.asarray(direct(model.select(state, alive), _take(steps[1].choices, ahead[:, 0])), float).T
+        table: Floats = np.asarray(direct(model.select(state, alive), take(steps[1].choices, ahead[:, 0])), float).T
         return table, table
     rows, which = np.tile(alive, k), np.repeat(np.arange(k), n)
     own = steps[1].ancestors[ahead[:, 0]]
     fits = steps[0].done[rows] == steps[0].done[own][which]  # what has finished makes no choices, whatever it is given
     state, total, last = model.select(state, rows), np.zeros(k * n), np.zeros(k * n)
     for s, step in enumerate(steps[1 : 1 + ahead.shape[1]]):
-        forced = [retry(chosen) for chosen in _take(step.choices, ahead[:, s])]
-        made = model.advance(state, _keys.fold(key, s, np.arange(k * n)), _take(forced, which))
+        forced = [retry(chosen) for chosen in take(step.choices, ahead[:, s])]
+        made = model.advance(state, _keys.fold(key, s, np.arange(k * n)), take(forced, which))
         last = _density(made)
         total += last
         fits &= made.done == step.done[ahead[:, s]][which]
@@ -149,11 +150,11 @@ def _retrace(model: FeynmanKac[Any], steps: Sequence[Step], index: Index, key: K
     advances: list[Advance[Any]] = []
     for t, step in enumerate(steps):
         keys = _keys.fold(key, t, np.arange(index.shape[1]))
-        chosen = _take(step.choices, index[t])
+        chosen = take(step.choices, index[t])
         if t == 0:
             advances.append(model.start(keys, chosen))
         else:
-            forced = _take([retry(one) for one in chosen], np.arange(len(keys)))
+            forced = chosen if isinstance(chosen, Choices) else [retry(one) for one in chosen]
             advances.append(model.advance(advances[-1].state, keys, forced))
     return Retraced(advances, model.values(advances[-1].state))
 
@@ -179,8 +180,9 @@ def _density(made: Advance[Any]) -> Floats:
     return total
 
 
-def _take(items: Any, rows: Index) -> Any:
-    return items[rows] if isinstance(items, np.ndarray) else [items[i] for i in rows.tolist()]
+def take(items: Any, rows: Index) -> Any:
+    """Return some of an array, of choices, or of a list."""
+    return items[rows] if isinstance(items, np.ndarray | Choices) else [items[i] for i in rows.tolist()]
 
 
 def _same(a: Floats, b: Floats) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...ppl import keys as _keys
+from ...ppl.compiled.choices import Choices
 from ...ppl.compiled.deciding import PAYS, prepare
 from ...ppl.cost import Ledger, recording
 from ...ppl.errors import Unsupported
@@ -21,7 +22,7 @@ from ..base.resampling import resample
 from ..base.step import Step
 from ..base.weights import logmeanexp
 from ..results.posterior import Posterior
-from .backward import draw_backward
+from .backward import draw_backward, take
 from .smoothed import Method, Smoothed
 
 
@@ -153,19 +154,18 @@ def _by_ends(
         for i, (c, end) in enumerate(zip(owner.tolist(), (ends - firsts[owner]).tolist())):
             index[: len(chains[c].steps), i] = chains[c].lines[:, end]
         return (_gathered(posterior, owner, index), [posterior.values[i] for i in ends]), owner, index
-    advances: list[Any] = [None] * draws
+    did: list[list[_Did]] = [[] for _ in index]
     values: list[Any] = [None] * draws
     for c in np.unique(owner).tolist():
         rows = np.flatnonzero(owner == c)
         steps = chains[c].steps
         lines, found = draw_backward(model, steps, (ends - firsts[owner])[rows], _keys.fold(key, c), order)
         index[: len(steps), rows] = lines
-        choices = [detach_choices(step.choices) for step in found.advances]
-        made = list(zip(choices, found.advances))
-        for j, i in enumerate(rows.tolist()):
-            values[i] = found.values[j]
-            advances[i] = [(chosen[j], step.log_potential[j], step.done[j]) for chosen, step in made]
-    return (_steps(posterior, advances, len(index)), values), owner, index
+        for here, made in zip(did, found.advances):
+            here.append(_Did(rows, detach_choices(made.choices), made.log_potential, made.done))
+        for i, value in zip(rows.tolist(), found.values):
+            values[i] = value
+    return (_steps(posterior, did, draws), values), owner, index
 
 
 def _by_lag(chains: Sequence[Chain], draws: int, key: Keys, lag: int) -> tuple[Index, Index]:
@@ -189,23 +189,32 @@ def _by_lag(chains: Sequence[Chain], draws: int, key: Keys, lag: int) -> tuple[I
 
 def _gathered(posterior: Posterior, owner: Index, index: Index) -> tuple[Step, ...]:
     """Return the recorded steps of draws, whose chains (m,) or (T, m) and particles (T, m) are given."""
-    length, m = index.shape
-    owners = np.broadcast_to(owner, index.shape).tolist()
-    rows: list[Any] = [[] for _ in range(m)]
-    for t, line in enumerate(index.tolist()):
-        for i, j in enumerate(line):
-            if j >= 0:
-                step = posterior.chains[owners[t][i]].steps[t]
-                rows[i].append((step.choices[j], step.log_potential[j], step.done[j]))
-    return _steps(posterior, rows, length)
+    did: list[list[_Did]] = [[] for _ in index]
+    for t, (owners, line) in enumerate(zip(np.broadcast_to(owner, index.shape), index)):
+        for c in np.unique(owners[line >= 0]).tolist():
+            rows = np.flatnonzero((owners == c) & (line >= 0))
+            step, mine = posterior.chains[c].steps[t], line[rows]
+            did[t].append(_Did(rows, take(step.choices, mine), step.log_potential[mine], step.done[mine]))
+    return _steps(posterior, did, index.shape[1])
 
 
-def _steps(posterior: Posterior, rows: Sequence[Any], length: int) -> tuple[Step, ...]:
-    """Return a history in which each draw is its own ancestor, from what each did: choices, log G, done."""
-    m, themselves = len(rows), np.arange(len(rows))
+class _Did(NamedTuple):
+    """What some of the draws, by their numbers, did in a step."""
+
+    rows: Index
+    choices: Any
+    log_potential: Any
+    done: Any
+
+
+def _steps(posterior: Posterior, did: Sequence[Sequence[_Did]], m: int) -> tuple[Step, ...]:
+    """Return a history in which each of m draws is its own ancestor, from what they did; the others were done."""
+    themselves = np.arange(m)
     steps = []
-    for t in range(length):
-        here = [row[t] if t < len(row) else ((), 0.0, True) for row in rows]
+    for t, here in enumerate(did):
+        log_potential, done = np.zeros(m), np.ones(m, bool)
+        for one in here:
+            log_potential[one.rows], done[one.rows] = one.log_potential, one.done
         reached = [chain.steps[t].log_evidence for chain in posterior.chains if t < len(chain.steps)]
         steps.append(
             Step(
@@ -216,13 +225,30 @@ def _steps(posterior: Posterior, rows: Sequence[Any], length: int) -> tuple[Step
                 resampled=False,
                 ancestors=themselves,
                 log_weights=np.zeros(m),
-                log_potential=np.array([potential for _, potential, _ in here], np.float64),
+                log_potential=log_potential,
                 log_twist=np.zeros(m),
-                done=np.array([done for _, _, done in here], bool),
-                choices=[chosen for chosen, _, _ in here],
+                done=done,
+                choices=_joined(here, m),
             )
         )
     return tuple(steps)
+
+
+def _joined(did: Sequence[_Did], m: int) -> Sequence[Any]:
+    """Return the choices of all draws in a step; as arrays where they are arrays."""
+    if did and all(isinstance(one.choices, Choices) for one in did):
+        pieces = []
+        for one in did:
+            for piece in one.choices.pieces:
+                at = np.full(m, -1)
+                at[one.rows] = piece.rows
+                pieces.append(piece._replace(rows=at))
+        return Choices(m, pieces)
+    found: list[Any] = [()] * m
+    for one in did:
+        for i, chosen in zip(one.rows.tolist(), one.choices):
+            found[i] = chosen
+    return found
 
 
 def _distinct(owner: Index, index: Index) -> Any:

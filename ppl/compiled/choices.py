@@ -82,11 +82,11 @@ class Choices(Sequence[Any]):
     @overload
     def __getitem__(self, index: int) -> tuple[Site, ...]: ...
     @overload
-    def __getitem__(self, index: slice) -> Choices: ...
-    def __getitem__(self, index: int | slice) -> tuple[Site, ...] | Choices:
-        if isinstance(index, slice):
+    def __getitem__(self, index: slice | Index) -> Choices: ...
+    def __getitem__(self, index: int | slice | Index) -> tuple[Site, ...] | Choices:
+        if isinstance(index, slice | np.ndarray):
             pieces = [piece._replace(rows=piece.rows[index]) for piece in self.pieces]
-            return Choices(len(range(*index.indices(self._n))), pieces)
+            return Choices(len(np.arange(self._n)[index]), pieces)
         found: list[Site] = []
         for lines, columns, iteration, rows in self.pieces:
             row = int(rows[index])

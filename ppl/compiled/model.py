@@ -184,7 +184,9 @@ class CompiledScan:
             rows, tries = np.repeat(np.arange(n), k), [retry(chosen) for chosen in choices]
             made = self.advance(state.select(rows), np.zeros(n * k, np.uint64), tries * n)
             return np.where(np.isneginf(made.log_potential), -np.inf, made.log_prob + made.log_potential).reshape(n, k)
-        forced = force(choices, [piece.lines] * k, piece.latents, np.full(k, t))
+        at = np.full(k, t)
+        own = self._own(self.pieces.move, choices, np.arange(k), at) if isinstance(choices, Choices) else None
+        forced = own or force(choices, [piece.lines] * k, piece.latents, at)
         one, other = (np.minimum(np.arange(_room(m)), m - 1) for m in (n, k))
         batched = {
             "fixed": tuple(leaf[one] for leaf in state.fixed),

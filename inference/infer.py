@@ -82,7 +82,7 @@ def infer(
     Args:
         model: a bound program, or any `FeynmanKac` model; or a sequence of them.
         engine: an engine with its settings, such as ``SMC(32)``.
-        seed: an integer. Same seed, same posterior.
+        seed: an integer. Same seed and arguments, same posterior.
         budget: limits on the cost of the whole call; the unfinished particles are kept and flagged.
         callbacks: functions of each `Step`; one that returns True (NumPy's, torch's and JAX's too) ends the run.
         progress: whether to show a progress line (needs rich); None: where somebody is watching.

@@ -336,7 +336,8 @@ def work(engine: Any) -> tuple[int, str | None]:
     """Return how many particles an engine moves, all in all, and why it must have programs interpreted, if it must."""
     sweeps = getattr(engine, "sweeps", 1) if hasattr(engine, "particles_per_sweep") else 1
     count = getattr(engine, "particles_per_sweep", engine.particles) * sweeps * engine.chains
-    kernels = [kernel for kernel in vars(engine).values() if callable(getattr(kernel, "move", None))]
+    moves = ("move", "move_above")
+    kernels = [value for value in vars(engine).values() if any(callable(getattr(value, move, None)) for move in moves)]
     if any(not isinstance(kernel, SuffixMH) for kernel in kernels):
         return count, "moves by the density of a program are made on the interpreted one"
     return count, None

@@ -350,8 +350,8 @@ def scan(
     `dist`, NumPyro's or their like, and its code computes with `jax.numpy` and does not branch on what is drawn. Then a
     step of all particles is one call, and under `SMC` and `ParticleGibbs`, without callbacks and budget, so is the
     whole run. An iteration is one step then, its potentials summed, with what is before the scan in the first and what
-    is after it in the last: same target and Z, other draws. ``posterior.info["compiled"]`` says whether it was, or why
-    not.
+    is after it in the last: same target and Z, other draws; so that a callback, a budget or `steps` changes the draws
+    of a run that is compiled whole. ``posterior.info["compiled"]`` says whether it was, or why not.
 
     Args:
         step: an async function of the carry and an input, that returns the next carry and a y.

@@ -118,3 +118,10 @@ def test_one_iteration_is_enough():
         assert posterior.info["compiled"] == "yes"
         assert len(posterior.steps) == 1
         assert posterior.trace(0)["x"].value == posterior.values[0][0]
+
+
+def test_slices_of_nested_sampling_move_a_scan_that_asks_to_be_compiled():
+    engine = fk.NestedSampling(5, fk.HitAndRunSlice(), moves=1, delete=2)
+    posterior = fk.infer(rising(Y), engine, seed=5)
+    assert posterior.info["compiled"].startswith("no: moves by the density")
+    assert np.isfinite(posterior.log_evidence)

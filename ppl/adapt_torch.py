@@ -133,20 +133,13 @@ class Stacked(Adapted):
             return self._density(stacked, x)
 
     def _density(self, stacked: Any, x: Any) -> Floats:
-        import torch
-
-        x = x.double()
-        possible = stacked.support.check(x)
-        if type(stacked).__name__ == "Categorical":
-            # PyTorch's own would give a category of probability 0 the log of the smallest float.
-            logs = stacked.probs.log() if self.names == ("probs",) else stacked.logits
-            logs = logs.gather(-1, torch.where(possible, x, 0).long()[..., None])[..., 0]
-        elif type(stacked).__name__ == "Bernoulli" and self.names == ("probs",):
-            logs = torch.where(x == 1, stacked.probs.log(), torch.log1p(-stacked.probs))
-        else:
-            logs = stacked.log_prob(x)
-        terms: Floats = torch.where(possible, logs, -torch.inf).numpy()
+        terms: Floats = log_terms(stacked, self.names, x).numpy()
         return terms
+
+    def double(self) -> Stacked:
+        """Return it in float64, and unvalidated, with its parameters on their graph."""
+        given = {name: getattr(self.dist, name).double() for name in self.names}
+        return Stacked(type(self.dist)(**given, validate_args=False), self.names)
 
     def fits(self, value: Any) -> bool:
         """Whether a value has the shape of a draw, and is whole where draws are."""
@@ -162,6 +155,23 @@ class Stacked(Adapted):
         if type(self.dist).__name__ == "Categorical":
             return None
         return constrained(self.dist.support, tuple(self.dist.batch_shape + self.dist.event_shape))
+
+
+def log_terms(dist: Any, names: Sequence[str], x: Any) -> Any:
+    """Return log p of each component of a value under a family that stacks, given by these parameters: a tensor."""
+    import torch
+
+    x = x.double()
+    possible = dist.support.check(x)
+    if type(dist).__name__ == "Categorical":
+        # PyTorch's own would give a category of probability 0 the log of the smallest float.
+        logs = dist.probs.log() if tuple(names) == ("probs",) else dist.logits
+        logs = logs.gather(-1, torch.where(possible, x, 0).long()[..., None])[..., 0]
+    elif type(dist).__name__ == "Bernoulli" and tuple(names) == ("probs",):
+        logs = torch.where(x == 1, dist.probs.log(), torch.log1p(-dist.probs))
+    else:
+        logs = dist.log_prob(x)
+    return torch.where(possible, logs, -torch.inf)
 
 
 class Single(Adapted):

@@ -72,7 +72,7 @@ class Unsupported(FeynkacError):
 
 
 class NotTraceable(FeynkacError, TypeError):
-    """JAX cannot trace a program, or a step of a scan, that was to be compiled; the site is named."""
+    """JAX (or torch) cannot trace a program, or a step of a scan, that was to be compiled; the site is named."""
 
 
 class NotDifferentiable(FeynkacError, TypeError):

@@ -211,8 +211,10 @@ class Program:
         The program's code is traced by JAX, once for each signature (addresses and shapes of its latents), and what is
         compiled is kept with the program. Discrete values go in as numbers; where the code branches on them, each has a
         density of its own. Texts, and other values of laws that JAX cannot trace, stay as they are, and so do their
-        log-probs and scores, which must not depend on the coordinates. A program that JAX cannot trace is run once for
-        each path and evaluation, and has no gradient (NotDifferentiable says at which site).
+        log-probs and scores, which must not depend on the coordinates. A program of ``torch.distributions`` whose
+        parameters depend on values is traced by torch, anew for each evaluation of all paths together; it may loop but
+        not `fk.scan`, and each set of its discrete values has a density of its own. A program that neither can trace is
+        run once for each path and evaluation, and has no gradient (NotDifferentiable says at which site).
         """
         from .traced.routes import unconstrained
 

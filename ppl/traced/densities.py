@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..density import Density, Evaluation
-from ..errors import NotDifferentiable, NotTraceable
+from ..errors import NotTraceable
 from ..model import Floats
-from ..sites import Site
 from .coordinates import Coordinates, Layout, Pilot
 from .driver import Stop, trace
-from .routes import exact
+from .routes import check_gradients, exact, with_values
 
 FOREVER = np.iinfo(np.int64).max
 """A horizon that no program reaches."""
@@ -157,7 +156,7 @@ class Signature:
             if not gradients:
                 return Evaluation(*run(self._outward, u)[:2])
             found = Evaluation(*run(self._gradients, u))
-            self._check(found, u, position, fixed)
+            check_gradients(found, u, position, self._sites)
             return found
 
         def choices(u: Floats) -> list[list[Any]]:
@@ -219,33 +218,7 @@ class Signature:
             part = part.reshape(len(paths), len(addresses), *shape)
             for found, row in zip(new, part.tolist() if not shape else part):
                 found.update(zip(addresses, row))
-        out = []
-        for path, found in zip(paths, new):
-            steps = [
-                tuple(_with(site, found) for site in choices if site.kind != "call")  # runs within are made anew
-                for choices in path
-            ]
-            out.append(steps)
-        return out
-
-    def _check(self, found: Evaluation, u: Floats, position: Floats, fixed: Any) -> None:
-        """Raise, naming the site, where a path as it stands has a density but no gradient."""
-        total = found.log_prior + found.log_potential
-        assert found.grad_prior is not None
-        assert found.grad_potential is not None
-        broken = ~(np.isfinite(found.grad_prior) & np.isfinite(found.grad_potential))
-        bad = np.isfinite(total) & broken.any(-1) & (u == position).all(-1)
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            site = self._sites[int(np.flatnonzero(broken[row])[0])]
-            raise NotDifferentiable(
-                f"site {site!r}: the gradient of the log density is not finite at path {row}; moves that need none are "
-                "RandomWalk, PCN and EllipticalSlice"
-            )
-
-
-def _with(site: Site, found: Mapping[str, Any]) -> Site:
-    return site._replace(value=found[site.address]) if site.kind == "sample" and site.address in found else site
+        return [with_values(path, found) for path, found in zip(paths, new)]
 
 
 def _to_its_end(program: Any, listener: Any) -> None:

@@ -1,15 +1,17 @@
-"""Which way a program's density is had: by JAX, or by running a coroutine for each path."""
+"""Which way a program's density is had: by JAX, by torch, or by running a coroutine for each path."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..density import Density
-from ..errors import NotTraceable, Unsupported
+from ..density import Density, Evaluation
+from ..errors import NotDifferentiable, NotTraceable, Unsupported
 from ..lazy import needing
+from ..model import Floats
 
 
 def unconstrained(program: Any, paths: Sequence[Any], horizon: int | None) -> list[Density]:
@@ -41,7 +43,7 @@ def _routes(program: Any, key: Any, rows: list[int], values: list[dict[str, Any]
 
 
 def _route(program: Any, key: Any, values: Mapping[str, Any]) -> Any:
-    """Return what gives the densities of paths of a signature: JAX where it can, else forced runs."""
+    """Return what gives the densities of paths of a signature: JAX where it can, then torch, else forced runs."""
     from .interpreted import Interpreted
 
     try:
@@ -49,7 +51,16 @@ def _route(program: Any, key: Any, values: Mapping[str, Any]) -> Any:
             from .densities import signature_of
         return signature_of(program, values)
     except (NotTraceable, ImportError) as error:
-        return Interpreted(program, str(error), key)
+        reason = str(error)
+    if "torch" in sys.modules:  # a program of its distributions has loaded it
+        from . import torch_densities
+
+        try:
+            if (found := torch_densities.signature_of(program, values)) is not None:
+                return found
+        except NotTraceable as error:
+            reason = str(error)
+    return Interpreted(program, reason, key)
 
 
 def _groups(keys: Sequence[Any]) -> dict[Any, list[int]]:
@@ -84,3 +95,31 @@ def _marked(value: Any) -> Any:
     except TypeError:
         return id(value)
     return type(value), value
+
+
+# -- what the routes share ----------------------------------------------------------------------------------------
+
+
+def with_values(path: Sequence[Any], found: Mapping[str, Any]) -> list[Any]:
+    """Return the choices of a path, by step, with other values at some addresses; runs within are made anew."""
+    return [tuple(_with(site, found) for site in choices if site.kind != "call") for choices in path]
+
+
+def _with(site: Any, found: Mapping[str, Any]) -> Any:
+    return site._replace(value=found[site.address]) if site.kind == "sample" and site.address in found else site
+
+
+def check_gradients(found: Evaluation, u: Floats, position: Floats, sites: Sequence[str]) -> None:
+    """Raise, naming the site, where a path as it stands has a density but no gradient."""
+    total = found.log_prior + found.log_potential
+    assert found.grad_prior is not None
+    assert found.grad_potential is not None
+    broken = ~(np.isfinite(found.grad_prior) & np.isfinite(found.grad_potential))
+    bad = np.isfinite(total) & broken.any(-1) & (u == position).all(-1)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        site = sites[int(np.flatnonzero(broken[row])[0])]
+        raise NotDifferentiable(
+            f"site {site!r}: the gradient of the log density is not finite at path {row}; moves that need none are "
+            "RandomWalk, PCN and EllipticalSlice"
+        )

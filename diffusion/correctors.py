@@ -18,10 +18,11 @@ import torch
 
 from ..ppl.errors import InvalidWeight, Unsupported
 from .denoiser import Denoiser, join
-from .generator import Diffusion, Floats, Generator, Moved, impose, log_normal, spread
+from .generator import Diffusion, Floats, Generator, Moved, impose, spread
 from .latents import Latents, replace_fields
 from .rewards.base import as_reward, check_gradient, slope
 from .schedule import Schedule
+from .transitions import log_normal
 
 
 @dataclass(frozen=True)

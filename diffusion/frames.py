@@ -14,10 +14,11 @@ from ..ppl import keys as _keys
 from ..ppl.keys import Keys
 from ..ppl.model import Draws
 from .denoiser import Denoiser
-from .generator import Floats, Generator, Moved, check_eta, impose, log_normal, transition
+from .generator import Floats, Generator, Moved, check_eta, impose
 from .latents import Latents, replace_fields
 from .rewards.base import as_reward
 from .schedule import Schedule
+from .transitions import log_normal, transition
 
 
 class Frames(Generator):

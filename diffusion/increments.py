@@ -22,12 +22,12 @@ from torch.utils.checkpoint import checkpoint
 from ..ppl.density import Density, Evaluation
 from ..ppl.errors import NotDifferentiable
 from ..ppl.model import Floats
-from .generator import Diffusion, transition
 from .latents import Latents
 from .rewards.base import as_reward
+from .transitions import transition
 
 
-def densities(model: Diffusion, paths: Sequence[Any], horizon: int | None) -> list[Density]:
+def densities(model: Any, paths: Sequence[Any], horizon: int | None) -> list[Density]:
     """Return the density of generations over their noise; see `feynkac.ppl.density`.
 
     The first ``horizon`` steps are an initial noise and horizon − 1 steps of denoising. One evaluation runs the network
@@ -63,7 +63,7 @@ def densities(model: Diffusion, paths: Sequence[Any], horizon: int | None) -> li
 class Increments:
     """The first noise and so many moves of a model as a function of standard normal numbers."""
 
-    model: Diffusion
+    model: Any
     moves: int
 
     @property
@@ -161,7 +161,7 @@ class Increments:
         return torch.as_tensor(u, dtype=torch.float64, device=self.model.device)
 
 
-def _unguided(model: Diffusion) -> Diffusion:
+def _unguided(model: Any) -> Any:
     """Return the model with proposals of its own law: they change no density."""
     if not getattr(model.steering, "gradient", False):
         return model

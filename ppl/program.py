@@ -218,7 +218,7 @@ class Program:
         """
         from .traced.routes import unconstrained
 
-        return unconstrained(self, paths, horizon)
+        return unconstrained(self, paths, horizon, launch)
 
     def select(self, state: Particles, index: Index) -> Particles:
         """Keep, duplicate or reorder particles."""

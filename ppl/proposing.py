@@ -42,7 +42,8 @@ def _beside(outer: Any, guide: Program) -> Any:
     """Return a fiber of the guide, which nothing but the model's fiber drives."""
     handlers = [*outer.handlers, *guide.handlers]
     if outer.traced:
-        from .traced.driver import Listener, TracedFiber, TracedRun
+        from .traced.fiber import TracedFiber, TracedRun
+        from .traced.met import Listener
 
         return TracedFiber(TracedRun(Listener(), guide.name), guide.coroutine(), handlers, {})
     run = Run(guide)

@@ -13,9 +13,11 @@ from feynkac.ppl.keys import fold, root
 
 jax = pytest.importorskip("jax")
 nd = pytest.importorskip("numpyro.distributions")
-from feynkac.ppl.traced.driver import Listener, Stop, trace  # noqa: E402
+from feynkac.ppl.traced.driver import trace  # noqa: E402
+from feynkac.ppl.traced.fiber import Stop  # noqa: E402
 from feynkac.ppl.traced.laws import jax_key, law_of, words  # noqa: E402
 from feynkac.ppl.traced.listeners import Record, Weigher, expand  # noqa: E402
+from feynkac.ppl.traced.met import Listener  # noqa: E402
 
 jnp = jax.numpy
 D = fk.dist

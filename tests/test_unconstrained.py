@@ -249,6 +249,7 @@ def test_what_cannot_be_traced_is_run_for_each_path():
 
 
 def test_the_interpreted_jacobian_is_that_of_the_traced_density():
+    from feynkac.ppl.program import launch
     from feynkac.ppl.traced.interpreted import Interpreted
 
     @fk.program
@@ -261,7 +262,7 @@ def test_the_interpreted_jacobian_is_that_of_the_traced_density():
     model = bounded()
     paths = draw(model, 4)
     (density,) = model.unconstrained(paths, None)
-    other = Interpreted(model, "", ()).density(range(4), [[s.choices for s in p.steps()] for p in paths], None)
+    other = Interpreted(model, "", (), launch).density(range(4), [[s.choices for s in p.steps()] for p in paths], None)
     np.testing.assert_allclose(other.position, density.position, rtol=1e-9)
     v = density.position + 0.3
     np.testing.assert_allclose(other.log_jacobian(v), density.log_jacobian(v), rtol=1e-9)

@@ -27,7 +27,8 @@ from ..base.paths import (
     promise,
     tune,
 )
-from ..moves.kernel import Continuous, Fared, Stepping
+from ..moves.fared import Fared
+from ..moves.kernel import Continuous, Stepping
 from ..moves.replay import check_paths, densities_of, rebuild
 from ..moves.sweep import mean_rate
 from ..moves.warmup import warm_up

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -13,8 +13,8 @@ from ...ppl import keys as _keys
 from ...ppl.density import Density
 from ...ppl.keys import Keys
 from ...ppl.model import Floats
-from .kernel import Continuous, Fared, Stepping, library
-from .target import UNTUNED, Point, Shape, log_density, stretch
+from .fared import Fared, library
+from .target import Point, Shape, log_density, stretch
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Traced:
 
 
 def walk_compiled(
-    kernel: Continuous,
+    kernel: Any,
     density: Density,
     shape: Shape,
     z: Floats,
@@ -66,19 +66,14 @@ def walk_compiled(
 
     words = np.ascontiguousarray(_keys.fold(keys, _keys.tag("jax"))).view(np.uint32).reshape(-1, 2)
     with jax.enable_x64(True):
-        run = _compiled(density.logdensity, settings_of(kernel), count)
+        run = _compiled(density.logdensity, kernel.settings(), count)
         found = run(z, density.fixed, inverse, words, size, shape.center, shape.scale)
         begin, draws, fared = jax.device_get(found)
     return begin, draws, fared.summed()
 
 
-def settings_of(kernel: Continuous) -> Continuous:
-    """Return a kernel without what is an argument of its compiled form: those that differ in it alone share one."""
-    return replace(kernel, step=1.0, tuning=UNTUNED) if isinstance(kernel, Stepping) else kernel
-
-
 @lru_cache(maxsize=128)
-def _compiled(logdensity: Callable[..., Any], kernel: Continuous, count: int) -> Callable[..., Any]:
+def _compiled(logdensity: Callable[..., Any], kernel: Any, count: int) -> Callable[..., Any]:
     """Compile a kernel's trajectories on a density. JAX itself keeps one program for each number of walkers."""
     import jax
     import jax.numpy as jnp
@@ -105,27 +100,27 @@ def _compiled(logdensity: Callable[..., Any], kernel: Continuous, count: int) ->
     return compiled
 
 
-def warm_up_compiled(kernel: Stepping, density: Density, key: Keys, steps: int) -> tuple[Floats, float, Floats]:
+def warm_up_compiled(kernel: Any, density: Density, key: Keys, steps: int) -> tuple[Floats, float, Floats]:
     """Run BlackJAX's window adaptation on one walker, which is Stan's: its position, step size and variances (d,)."""
     import jax
 
     words = np.ascontiguousarray(_keys.fold(key, _keys.tag("jax"))).view(np.uint32).reshape(-1, 2)
     with jax.enable_x64(True):
-        run = _warm_up(density.logdensity, settings_of(kernel), steps)
+        run = _warm_up(density.logdensity, kernel.settings(), steps)
         fixed = jax.tree.map(lambda array: array[0], density.fixed)
         position, size, variances = jax.device_get(run(density.position[0], fixed, words[0]))
     return np.asarray(position, float), float(size), np.asarray(variances, float)
 
 
 @lru_cache(maxsize=32)
-def _warm_up(logdensity: Callable[..., Any], kernel: Stepping, steps: int) -> Callable[..., Any]:
+def _warm_up(logdensity: Callable[..., Any], kernel: Any, steps: int) -> Callable[..., Any]:
     """Compile the warm-up of a kernel that has BlackJAX's settings for it."""
     import jax
     import jax.numpy as jnp
 
     def run(u: Any, fixed: Any, word: Any) -> tuple[Any, Any, Any]:
         target = Traced(lambda u: logdensity(u, fixed), jnp.asarray(1.0), jnp.zeros_like(u), jnp.ones_like(u))
-        algorithm, settings = kernel.adaptable()  # type: ignore[attr-defined]
+        algorithm, settings = kernel.adaptable()
         warm_up = library().window_adaptation(
             algorithm,
             target.log_density,

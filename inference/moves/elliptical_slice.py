@@ -12,7 +12,8 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.density import Density
 from ...ppl.keys import Keys
-from .kernel import Continuous, Fared, gaussian_shape, library
+from .fared import Fared, library
+from .kernel import Continuous, gaussian_shape
 from .target import Point, Shape, Target, log_density
 
 SHRINKS = 1000

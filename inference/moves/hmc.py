@@ -11,7 +11,8 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ..base.checks import positive
-from .kernel import Fared, Stepping, library
+from .fared import Fared, library
+from .kernel import Stepping
 from .target import Point, Target, gradient, log_density
 
 DIVERGENT = 1000.0

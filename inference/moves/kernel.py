@@ -17,28 +17,9 @@ from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, Index
 from ..base.checks import positive
 from ..base.paths import Asking, Path
+from .fared import Fared
 from .replay import check_paths, densities_of, left_out, rebuild
 from .target import UNTUNED, Point, Shape, Target, Tuning, check_start, key_of, shapes_of
-
-
-class Fared(NamedTuple):
-    """How a step of n walkers fared; of one walker in JAX.
-
-    Attributes:
-        chance: (n,) the probability with which it was accepted.
-        diverging: (n,) whether its numbers ran away.
-        energy: (n,) Hamiltonian of where it went, NaN of kernels that have none.
-        evaluations: (n,) of the density (or its gradient).
-    """
-
-    chance: Any
-    diverging: Any
-    energy: Any
-    evaluations: Any
-
-    def summed(self) -> Fared:
-        """Sum up the moves of each draw: from (count, moves, n) to (count, n)."""
-        return Fared(self.chance.mean(1), self.diverging.any(1), self.energy[:, -1], self.evaluations.sum(1))
 
 
 class Moved(NamedTuple):
@@ -87,6 +68,10 @@ class Continuous:
     def shape(self, density: Density) -> Shape:
         """Return the coordinates that it walks in."""
         return Shape.plain(density.position.shape[1])
+
+    def settings(self) -> Continuous:
+        """Return it without what is an argument of its compiled form: those that differ in that alone share one."""
+        return self
 
     def walk(self, target: Target, now: Point, keys: Keys, size: float) -> tuple[Point, Fared]:
         """Make a step of n walkers."""
@@ -230,6 +215,10 @@ class Stepping(Continuous):
             return Shape.plain(density.position.shape[1])
         return known or gaussian_shape(self.name, density)
 
+    def settings(self) -> Continuous:
+        """Return it as if it had another step, and had learned nothing; see `Continuous.settings`."""
+        return replace(self, step=1.0, tuning=UNTUNED)
+
     def tuned(
         self,
         model: FeynmanKac[Any],
@@ -286,12 +275,3 @@ def _by_twist(olds: list[Path], made: Sequence[Path], rows: Index, keys: Keys) -
         if gain >= 0.0 or np.log(u[i]) < gain:
             out[i] = new
     return out
-
-
-def library() -> Any:
-    """Return BlackJAX. Raises ImportError with what to install."""
-    try:
-        import blackjax
-    except ImportError as error:
-        raise ImportError("moves on densities of JAX need BlackJAX: pip install feynkac[jax]") from error
-    return blackjax

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .kernel import Fared, library
+from .fared import Fared, library
 from .metropolis import Metropolis
 from .target import Point, gradient, log_density
 

@@ -13,7 +13,8 @@ from ...ppl.density import Density
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
 from ..base.paths import Asking, Path
-from .kernel import Fared, Stepping
+from .fared import Fared
+from .kernel import Stepping
 from .replay import check_paths, rebuild
 from .target import Point, Target, check_start
 

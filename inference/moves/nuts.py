@@ -11,8 +11,9 @@ from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Floats
 from ..base.checks import positive
+from .fared import Fared, library
 from .hmc import DIVERGENT
-from .kernel import Fared, Stepping, library
+from .kernel import Stepping
 from .target import Point
 
 

@@ -16,7 +16,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, Index
 from ..base.checks import positive
 from ..base.paths import Asking, Path
-from ..moves.kernel import library
+from ..moves.fared import library
 from ..moves.replay import check_paths, densities_of, left_out, rebuild
 from ..moves.target import key_of, shapes_of
 

@@ -29,8 +29,8 @@ from jax.scipy.special import ndtr
 
 from ...ppl.errors import Unsupported
 from ...ppl.sites import address
-from ...ppl.traced.driver import Met, Spot
 from ...ppl.traced.listeners import Weigher
+from ...ppl.traced.met import Met, Spot
 
 ESTIMATORS = ("reparam", "score", "enum", "mvd")
 MARK = "feynkac reparam "

@@ -8,8 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...ppl.traced.driver import Met
 from ...ppl.traced.listeners import Record, Weigher
+from ...ppl.traced.met import Met
 
 
 class Simulated(Weigher):

@@ -17,9 +17,10 @@ from ..errors import NotTraceable
 from ..params import Parameters
 from ..program import Program
 from ..sites import MISSING, Running, address
-from ..traced.driver import Listener, Met, trace
+from ..traced.driver import trace
 from ..traced.laws import Law, _Items
 from ..traced.loops import Outputs
+from ..traced.met import Listener, Met
 
 
 class Primitives(Listener):

@@ -26,7 +26,9 @@ from ..pictures import HOME
 from ..program import Program, ProgramFactory
 from ..reach import around
 from ..sites import MISSING
-from ..traced.driver import Listener, Met, Stop, first_lines, follow, trace
+from ..traced.driver import follow, trace
+from ..traced.fiber import Stop, first_lines
+from ..traced.met import Listener, Met
 
 PAYS = 50_000
 """Iterations of particles from which on compiling pays: about two seconds of interpreting."""

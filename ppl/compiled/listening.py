@@ -13,8 +13,9 @@ import numpy as np
 
 from ..errors import InvalidWeight, NotTraceable, UnsupportedProposal
 from ..sites import MISSING
-from ..traced.driver import Listener, Met, Stop
+from ..traced.fiber import Stop
 from ..traced.laws import jax_key
+from ..traced.met import Listener, Met
 from .choices import Line
 from .draws import draw
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from ..errors import NotTraceable
 from ..program import Program
-from ..traced.driver import Stop, trace
+from ..traced.driver import trace
+from ..traced.fiber import Stop
 from ..traced.loops import Outputs, stacked
 from .choices import Line
 from .listening import Doing, stop

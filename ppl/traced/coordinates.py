@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ..effects import fingerprint
 from ..errors import NotDifferentiable, NotTraceable
 from ..sites import MISSING, address
-from .driver import Listener, Met, Spot, Stop
-from .listeners import Probe
+from .fiber import Stop
+from .met import Listener, Met, Probe, Spot
 
 Role = Literal["moves", "follows", "fixed", "stays", "forced"]
 

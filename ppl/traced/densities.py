@@ -15,8 +15,9 @@ from ..density import Density, Evaluation
 from ..errors import NotTraceable
 from ..model import Floats
 from .coordinates import Coordinates, Layout, Pilot
-from .driver import Stop, trace
-from .routes import check_gradients, exact, with_values
+from .driver import trace
+from .fiber import Stop
+from .shared import check_gradients, exact, with_values
 
 FOREVER = np.iinfo(np.int64).max
 """A horizon that no program reaches."""

@@ -29,8 +29,9 @@ class Interpreted:
 
     constants = ()
 
-    def __init__(self, program: Any, reason: str, signature: Any) -> None:
+    def __init__(self, program: Any, reason: str, signature: Any, launch: Any) -> None:
         self._program = program
+        self._launch = launch
         self._reason = reason
         self._signature = signature
 
@@ -81,16 +82,14 @@ class Interpreted:
 
     def _run(self, places: list[Place], horizon: int | None) -> _Made:
         """Run a particle for each path, under what places its values, to its end or to the horizon."""
-        from ..program import launch, resume
-
         keys = _keys.fold(_keys.root(0), np.arange(len(places)))
-        advance = launch([self._program.with_handler(place) for place in places], _keys.fold(keys, 0))
+        advance = self._launch([self._program.with_handler(place) for place in places], _keys.fold(keys, 0))
         log_prob, log_potential = advance.log_prob.copy(), advance.log_potential.copy()
         choices = [[chosen] for chosen in advance.choices]
         steps = 1
         while not advance.done.all() and (horizon is None or steps < horizon):
             going = np.flatnonzero(~advance.done).tolist()
-            advance = resume(advance.state, _keys.fold(keys, steps))
+            advance = self._program.advance(advance.state, _keys.fold(keys, steps))
             log_prob, log_potential = log_prob + advance.log_prob, log_potential + advance.log_potential
             for i in going:
                 choices[i].append(advance.choices[i])

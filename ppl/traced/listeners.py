@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,39 +12,7 @@ import numpy as np
 
 from ..guard import guard
 from ..sites import MISSING, Site
-from .driver import Listener, Met, Spot
-
-
-class Probe(Listener):
-    """Draws what it must, in an abstract run, and notes the sites."""
-
-    def __init__(self) -> None:
-        self.spots: list[Spot] = []
-
-    def sample(self, site: Met) -> Any:
-        """Return a value of the right shape."""
-        self._note(site)
-        return site.law.draw(jax.random.key(0)) if site.forced is MISSING else site.forced
-
-    def observe(self, site: Met) -> None:
-        """Note it."""
-        self._note(site)
-
-    factor = twist = record = observe
-
-    def _note(self, site: Met) -> None:
-        if site.spot not in self.spots:  # a scan within the step may be traced several times
-            self.spots.append(site.spot)
-
-    def probe(self) -> Listener:
-        """Return another of its kind, for scans within the step; the run of their iterations is noted here."""
-        twin = copy.copy(self)
-        twin.spots = []
-        return twin
-
-    def iterate(self, extra: Any) -> Listener:
-        """Return itself."""
-        return self
+from .met import Listener, Met, Spot
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,8 @@ import numpy as np
 
 from ..effects import Scan
 from ..errors import FeynkacError, NotTraceable
-from .driver import Listener, Loop, Met, Spot, Stop, TracedFiber, TracedRun, drive, first_lines
+from .fiber import Stop, TracedFiber, TracedRun, first_lines
+from .met import Listener, Loop, Met, Spot
 
 
 class Plan:
@@ -29,8 +30,9 @@ class Plan:
         twisted: whether an iteration sets the guide's level; else it adds to it.
     """
 
-    def __init__(self, fiber: TracedFiber, effect: Scan) -> None:
+    def __init__(self, fiber: TracedFiber, effect: Scan, drive: Callable[[TracedFiber], Any]) -> None:
         self.name = effect.name
+        self._drive = drive
         self._fiber = fiber
         self._effect = effect
         self._before = dict(fiber.visits)
@@ -79,7 +81,7 @@ class Plan:
         child.run.last = fiber.run.last
         # Until it is known how often names are visited, there is but the first iteration.
         child.loops = (*fiber.loops, Loop(self.length if self._known else 1, t, self.strides, self.steps))
-        value = drive(child)
+        value = self._drive(child)
         if not (isinstance(value, tuple) and len(value) == 2):
             raise TypeError(f"the step of fk.scan must return (carry, y), not {value!r}")
         if not self._known:

@@ -3,46 +3,52 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..density import Density, Evaluation
-from ..errors import NotDifferentiable, NotTraceable, Unsupported
+from ..density import Density
+from ..errors import NotTraceable, Unsupported
+from ..keys import Keys
 from ..lazy import needing
-from ..model import Floats
+from ..model import Advance
+from .shared import exact
+
+Launch: TypeAlias = Callable[[Sequence[Any], Keys], Advance[Any]]
 
 
-def unconstrained(program: Any, paths: Sequence[Any], horizon: int | None) -> list[Density]:
-    """Return the densities of a program's paths; see `Program.unconstrained`."""
+def unconstrained(program: Any, paths: Sequence[Any], horizon: int | None, launch: Launch) -> list[Density]:
+    """Return the densities of paths; see `Program.unconstrained`. ``launch`` starts several programs in one wave."""
     choices = [[step.choices for step in path.steps()] for path in paths]
     latents = [[site for step in path for site in step if site.kind == "sample"] for path in choices]
     values = [{site.address: site.value for site in sites} for sites in latents]
     found: list[Density] = []
     for key, rows in _groups([tuple(_sign(site) for site in sites) for sites in latents]).items():
-        for one, those in _routes(program, key, rows, values):
+        for one, those in _routes(program, key, rows, values, launch):
             found.append(one.density(those, [choices[row] for row in those], horizon))
     if not any(density.position.shape[1] for density in found):
         raise Unsupported(f"{program!r} has no continuous site to move")
     return found
 
 
-def _routes(program: Any, key: Any, rows: list[int], values: list[dict[str, Any]]) -> Iterator[tuple[Any, list[int]]]:
+def _routes(
+    program: Any, key: Any, rows: list[int], values: list[dict[str, Any]], launch: Launch
+) -> Iterator[tuple[Any, list[int]]]:
     """Yield what gives the densities of paths that have the same latents, and the paths that it is for."""
     kept = program.kept_densities
     if key not in kept:
-        first = _route(program, key, values[rows[0]])
+        first = _route(program, key, values[rows[0]], launch)
         kept[key] = first.constants
         kept[key, exact(first.constants, values[rows[0]])] = first
     for constants, places in _groups([exact(kept[key], values[row]) for row in rows]).items():
         those = [rows[place] for place in places]
         if (key, constants) not in kept:
-            kept[key, constants] = _route(program, key, values[those[0]])
+            kept[key, constants] = _route(program, key, values[those[0]], launch)
         yield kept[key, constants], those
 
 
-def _route(program: Any, key: Any, values: Mapping[str, Any]) -> Any:
+def _route(program: Any, key: Any, values: Mapping[str, Any], launch: Launch) -> Any:
     """Return what gives the densities of paths of a signature: JAX where it can, then torch, else forced runs."""
     from .interpreted import Interpreted
 
@@ -60,7 +66,7 @@ def _route(program: Any, key: Any, values: Mapping[str, Any]) -> Any:
                 return found
         except NotTraceable as error:
             reason = str(error)
-    return Interpreted(program, reason, key)
+    return Interpreted(program, reason, key, launch)
 
 
 def _groups(keys: Sequence[Any]) -> dict[Any, list[int]]:
@@ -80,46 +86,3 @@ def _sign(site: Any) -> Any:
         array = np.asarray(value)
         return site.name, site.visit, array.shape, array.dtype.kind
     return site.name, site.visit, kind
-
-
-def exact(slots: tuple[str, ...], values: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what tells the values of latents from others: they are constants of what is compiled."""
-    return tuple(_marked(values[slot]) for slot in slots)
-
-
-def _marked(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.shape, value.tobytes()
-    try:
-        hash(value)
-    except TypeError:
-        return id(value)
-    return type(value), value
-
-
-# -- what the routes share ----------------------------------------------------------------------------------------
-
-
-def with_values(path: Sequence[Any], found: Mapping[str, Any]) -> list[Any]:
-    """Return the choices of a path, by step, with other values at some addresses; runs within are made anew."""
-    return [tuple(_with(site, found) for site in choices if site.kind != "call") for choices in path]
-
-
-def _with(site: Any, found: Mapping[str, Any]) -> Any:
-    return site._replace(value=found[site.address]) if site.kind == "sample" and site.address in found else site
-
-
-def check_gradients(found: Evaluation, u: Floats, position: Floats, sites: Sequence[str]) -> None:
-    """Raise, naming the site, where a path as it stands has a density but no gradient."""
-    total = found.log_prior + found.log_potential
-    assert found.grad_prior is not None
-    assert found.grad_potential is not None
-    broken = ~(np.isfinite(found.grad_prior) & np.isfinite(found.grad_potential))
-    bad = np.isfinite(total) & broken.any(-1) & (u == position).all(-1)
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        site = sites[int(np.flatnonzero(broken[row])[0])]
-        raise NotDifferentiable(
-            f"site {site!r}: the gradient of the log density is not finite at path {row}; moves that need none are "
-            "RandomWalk, PCN and EllipticalSlice"
-        )

@@ -20,8 +20,10 @@ from ..effects import Scan
 from ..errors import FeynkacError, NotTraceable
 from ..model import Floats
 from ..sites import MISSING
-from .driver import Listener, Met, Stop, trace
-from .routes import check_gradients, exact, with_values
+from .driver import trace
+from .fiber import Stop
+from .met import Listener, Met
+from .shared import check_gradients, exact, with_values
 
 FOREVER = np.inf
 """A horizon that no program reaches."""

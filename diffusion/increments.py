@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Increments:
     model: Any
     moves: int
 
-    @property
+    @cached_property
     def stds(self) -> list[float]:
         """Standard deviation of the noise of each move."""
         step = np.arange(self.moves)
@@ -76,7 +77,7 @@ class Increments:
         found: list[float] = std.reshape(self.moves).double().tolist()
         return found
 
-    @property
+    @cached_property
     def noisy(self) -> list[int]:
         """The moves that draw noise."""
         return [t for t, std in enumerate(self.stds) if std > 0]

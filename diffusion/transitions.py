@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from ..ppl.model import Floats
 
 
 def transition(x: Any, data: Any, level: Any, following: Any, eta: float) -> tuple[Any, Any]:

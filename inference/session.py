@@ -22,7 +22,6 @@ from ..ppl.wave import Surroundings
 from .base.chain import Chain, detach, detach_choices
 from .base.engine import Ask, Engine, Growing, Guarantee, Move, Report, Run, Start, ranking_of, weaker
 from .base.step import Step
-from .mcmc.suffix_mh import SuffixMH
 from .results.posterior import Posterior
 
 
@@ -338,7 +337,7 @@ def work(engine: Any) -> tuple[int, str | None]:
     count = getattr(engine, "particles_per_sweep", engine.particles) * sweeps * engine.chains
     moves = ("move", "move_above")
     kernels = [value for value in vars(engine).values() if any(callable(getattr(value, move, None)) for move in moves)]
-    if any(not isinstance(kernel, SuffixMH) for kernel in kernels):
+    if any(getattr(kernel, "by_density", True) for kernel in kernels):
         return count, "moves by the density of a program are made on the interpreted one"
     return count, None
 

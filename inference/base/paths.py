@@ -91,7 +91,8 @@ class Path:
 class MarkovKernel(Protocol):
     """A Markov kernel on paths that leaves the target invariant, or a tempered form of it.
 
-    It may learn from a population (see `tune`), and may say what it never moves (see `check_reach`).
+    It may learn from a population (see `tune`), and may say what it never moves (see `check_reach`). One that asks a
+    model for no density says so by an attribute ``by_density = False``: programs may then be compiled under it.
     """
 
     def move(

@@ -81,6 +81,7 @@ class SuffixMH:
     thin: int = 1
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
+    by_density: ClassVar[bool] = False
     guarantee: ClassVar[Guarantee] = "consistent"
     ranking: ClassVar[Ranking] = "reward"
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ...ppl.dist import Bernoulli, Normal
 from ...ppl.effects import observe, sample, scan
+from ...ppl.model import Floats
 from ...ppl.program import Program, program
 
-Floats = NDArray[np.float64]
 Update = Literal["ehgf", "standard"]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..fibers import Fiber
 from ..handling import Scope
 from ..sites import MISSING, address, check_name, short
-from .met import Listener, Loop, Met, Spot, _dot
+from .met import Listener, Loop, Met, Spot, dot
 
 
 class Stop(Exception):
@@ -112,7 +112,7 @@ class Branch(Scope):
 
     def at(self, index: Sequence[int]) -> Scope:
         """Return the scope in an iteration of the loops around the gather."""
-        return Scope(f"{address(self.label, self.visit + _dot(self.strides, index))}.{self.number}")
+        return Scope(f"{address(self.label, self.visit + dot(self.strides, index))}.{self.number}")
 
 
 def first_lines(error: BaseException) -> str:

@@ -62,10 +62,11 @@ class Spot(NamedTuple):
     def at(self, index: Sequence[int] = ()) -> tuple[str, int, int]:
         """Return name, visit and step in an iteration of the loops."""
         name = self.name if self.names is None else str(self.names[tuple(index)])
-        return name, self.visit + _dot(self.strides, index), self.step + _dot(self.steps, index)
+        return name, self.visit + dot(self.strides, index), self.step + dot(self.steps, index)
 
 
-def _dot(strides: Sequence[int], index: Sequence[Any]) -> Any:
+def dot(strides: Sequence[int], index: Sequence[Any]) -> Any:
+    """Return by how much the iterations of some loops add up."""
     return sum(stride * i for stride, i in zip(strides, index))
 
 
@@ -95,12 +96,12 @@ class Met:
     @property
     def visit(self) -> Any:
         """The visit: a symbol in loops."""
-        return self.spot.visit + _dot(self.spot.strides, self.index)
+        return self.spot.visit + dot(self.spot.strides, self.index)
 
     @property
     def step(self) -> Any:
         """The program's step that the site belongs to: a symbol in loops."""
-        return self.spot.step + _dot(self.spot.steps, self.index)
+        return self.spot.step + dot(self.spot.steps, self.index)
 
     @property
     def kernel(self) -> Any:

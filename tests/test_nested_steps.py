@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import feynkac as fk
+from feynkac.inference.nested import Live
 
 # A hidden Markov model of two states: start (.6, .4), stay with probability theta, P(1 | state) = (.2, .7).
 OBS = (0, 1, 1, 0, 1, 1, 1, 0)
@@ -404,12 +405,12 @@ def test_it_costs_what_it_does_and_its_owner_pays():
 
 def test_what_goes_on_forgets_what_it_went_on_from():
     posterior = fk.infer(scanned(2), fk.SMC(3), seed=0, callbacks=[lambda step: step.depth == 5])
-    lives = [x for x in gc.get_objects() if type(x).__name__ == "Live"]
+    lives = [x for x in gc.get_objects() if type(x) is Live]
     assert all(live.problem.since is None for live in lives)
     assert len(posterior) == 3
     del posterior, lives
     gc.collect()
-    assert not [x for x in gc.get_objects() if type(x).__name__ == "Live"]
+    assert not [x for x in gc.get_objects() if type(x) is Live]
 
 
 def test_runs_of_other_lengths_end_when_they_do():

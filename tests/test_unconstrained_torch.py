@@ -15,6 +15,13 @@ from laws import z_score
 torch = pytest.importorskip("torch")
 td = torch.distributions
 
+
+@pytest.fixture(autouse=True)
+def validating(monkeypatch):
+    """torch's own default, which torch.compile turns off for the process."""
+    monkeypatch.setattr(td.Distribution, "_validate_args", True)
+
+
 SINGLE = 1e-6  # torch rounds a float that the interpreted program hands it
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Lock, local
+from contextlib import contextmanager, suppress
+from threading import RLock, local
 from typing import ClassVar
 from weakref import WeakSet
 
@@ -60,10 +60,25 @@ class _Run:
     __slots__ = ("__weakref__",)
 
 
+class _Alone:
+    """A lock that Ctrl-C may leave held, where it comes as a section ends: the thread's next section lets go of it."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(RuntimeError):  # it is let go of as often as it is held
+            while True:
+                self._lock.release()
+
+
 class _Runs:
     """The runs of all threads, and the collector's thresholds as they were before, and as they are meanwhile."""
 
-    lock = Lock()
+    lock = _Alone()
     live: ClassVar[WeakSet[_Run]] = WeakSet()
     before = gc.get_threshold()
     meanwhile: tuple[int, int, int] | None = None

@@ -218,6 +218,16 @@ def test_the_collectors_thresholds_are_put_back_by_the_next_run_where_the_end_of
     assert usual_thresholds() == before
 
 
+def test_what_ctrl_c_left_locked_is_let_go_of_by_the_threads_next_run():
+    collector._Runs.lock.__enter__()  # as if the end of a section had been cut off
+    before = usual_thresholds()
+    found = []
+    other = threading.Thread(target=lambda: found.append(usual_thresholds()), daemon=True)
+    other.start()
+    other.join(timeout=30)
+    assert found == [before]
+
+
 def test_the_collector_looks_at_what_is_young_more_rarely_where_there_are_many_particles():
     young = usual_thresholds()[0]
     for particles, most in ((1, young), (1_000, 200_000), (10**9, 200_000)):

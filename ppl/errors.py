@@ -116,6 +116,10 @@ class OutOfMemory(FeynkacError, MemoryError):
     """One text alone does not fit into the memory of the device that its model is on."""
 
 
+class UnusableAnswer(FeynkacError, ValueError):
+    """A server or an engine left out what it was asked for, or said what cannot be."""
+
+
 class CannotWrite(FeynkacError, ValueError):
     """A tokenizer has no tokens that read as a string."""
 

@@ -9,17 +9,13 @@ from typing import Any, overload
 from ..ppl.collector import patience
 from ..ppl.cost import Budget, recorded
 from ..ppl.model import FeynmanKac
-from ..ppl.nesting import provide
 from .base.checks import check_run
 from .base.engine import Engine
 from .base.interrupts import noticing
 from .base.progress import Progress
 from .base.step import Step
-from .nested import run_nested
 from .results.posterior import Posterior
 from .session import Session
-
-provide(run_nested)
 
 Callback = Callable[[Step], Any]
 """Called after every step of every chain; returning True stops the run, which keeps what it has."""

@@ -58,6 +58,13 @@ class Problem:
     key: Keys
     compiled: str | None = field(default=None, kw_only=True)
     """What is to be said of a program with a scan: whether it is compiled, or why not."""
+    chain: int | None = field(default=None, kw_only=True)
+    """The one of the engine's chains that is run, by its number; None: all."""
+
+    @property
+    def chains(self) -> Sequence[int]:
+        """The numbers of the chains that are run."""
+        return range(self.engine.chains) if self.chain is None else (self.chain,)
 
 
 @dataclass(frozen=True)
@@ -89,13 +96,8 @@ class Session:
         budget: Budget | None = None,
         watched: bool = True,
     ) -> None:
-        key = _keys.root(seed)
         self._watched = watched or (budget is not None and budget.limited)
-        found = [prepare(model, *work(engine)) for model in models]
-        problems = [
-            Problem(one.model, engine, int(seed), _keys.fold(key, i), compiled=one.note) for i, one in enumerate(found)
-        ]
-        self._begin(problems, budget)
+        self._begin([pose(model, engine, seed, i) for i, model in enumerate(models)], budget)
 
     def _begin(self, problems: Sequence[Problem], budget: Budget | None = None) -> None:
         self.budget = budget or Budget()
@@ -106,7 +108,7 @@ class Session:
         self._problems = problems
         self._raises = len(problems) == 1
         """Whether an error of one problem says all there is to say."""
-        begun = [self._open(owner, chain) for owner, one in enumerate(problems) for chain in range(one.engine.chains)]
+        begun = [self._open(owner, chain) for owner, one in enumerate(problems) for chain in one.chains]
         self._tasks = [task for task, _ in begun]
         self._standings = [standing for _, standing in begun]
         self._rely: set[int] = set()
@@ -122,15 +124,17 @@ class Session:
 
     def __iter__(self) -> Iterator[Step]:
         """Yield each step of each chain as it is made; the run can be left, and taken up again."""
-        while self.stopped is None:
-            going = [i for i in range(len(self._tasks)) if self._goes_on(i)]
-            # The first wave is always made, so that there is a posterior to return.
-            if going and self.budget.limited and self.begun:
-                self.stopped = self.budget.exceeded(self.ledger.total())
-            if not going or self.stopped is not None:
-                return
-            # All chains go on before any step is shown, so that a reader who stops here leaves a whole wave.
-            yield from self._wave(going)
+        # All chains go on before any step is shown, so that a reader who stops here leaves a whole wave.
+        while (made := self.wave()) is not None:
+            yield from made
+
+    def wave(self) -> list[Step] | None:
+        """Make the next wave and return its steps; None where the run is over or has been stopped."""
+        going = [i for i in range(len(self._tasks)) if self._goes_on(i)] if self.stopped is None else []
+        # The first wave is always made, so that there is a posterior to return.
+        if going and self.budget.limited and self.begun:
+            self.stopped = self.budget.exceeded(self.ledger.total())
+        return self._wave(going) if going and self.stopped is None else None
 
     def stop(self, reason: str) -> None:
         """End the run; the posterior so far is kept, flagged as incomplete."""
@@ -251,7 +255,7 @@ class Session:
         grown = [now.report.finished for now in self._standings if isinstance(now.report, Growing)]
         if grown:  # of what searches find, there may be more than is asked for
             done = sum(grown)
-            total = max(done, sum(one.engine.particles * one.engine.chains for one in self._problems))
+            total = max(done, sum(one.engine.particles * len(one.chains) for one in self._problems))
         else:
             done, total = sum(int(step.done.sum()) for step in last), sum(len(step.done) for step in last)
         text = f"{done} of {total} particles finished, step {max((s.depth for s in last), default=0)}"
@@ -329,6 +333,12 @@ class Tolerant(Session):
         except FeynkacError as error:
             self.failures[self._tasks[i].owner] = error
             return self._standings[i], []
+
+
+def pose(model: FeynmanKac[Any], engine: Engine, seed: int, number: int) -> Problem:
+    """Return a model as a problem. Its keys are those of its number among all of a run, wherever the others are."""
+    found = prepare(model, *work(engine))
+    return Problem(found.model, engine, int(seed), _keys.fold(_keys.root(seed), number), compiled=found.note)
 
 
 def work(engine: Any) -> tuple[int, str | None]:

@@ -113,6 +113,10 @@ class Program:
         if self._inside:
             Running.fiber.run.unawaited += 1
 
+    def __reduce__(self) -> Any:
+        # What is kept of it speaks of objects of this process; and what it is given is made read-only anew.
+        return Program, (self._fn, self._args, self._kwargs, self.handlers)
+
     def __repr__(self) -> str:
         with np.printoptions(threshold=20, edgeitems=2):  # to write a long array takes longer than many a run
             shown = [repr(arg) for arg in self._args] + [f"{k}={v!r}" for k, v in self._kwargs.items()]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -434,3 +436,19 @@ def test_a_run_whose_texts_do_not_fit_is_dead_whatever_else_is_in_the_wave():
     both = [p.values for p in fk.infer([outer(True), outer(False)], fk.ImportanceSampling(1), seed=0)]
     assert both == [("dead",), ("whole",)]
     assert fk.infer(outer(True), fk.ImportanceSampling(1), seed=0).values == ("dead",)
+
+
+def test_nested_runs_are_served_whoever_asks_for_them(tmp_path):
+    """Of all that runs programs, `infer` is not the only one: here it is never imported."""
+    code = """
+import sys, feynkac as fk
+@fk.program
+async def inner():
+    return await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+@fk.program
+async def outer():
+    return (await fk.nested("n", inner(), fk.SMC(3))).draw
+fk.compare([outer()], [fk.SMC(2)], metric=lambda p: 1.0, seeds=[0])
+assert "feynkac.inference.infer" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

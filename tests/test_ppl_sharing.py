@@ -114,3 +114,22 @@ def test_recorded_quantities_are_kept_as_they_were():
     for _ in session:
         lengths.append([len(value) for value in session.posterior.values])
     assert lengths == [[1] * 3, [2] * 3, [3] * 3]
+
+
+def test_a_program_that_is_pickled_shares_its_arguments_read_only_and_keeps_nothing_of_its_process():
+    cloudpickle = pytest.importorskip("cloudpickle")
+
+    @fk.program
+    async def appends(notes, array):
+        array.sum()
+        notes.append(1)
+
+    model = handlers.condition(appends([0], np.zeros(3)), {"x": 1.0})
+    model.surroundings  # by the identity of what is around it
+    copy = cloudpickle.loads(cloudpickle.dumps(model))
+    assert "surroundings" not in vars(copy)
+    assert len(copy.handlers) == 1
+    assert repr(copy) == repr(model)
+    assert not copy._args[1].flags.writeable
+    with pytest.raises(errors.SharedMutation, match="this list is shared"):
+        run(copy)

@@ -11,7 +11,8 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,6 +41,26 @@ _NODE = 120
 
 def save(posterior: Any, path: str | os.PathLike[str]) -> None:
     """Write a posterior to a file, whole or not at all."""
+    with writing(path) as file:
+        write(posterior, file)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a file that takes its place when the block ends; where it raises, what was there before stays."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write(posterior: Any, file: IO[bytes]) -> None:
+    """Write a posterior to an open file."""
     encoder = Encoder()
     head = {
         "format": _FORMAT,
@@ -49,19 +70,12 @@ def save(posterior: Any, path: str | os.PathLike[str]) -> None:
         "cost": dataclasses.asdict(posterior.cost),
         **{name: getattr(posterior, name) for name in _FACTS},
     }
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("posterior.json", json.dumps(head))
-            for i, array in enumerate(encoder.arrays.values()):
-                buffer = io.BytesIO()
-                np.save(buffer, array, allow_pickle=False)
-                archive.writestr(f"array{i}.npy", buffer.getvalue())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("posterior.json", json.dumps(head))
+        for i, array in enumerate(encoder.arrays.values()):
+            buffer = io.BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            archive.writestr(f"array{i}.npy", buffer.getvalue())
 
 
 def _values(posterior: Any, encoder: Encoder) -> Any:
@@ -127,15 +141,20 @@ def load(path: str | os.PathLike[str], limit: int = LIMIT) -> dict[str, Any]:
     if os.path.exists(name) and not os.path.isfile(name):  # a device or a pipe may never end
         raise UnreadablePosterior(f"{name} is no regular file")
     with open(path, "rb") as file:
-        try:
-            head, arrays = _unpack(file, limit)
-            form = head.get("format") if head.get("kind") == "feynkac posterior" else None
-            if form == _FORMAT:
-                fields = _read(head, Decoder(arrays, limit))
-                check_posterior(fields)
-                return fields
-        except Exception as error:  # what is damaged or hostile fails in many ways
-            raise UnreadablePosterior(f"{name} is not a saved posterior, or it is corrupt: {error!r:.300}") from error
+        return read(file, name, limit)
+
+
+def read(file: IO[bytes], name: str, limit: int = LIMIT) -> dict[str, Any]:
+    """Read the fields of a posterior from an open file; see `load`."""
+    try:
+        head, arrays = _unpack(file, limit)
+        form = head.get("format") if head.get("kind") == "feynkac posterior" else None
+        if form == _FORMAT:
+            fields = _read(head, Decoder(arrays, limit))
+            check_posterior(fields)
+            return fields
+    except Exception as error:  # what is damaged or hostile fails in many ways
+        raise UnreadablePosterior(f"{name} is not a saved posterior, or it is corrupt: {error!r:.300}") from error
     if type(form) is not int:
         raise UnreadablePosterior(f"{name} is not a saved posterior")
     raise UnreadablePosterior(f"{name} has format {form}, and this version reads {_FORMAT}: infer and save it again")

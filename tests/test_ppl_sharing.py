@@ -124,7 +124,7 @@ def test_a_program_that_is_pickled_shares_its_arguments_read_only_and_keeps_noth
         array.sum()
         notes.append(1)
 
-    model = handlers.condition(appends([0], np.zeros(3)), {"x": 1.0})
+    model = handlers.condition(appends([0], np.zeros(3)), data={"x": 1.0})
     model.surroundings  # by the identity of what is around it
     copy = cloudpickle.loads(cloudpickle.dumps(model))
     assert "surroundings" not in vars(copy)

@@ -108,17 +108,17 @@ def _batch(fn: Callable[..., Any], inputs: list[tuple[Any, ...]]) -> list[Any]:
 
 
 @cache
-def _loop(depth: int) -> asyncio.AbstractEventLoop:
-    """The background event loop, started when an asynchronous function is first called; see `_depth`."""
+def background(name: str) -> asyncio.AbstractEventLoop:
+    """Return the event loop of that name, which runs on a thread of its own from when it is first asked for."""
     import asyncio  # here, since it would add much to the time that importing feynkac takes
 
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name=f"feynkac-calls-{depth}", daemon=True).start()
+    threading.Thread(target=loop.run_forever, name=f"feynkac-{name}", daemon=True).start()
     return loop
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_loop.cache_clear)  # the threads of the loops stay with the parent
+    os.register_at_fork(after_in_child=background.cache_clear)  # the threads of the loops stay with the parent
 
 _depth: ContextVar[int] = ContextVar("feynkac_depth", default=0)
 """How many calls the code that now runs is inside of. An asynchronous function may run inference, whose own calls need
@@ -143,7 +143,7 @@ def _run_all(awaitables: list[Any], places: Sequence[Sequence[int]]) -> list[Any
         return await asyncio.gather(*map(settle, awaitables, places))
 
     depth = _depth.get()
-    future = asyncio.run_coroutine_threadsafe(together(), _loop(depth))
+    future = asyncio.run_coroutine_threadsafe(together(), background(f"calls-{depth}"))
     try:
         return future.result()
     except BaseException:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-UNITS = ("model_calls", "tokens_in", "tokens_recomputed", "tokens_out", "nfe", "reward_calls")
+UNITS = ("model_calls", "tokens_in", "tokens_recomputed", "tokens_out", "nfe", "reward_calls", "requests")
 _UNITS = frozenset(UNITS)
 
 
@@ -34,6 +34,7 @@ class Cost:
         tokens_out: tokens sampled.
         nfe: denoiser evaluations, one per particle and step.
         reward_calls: inputs scored by rewards (cached repeats are not counted).
+        requests: sent to servers, those that were sent again included.
         seconds: wall time.
     """
 
@@ -43,6 +44,7 @@ class Cost:
     tokens_out: int = 0
     nfe: int = 0
     reward_calls: int = 0
+    requests: int = 0
     seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
@@ -65,6 +67,7 @@ class Budget:
     model_calls: int | None = None
     nfe: int | None = None
     reward_calls: int | None = None
+    requests: int | None = None
     seconds: float | None = None
 
     def __post_init__(self) -> None:

@@ -112,6 +112,20 @@ class ContextOverflow(FeynkacError, ValueError):
     """
 
 
+class ServerError(FeynkacError):
+    """A server could not be reached, or did not do what it was asked to.
+
+    Attributes:
+        url: what was asked, without credentials.
+        status: of the answer; None where none came.
+        body: how the answer begins.
+    """
+
+    def __init__(self, message: str, url: str = "", status: int | None = None, body: str = "") -> None:
+        super().__init__(message)
+        self.url, self.status, self.body = url, status, body
+
+
 class OutOfMemory(FeynkacError, MemoryError):
     """One text alone does not fit into the memory of the device that its model is on."""
 

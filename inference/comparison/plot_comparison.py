@@ -14,6 +14,7 @@ COSTS = {
     "tokens_out": "tokens out",
     "model_calls": "model calls",
     "reward_calls": "reward calls",
+    "requests": "requests",
     "nfe": "denoiser evaluations",
     "seconds": "seconds",
     "cpu_seconds": "CPU seconds",

@@ -113,8 +113,8 @@ class Comparison:
     def plot(self, x: str = "tokens_out", *, ax: Any = None, figsize: tuple[float, float] | None = None) -> Any:
         """Draw quality against the cost ``x`` of a run, with 95% intervals and the Pareto front; return the figure.
 
-        ``x`` is a column of costs: "tokens_in", "tokens_out", "model_calls", "reward_calls", "nfe", "seconds" or
-        "cpu_seconds"; ValueError for any other. Needs matplotlib (``pip install feynkac[plots]``).
+        ``x`` is a column of costs: "tokens_in", "tokens_out", "model_calls", "reward_calls", "requests", "nfe",
+        "seconds" or "cpu_seconds"; ValueError for any other. Needs matplotlib (``pip install feynkac[plots]``).
         """
         from .plot_comparison import pareto
 
@@ -200,6 +200,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("tokens out", _amount("tokens_out")),
     ("model calls", _amount("model_calls")),
     ("reward calls", _amount("reward_calls")),
+    ("requests", _amount("requests")),
     ("NFE", _amount("nfe")),
     ("s", lambda row: f"{row.seconds:.3g}"),
     ("CPU s", lambda row: f"{row.cpu_seconds:.3g}"),

@@ -68,11 +68,12 @@ class Row:
         difference: mean of its difference to the reference on the same problems and seeds; None for the reference.
         log_evidence: mean log Ẑ of the trials that were not cut short.
         ess: mean ESS.
-        tokens_in: see `Cost`, as the next five.
+        tokens_in: see `Cost`, as the next six.
         tokens_recomputed: …
         tokens_out: …
         model_calls: …
         reward_calls: …
+        requests: …
         nfe: …
         seconds: wall time.
         cpu_seconds: processor time.
@@ -91,6 +92,7 @@ class Row:
     tokens_out: float
     model_calls: float
     reward_calls: float
+    requests: float
     nfe: float
     seconds: float
     cpu_seconds: float

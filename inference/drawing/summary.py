@@ -67,6 +67,7 @@ def spent(posterior: Any) -> list[tuple[str, str]]:
     counts = [("model calls", cost.model_calls), ("tokens in", cost.tokens_in)]
     counts += [("tokens recomputed", cost.tokens_recomputed), ("tokens out", cost.tokens_out)]
     counts += [("denoiser evaluations", cost.nfe), ("reward calls", cost.reward_calls)]
+    counts += [("requests", cost.requests)]
     return [(unit, f"{n:,}") for unit, n in counts if n] + [("s", f"{cost.seconds:.2f}")]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from .local.transformers_lm import TransformersLM
+from ..local.transformers_lm import TransformersLM
 
 _CORPUS = (
     "Once upon a time there was a river, and the river ran to the sea. The sea said: who are you?\n"

@@ -92,26 +92,6 @@ def test_fused_draws_are_whole_runs_in_a_tree():
         assert posterior.log_potential[i] == pytest.approx(potentials, abs=1e-9)
 
 
-def test_what_a_fused_filter_found_is_smoothed():
-    # 4 comparisons; the trajectories of 1,000 particles are off by .05 or so, and genealogies would be, too.
-    model = linear(Y)
-    smoothed = fk.smooth(fk.infer(model, fk.SMC(1000), seed=1), 1000, seed=2, model=model)
-    np.testing.assert_allclose(smoothed.series("x").mean(0), SMOOTHED, atol=0.15)
-    assert (smoothed.distinct > 300).all()
-
-
-def test_choices_as_arrays_and_as_sites_are_smoothed_alike():
-    model = linear(Y)
-    posterior = fk.infer(model, fk.SMC(50, chains=3), seed=1)
-    # another program of the same code has pieces of its own, so the choices are given to it site by site
-    arrays, sites = (fk.smooth(posterior, 40, seed=2, model=one) for one in (model, linear(Y)))
-    assert len({value[-1] for value in arrays.values}) > 20
-    assert arrays.values == sites.values == tuple(map(tuple, arrays.series("x").tolist()))
-    assert [list(step.choices) for step in arrays.steps] == [list(step.choices) for step in sites.steps]
-    for one, other in zip(arrays.steps, sites.steps):
-        np.testing.assert_array_equal(one.log_potential, other.log_potential)
-
-
 def test_one_iteration_is_enough():
     for engine in (fk.SMC(50), fk.ParticleGibbs(5, sweeps=10)):
         posterior = fk.infer(linear(Y[:1]), engine, seed=0)

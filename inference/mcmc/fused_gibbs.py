@@ -43,16 +43,13 @@ def fused_gibbs(engine: Any, model: CompiledScan, key: Keys) -> Run:
         return
     chosen = int(draw(begun.log_weights, 1, _keys.fold(key, _keys.tag("pick")), "multinomial")[0])
     path, pieces = begun.latents(chosen), model.pieces
-    n, threshold, ancestors = engine.particles_per_sweep, engine.ess_threshold, engine.ancestor_sampling
     draws: list[Any] = []
     shared: list[int] = []
     renewed, least = [], model.length
     with jax.enable_x64(True):
         codes = pieces.begin_given.code, pieces.move_given.code, pieces.move_forced.code
-        settings = n, threshold, ancestors, model.padded_length
-        run = kept(
-            ("gibbs", settings, *(c.key for c in codes)), lambda: jax.jit(sweeping(pieces, n, threshold, ancestors))
-        )
+        settings = engine.particles_per_sweep, engine.ess_threshold, engine.ancestor_sampling, model.padded_length
+        run = kept(("gibbs", settings, *(c.key for c in codes)), lambda: jax.jit(sweeping(pieces, *settings)))
         constants = [c.constants for c in codes]
         for s in range(engine.sweeps):
             pair = words(_keys.fold(key, _keys.tag("sweep"), s))[0]
@@ -69,7 +66,7 @@ def fused_gibbs(engine: Any, model: CompiledScan, key: Keys) -> Run:
     yield _report(model, draws, shared, rates, key)
 
 
-def sweeping(pieces: Pieces, n: int, threshold: float, ancestor_sampling: bool) -> Any:
+def sweeping(pieces: Pieces, n: int, threshold: float, ancestor_sampling: bool, size: int) -> Any:
     """Return a sweep as a function for `jax.jit`: from the latents of a path to those of the next.
 
     It also returns how many of the first iterations are the same in both.
@@ -136,7 +133,6 @@ def sweeping(pieces: Pieces, n: int, threshold: float, ancestor_sampling: bool) 
             seen = jax.tree.map(lambda whole, one: whole.at[t - 1].set(one), seen, found)
             return state, seen, own_past.at[t].set(parents[0] == 0), _worst(made, t, wrong)
 
-        size = len(jax.tree.leaves(xs)[0])
         latents = jax.tree.map(lambda leaf: jnp.zeros((size - 1, n, *leaf.shape[1:]), leaf.dtype), later)
         seen = jnp.zeros((size - 1, n), jnp.int32), latents
         everything = state, seen, jnp.ones(size, bool), wrong
@@ -181,7 +177,7 @@ def _report(model: CompiledScan, draws: Sequence[Any], shared: list[int], rates:
     m, t = len(draws), model.length
     first, later = jax.tree.map(lambda *leaves: np.stack(leaves), *draws)
     later = jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1), later)
-    history = FusedHistory.of_paths(model, first, later, key)
+    history = FusedHistory.of_paths(model, m, first, later, key)
     steps = tuple(history)
     nodes = np.zeros((m, t), np.intp)
     made: list[tuple[int, int]] = []

@@ -23,12 +23,13 @@ from .fused_history import Facts, FusedHistory, Now
 
 
 class Setting(NamedTuple):
-    """What a filter is compiled for: n particles, when and how to resample, and whether the ys are needed."""
+    """What a filter is compiled for: n particles, when and how to resample, whether the ys are needed, iterations."""
 
     particles: int
     threshold: float
     scheme: str
     ys: bool
+    size: int
 
 
 def fused_smc(engine: Any, model: CompiledScan, key: Keys) -> Run:
@@ -42,10 +43,10 @@ def fused_smc(engine: Any, model: CompiledScan, key: Keys) -> Run:
 def filtered(model: CompiledScan, key: Keys, particles: int, threshold: float, scheme: str) -> FusedHistory:
     """Run a filter by the key (1,)."""
     pieces = model.pieces
-    setting = Setting(particles, threshold, scheme, model.needs_ys)
+    setting = Setting(particles, threshold, scheme, model.needs_ys, model.padded_length)
     with jax.enable_x64(True):
         run = kept(
-            ("filter", setting, model.padded_length, pieces.begin.code.key, pieces.move.code.key),
+            ("filter", setting, pieces.begin.code.key, pieces.move.code.key),
             lambda: jax.jit(filtering(pieces, setting)),
         )
         constants = pieces.begin.code.constants, pieces.move.code.constants
@@ -106,10 +107,9 @@ def filtering(pieces: Pieces, setting: Setting) -> Any:
             at, found = on(at, t, jax.tree.map(lambda column: column[t], xs))
             return at, jax.tree.map(lambda whole, one: whole.at[t - 1].set(one), kept, found)
 
-        size = len(jax.tree.leaves(xs)[0])
         start = now, facts, weights
         shapes = jax.eval_shape(on, start, 1, jax.tree.map(lambda column: column[0], xs))[1]
-        empty = jax.tree.map(lambda one: jnp.zeros((size - 1, *one.shape), one.dtype), shapes)
+        empty = jax.tree.map(lambda one: jnp.zeros((setting.size - 1, *one.shape), one.dtype), shapes)
         # Iterations beyond the length are not made: programs of several lengths share what is compiled.
         (now, _, _), (later, rest) = jax.lax.fori_loop(1, length, step, (start, empty))
         return {"now": now, "first": first, "later": later, "facts": (begun, rest)}

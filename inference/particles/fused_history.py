@@ -100,9 +100,9 @@ class FusedHistory(Sequence[Step]):
             self.extinct = self.extinct or bool(np.isneginf(self.log_weights).all())
 
     @classmethod
-    def of_paths(cls, model: CompiledScan, first: Any, later: Any, key: Keys) -> FusedHistory:
+    def of_paths(cls, model: CompiledScan, m: int, first: Any, later: Any, key: Keys) -> FusedHistory:
         """Return the history of m whole runs by their latents: the first (m, …), and later ones (T − 1, m, …)."""
-        m, size = len(jax.tree.leaves(first)[0]), model.padded_length
+        size = model.padded_length
         ancestors = np.broadcast_to(np.arange(m, dtype=np.int32), (size - 1, m))
         made: dict[str, Any] = {
             "first": {"latents": first},
@@ -249,7 +249,7 @@ def replaying(pieces: Pieces, ys: bool) -> Any:
         return {**{name: made[name] for name in names}, "logs": logs, **({"ys": made["y"]} if ys else {})}
 
     def run(constants: Any, parameters: Any, xs: Any, first: Any, later: Any, ancestors: Any, resampled: Any) -> Any:
-        n = ancestors.shape[-1]
+        more, n = ancestors.shape
 
         def start(_: Any, values: Any) -> Any:
             x = jax.tree.map(lambda column: column[0], xs)
@@ -272,8 +272,7 @@ def replaying(pieces: Pieces, ys: bool) -> Any:
             logs = logs + gained(made)
             return (fixed, made["carry"], made["level"], logs), kept(made, logs)
 
-        size = len(jax.tree.leaves(xs)[0])
-        inputs = jnp.arange(1, size), jax.tree.map(lambda column: column[1:], xs), later, ancestors, resampled
+        inputs = jnp.arange(1, more + 1), jax.tree.map(lambda column: column[1:], xs), later, ancestors, resampled
         now, rest = jax.lax.scan(step, (fixed, made["carry"], made["level"], logs), inputs)
         return {"first": kept(made, logs), "later": rest, "now": now}
 

@@ -195,8 +195,8 @@ class CompiledScan:
         }
         with jax.enable_x64(True):
             run = kept(("pairs", piece.code.key), lambda: jax.jit(pairs(piece, self.pieces)))
-            values = tuple(v[other] for v in forced.values)
-            table: Floats = run(piece.code.constants, self.pieces.parameters, self.xs, batched, values, t)
+            tried = other, tuple(v[other] for v in forced.values[: len(piece.latents)])
+            table: Floats = run(piece.code.constants, self.pieces.parameters, self.xs, batched, tried, t)
         return np.asarray(table)[:n, :k]
 
     def _call(self, which: str, state: Batch, rows: Index, t: Any, keys: Keys, forced: Any) -> dict[str, Any]:
@@ -296,14 +296,18 @@ def each(which: str, piece: Traced, pieces: Pieces) -> Any:
 
 
 def pairs(piece: Traced, pieces: Pieces) -> Any:
-    """Return the density of choices of an iteration after particles, as a table, for `jax.jit`."""
+    """Return the density of choices of an iteration after particles, as a table, for `jax.jit`.
+
+    Choices are their numbers and their values: where an iteration has no latents there are no values to count.
+    """
     carry = jax.tree.structure(pieces.carry)
 
     def run(constants: Any, parameters: Any, xs: Any, batched: dict[str, Any], choices: Any, t: Any) -> Any:
         x = jax.tree.map(lambda column: column[t], xs)
         rest = True, np.zeros(2, np.uint32), 0
 
-        def one(b: dict[str, Any], values: Any) -> Any:
+        def one(b: dict[str, Any], tried: Any) -> Any:
+            _, values = tried
             before = parameters, pieces.fill(b["fixed"]), jax.tree.unflatten(carry, b["carry"]), b["level"], x, t
             made = piece.code(constants, *before, *rest, values, ())
             return jnp.where(made["alive"], made["log_prob"] + made["log_potential"], -jnp.inf)

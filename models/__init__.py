@@ -12,10 +12,16 @@ if TYPE_CHECKING:
     from .language.sampling import Sampling
     from .local.transformers_lm import TransformersLM
     from .rewards.judge import Judge
+    from .served.server_lm import ServerLM
 
-__all__ = ["Judge", "Sampling", "Text", "TransformersLM", "think"]
+__all__ = ["Judge", "Sampling", "ServerLM", "Text", "TransformersLM", "think"]
 
-_HOME = {"Judge": "rewards.judge", "Sampling": "language.sampling", "TransformersLM": "local.transformers_lm"}
+_HOME = {
+    "Judge": "rewards.judge",
+    "Sampling": "language.sampling",
+    "ServerLM": "served.server_lm",
+    "TransformersLM": "local.transformers_lm",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,8 +19,12 @@ from .tree import Node
 Floats: TypeAlias = NDArray[np.float64]
 Sink: TypeAlias = Callable[[NDArray[np.intp], Any], None]
 """Is given the places of some histories among those that were asked about, (k,), and a tensor of k rows."""
-Offer: TypeAlias = Literal["law", "hidden"]
-_OFFERS: dict[Offer, str] = {"law": "the law of the next token", "hidden": "hidden states"}
+Offer: TypeAlias = Literal["law", "few", "hidden"]
+_OFFERS: dict[Offer, str] = {
+    "law": "the law of the next token",
+    "few": "the law of the next token, or that of a few tokens",
+    "hidden": "hidden states",
+}
 
 
 class Tally:
@@ -60,8 +64,9 @@ class Tally:
 class Host(Writing, Protocol):
     """A language model as its own texts, steps and scores see it; `LanguageModel` is what models inherit from.
 
-    Every model draws steps and scores given tokens. What else it can say, it names in ``offers``: "law", the law of the
-    next token after any history, which masks and constraints need, and "hidden", its hidden states.
+    Every model draws steps, and nearly every one scores given tokens. What else it can say, it names in ``offers``:
+    "law", the law of the next token after any history, which constraints need; "few", that of a few tokens at a time,
+    which judges need (a model with a law has it, too); and "hidden", its hidden states.
     """
 
     sampling: Sampling
@@ -78,15 +83,28 @@ class Host(Writing, Protocol):
     def version(self) -> int:
         """Return a number that is another one whenever the model has been seen to change."""
 
+    def admits(self, law: Law) -> None:
+        """Raise Unsupported, naming the remedy, unless steps can be drawn under a law."""
+
+    def scores(self, law: Law) -> bool:
+        """Return whether it tells the log-probabilities of what it draws under a law."""
+
+    def remedy(self, offer: Offer) -> str:
+        """Return what to do where something is not offered."""
+
     def draw(self, runs: Sequence[Run], keys: Keys, tally: Tally) -> None:
-        """Advance each run to the end of its step, with draws from its own key alone; ``tally[i]`` is of run i."""
+        """Advance each run to the end of its step, with draws from its own key alone; ``tally[i]`` is of run i.
+
+        Where it does not tell log-probabilities (see `scores`), runs advance with NaN.
+        """
 
     def forced(
         self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally
     ) -> Floats:
         """Return the log-probability (n,) of the tokens of each history from position ``starts[i]`` to its end.
 
-        What it takes is charged to ``owners[i]``, or to one of those that share it.
+        What it takes is charged to ``owners[i]``, or to one of those that share it. Raises Unsupported, naming the
+        remedy, before anything is asked, where the model cannot say.
         """
 
     def laws(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally, sink: Sink) -> None:
@@ -96,6 +114,16 @@ class Host(Writing, Protocol):
         history comes once. It neither writes to them nor keeps them, and asks no model. What is forwarded is charged
         to ``owners[i]`` of the first that needs it. Only where "law" is offered.
         """
+
+    def few(
+        self,
+        nodes: Sequence[Node],
+        tokens: Sequence[Sequence[int]],
+        laws: Sequence[Sampling],
+        owners: NDArray[np.intp],
+        tally: Tally,
+    ) -> list[Floats]:
+        """Return the log-probabilities of some tokens after each history, (k_i,). Only where "few" is, and no "law"."""
 
     @property
     def depth(self) -> int:
@@ -131,8 +159,5 @@ class Host(Writing, Protocol):
 
 def require(lm: Host, offer: Offer, who: str) -> None:
     """Raise `Unsupported`, naming the model and what it lacks, unless it offers something that ``who`` needs."""
-    if offer not in lm.offers:
-        raise Unsupported(
-            f"{who} needs {_OFFERS[offer]}, which {lm!r} does not give: use a model that runs here, such as "
-            "TransformersLM, or steps and scores alone"
-        )
+    if offer not in lm.offers and not (offer == "few" and "law" in lm.offers):
+        raise Unsupported(f"{who} needs {_OFFERS[offer]}, which {lm!r} does not give: {lm.remedy(offer)}")

@@ -90,6 +90,19 @@ class LanguageModel(ABC):
         """Return a number that is another one whenever the model has been seen to change."""
         return 0
 
+    def admits(self, law: Law) -> None:
+        """Raise Unsupported unless steps can be drawn under a law, see `Host`."""
+        if law[1] is not None:
+            require(self, "law", "a draw under a mask")
+
+    def scores(self, law: Law) -> bool:
+        """Return whether the model tells the log-probabilities of what it draws under a law, see `Host`."""
+        return True
+
+    def remedy(self, offer: Offer) -> str:
+        """Return what to do where something is not offered."""
+        return "use a model that runs here, such as TransformersLM, or steps and scores alone"
+
     @abstractmethod
     def draw(self, runs: Sequence[Run], keys: Keys, tally: Tally) -> None:
         """Advance each run to the end of its step, see `Host`."""
@@ -103,6 +116,17 @@ class LanguageModel(ABC):
     def laws(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally, sink: Sink) -> None:
         """Say the law of the next token after each history, see `Host`. Raises Unsupported where it is not offered."""
         require(self, "law", "this")
+
+    def few(
+        self,
+        nodes: Sequence[Node],
+        tokens: Sequence[Sequence[int]],
+        laws: Sequence[Sampling],
+        owners: NDArray[np.intp],
+        tally: Tally,
+    ) -> list[Floats]:
+        """Return the log-probabilities of some tokens after each history, see `Host`. Raises Unsupported likewise."""
+        raise Unsupported(f"{self!r} does not give the law of a few tokens: {self.remedy('few')}")
 
     @property
     def workers(self) -> Workers:
@@ -207,7 +231,7 @@ class LanguageModel(ABC):
         ``mask`` (V,), boolean, conditions the law on a set of tokens; where the law gives them nothing, the
         draw is the text itself with log-probability −inf. Other keywords are those of `Sampling`.
 
-        Raises Unsupported for a mask where the model gives no law.
+        Raises Unsupported where the model cannot draw under a mask.
         """
         allowed = None if mask is None else as_mask(mask, self.vocab_size)
         return Step(self, text, _A_TOKEN, self._law(sampling), allowed)
@@ -301,9 +325,9 @@ class LanguageModel(ABC):
 
         This is the weight that makes a masked draw exact: ``lm.next_token(text, mask=mask)`` draws from the
         law conditioned on the mask. Give both the same keywords of `Sampling`, or neither. For a finished text it
-        is 0, as no token is drawn. Raises Unsupported where the model gives no law.
+        is 0, as no token is drawn. Raises Unsupported where the model gives no law, nor that of as many tokens.
         """
-        require(self, "law", "lm.log_mass")
+        require(self, "few", "lm.log_mass")
         return Score(
             ((self._mass, (self.attach(text), as_mask(mask, self.vocab_size), self._law(sampling))),), "log_weight"
         )

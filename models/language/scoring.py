@@ -12,7 +12,7 @@ from ...ppl.batching import groups
 from ...ppl.cost import charge
 from ...ppl.memory import Memory
 from ...ppl.score import Kind
-from .host import Host, Tally
+from .host import Floats, Host, Tally
 from .sampling import Sampling
 from .text import Text
 from .tree import Node
@@ -68,22 +68,34 @@ class Mass(OfModel):
 
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> list[float]:
         """Return the log-mass for each (text, mask, law)."""
-        from .laws import log_mass, read
-
         result = np.zeros(len(inputs))
         going = np.array([i for i, (text, *_) in enumerate(inputs) if not text.finished], np.intp)
+        if len(going):
+            tally = Tally(len(inputs))
+            (self._from_laws if "law" in self.lm.offers else self._from_few)(inputs, going, tally, result)
+            charge(**tally.amounts)
+        numbers: list[float] = result.tolist()
+        return numbers
+
+    def _from_laws(
+        self, inputs: Sequence[tuple[Any, ...]], going: NDArray[np.intp], tally: Tally, result: Floats
+    ) -> None:
+        from .laws import log_mass, read
 
         def weigh(rows: NDArray[np.intp], logits: Any) -> None:
             for part in groups(inputs[i][2] for i in going[rows]):
                 own = going[rows[part]]
                 result[own] = read(log_mass(_rows(logits, part), [inputs[i][1] for i in own], inputs[own[0]][2]))
 
-        if len(going):
-            tally = Tally(len(inputs))
-            self.lm.laws([node_of(self.lm, inputs[i][0]) for i in going], going, tally, weigh)
-            charge(**tally.amounts)
-        numbers: list[float] = result.tolist()
-        return numbers
+        self.lm.laws([node_of(self.lm, inputs[i][0]) for i in going], going, tally, weigh)
+
+    def _from_few(
+        self, inputs: Sequence[tuple[Any, ...]], going: NDArray[np.intp], tally: Tally, result: Floats
+    ) -> None:
+        nodes = [node_of(self.lm, inputs[i][0]) for i in going]
+        tokens = [np.flatnonzero(inputs[i][1].allowed).tolist() for i in going]
+        found = self.lm.few(nodes, tokens, [inputs[i][2] for i in going], going, tally)
+        result[going] = [np.logaddexp.reduce(log_probs, initial=-np.inf) for log_probs in found]
 
 
 def _rows(logits: Any, rows: NDArray[np.intp]) -> Any:

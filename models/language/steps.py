@@ -19,7 +19,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import Draws
 from ...ppl.sites import short
 from .endings import Ending
-from .host import Floats, Host, Tally, require
+from .host import Floats, Host, Tally
 from .runs import Run, replay
 from .sampling import Mask, Sampling
 from .text import Text
@@ -33,7 +33,7 @@ class Step:
 
     Made by the methods of `LanguageModel`. A finished text gives itself, with log-probability 0 and no call.
 
-    Raises TypeError for what is no text, and Unsupported for a mask where the model gives no law of the next token.
+    Raises TypeError for what is no text, and Unsupported for a law or a mask that the model cannot draw from.
     """
 
     lm: Host
@@ -46,13 +46,12 @@ class Step:
     def __post_init__(self) -> None:
         if not isinstance(self.text, Text):
             raise TypeError(f"a step goes on from a text, such as lm.prompt('Once'), not from {short(self.text, 80)}")
-        if self.mask is not None:
-            require(self.lm, "law", "a draw under a mask")
+        self.lm.admits((self.sampling, self.mask))
 
     @property
     def batch_key(self) -> Hashable:
-        """All steps of one model share a call."""
-        return (Step, id(self.lm))
+        """All steps of one model share a call, but for those whose log-probabilities it does not tell."""
+        return (Step, id(self.lm), self.lm.scores((self.sampling, self.mask)))
 
     @property
     def fingerprint(self) -> Hashable:
@@ -66,14 +65,16 @@ class Step:
         """Draw the next text for each request, from its own key alone.
 
         Returns the texts and their log-probabilities (n,); −inf, and the text unchanged, where a mask allows
-        nothing.
+        nothing; None where the model does not tell them.
         """
         runs = [Run(request) for request in requests]
         tally = Tally(len(runs))
         if not all(run.over for run in runs):
             self.lm.draw(runs, keys, tally)
         charge(**tally.amounts)
-        return Draws([run.text() for run in runs], np.array([run.log_prob for run in runs]))
+        texts = [run.text() for run in runs]
+        known = self.lm.scores((self.sampling, self.mask))
+        return Draws(texts, np.array([run.log_prob for run in runs]) if known else None)
 
     def log_prob_batch(self, requests: Sequence[Step], values: Sequence[Any]) -> Floats:
         """Return log p of each text under its request, shape (n,).

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ...ppl.batching import groups
@@ -14,9 +13,13 @@ from ...ppl.cost import charge
 from ...ppl.errors import CannotWrite, ContextOverflow
 from ...ppl.sites import short
 from ..language.host import Host, Tally, require
+from ..language.sampling import Sampling
 from ..language.text import Text
 from ..language.tree import Node, Tree
 from .base import Input, messages
+
+Firsts: TypeAlias = tuple[tuple[int, ...], ...]
+"""The tokens that each of some answers may begin with."""
 
 
 def ask(lm: Host, prompt: Input, name: str) -> Text:
@@ -41,11 +44,11 @@ class Answers:
         alone: whether the tokens are those of the answers by themselves, whatever the prompt ends with.
 
     Raises ValueError where two answers begin with the same token, or one has none, and Unsupported for a model that
-    gives no law of the next token.
+    gives no law of the next token, nor of a few tokens.
     """
 
     def __init__(self, lm: Host, answers: Sequence[Sequence[str]], name: str, *, alone: bool = False) -> None:
-        require(lm, "law", f"reward {name!r}")
+        require(lm, "few", f"reward {name!r}")
         self.lm = lm
         self.name = name
         self._answers = [tuple(ways) for ways in answers]
@@ -65,6 +68,13 @@ class Answers:
         self._held = self._held + nodes if add else nodes
         tally = Tally(len(nodes))
         law = np.empty((len(nodes), len(self._answers)))
+        weigh = self._weigh_laws if "law" in self.lm.offers else self._weigh_few
+        weigh(nodes, tokens, tally, law)
+        charge(**tally.amounts)
+        return law
+
+    def _weigh_laws(self, nodes: list[Node], tokens: list[Firsts], tally: Tally, law: NDArray[np.float64]) -> None:
+        import torch
 
         def weigh(found: NDArray[np.intp], logits: Any) -> None:
             for rows in groups(tokens[i] for i in found):  # one, where all prompts end alike
@@ -73,10 +83,16 @@ class Answers:
                 law[found[rows]] = mass.softmax(-1).cpu().numpy()
 
         self.lm.laws(nodes, np.arange(len(nodes)), tally, weigh)
-        charge(**tally.amounts)
-        return law
 
-    def _tokens(self, text: Text) -> tuple[tuple[int, ...], ...]:
+    def _weigh_few(self, nodes: list[Node], tokens: list[Firsts], tally: Tally, law: NDArray[np.float64]) -> None:
+        asked = [[token for first in firsts for token in first] for firsts in tokens]
+        found = self.lm.few(nodes, asked, [Sampling()] * len(nodes), np.arange(len(nodes)), tally)
+        for i, (firsts, log_probs) in enumerate(zip(tokens, found)):
+            ends = np.cumsum([len(first) for first in firsts])[:-1]
+            mass = np.array([np.logaddexp.reduce(part) for part in np.split(log_probs, ends)])
+            law[i] = np.exp(mass - np.logaddexp.reduce(mass))
+
+    def _tokens(self, text: Text) -> Firsts:
         """Return the tokens that each answer may begin with after a prompt."""
         after = None if self._alone else text
         found = tuple(tuple(sorted(_first_tokens(self.lm, ways, after))) for ways in self._answers)

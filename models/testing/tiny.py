@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..local.transformers_lm import TransformersLM
+if TYPE_CHECKING:
+    from ..local.transformers_lm import TransformersLM
 
 _CORPUS = (
     "Once upon a time there was a river, and the river ran to the sea. The sea said: who are you?\n"
@@ -65,6 +66,8 @@ def tiny_lm(
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from ..local.transformers_lm import TransformersLM
 
     tokenizer = tiny_tokenizer()
     if model is None:

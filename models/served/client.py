@@ -227,16 +227,17 @@ class Client:
                     answer = await self._send(line, request, timeout)
                 line.answered += 1
                 return answer
-            except _Trouble as trouble:
-                if refusals and not trouble.again and trouble.status in (400, 422):
-                    return self._error(request, trouble)
-                # Where others get through, the server is not ill but slow: this one's turn will come.
-                tries += not (trouble.status == 429 and line.answered > answered)
-                self._may_go_on(request, trouble, tries)
-                if trouble.late:
-                    timeout *= 2
-                if trouble.wait:
-                    line.gate.shut(trouble.wait)
+            except _Trouble as error:
+                trouble = error  # what is raised below must not have it for its context: it may repeat the key
+            if refusals and not trouble.again and trouble.status in (400, 422):
+                return self._error(request, trouble)
+            # Where others get through, the server is not ill but slow: this one's turn will come.
+            tries += not (trouble.status == 429 and line.answered > answered)
+            self._may_go_on(request, trouble, tries)
+            if trouble.late:
+                timeout *= 2
+            if trouble.wait:
+                line.gate.shut(trouble.wait)
             await asyncio.sleep(self._jitter.random() * min(_LONGEST, self.backoff * 2 ** max(0, tries - 1)))
 
     def _connected(self) -> _Line:
@@ -261,7 +262,7 @@ class Client:
             return
         elif trouble.again:
             trouble.what += f", {tries} times"
-        raise self._error(request, trouble) from None  # what the library raises holds the request, and its key
+        raise self._error(request, trouble)
 
     def _error(self, request: _Request, trouble: _Trouble) -> ServerError:
         url = self.url + request.path
@@ -317,11 +318,18 @@ def _wait(work: Coroutine[Any, Any, T]) -> T:
         begun.append(loop.create_task(work))
         begun[0].add_done_callback(lambda _: ended.set())
 
-    loop.call_soon_threadsafe(begin)
+    def end() -> None:
+        if begun:
+            begun[0].cancel()
+        else:
+            work.close()
+            ended.set()
+
     try:
+        loop.call_soon_threadsafe(begin)
         ended.wait()
     except BaseException:
-        loop.call_soon_threadsafe(lambda: begun[0].cancel())
+        loop.call_soon_threadsafe(end)
         ended.wait(_SETTLE)
         raise
     return begun[0].result()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from select import select
 from types import TracebackType
 from typing import Any, Literal
 
@@ -52,6 +54,7 @@ class FakeServer:
         step_token: the token at which ``/pooling`` has a step's scores; None is every token.
         tokenizer: that of `tiny_tokenizer` by default.
         api_key: what must be known to be let in.
+        tls: the server's side of https; by default it speaks http.
         faults: what goes wrong.
 
     Attributes:
@@ -60,6 +63,7 @@ class FakeServer:
         requests: what was asked, as (path, body), in order.
         paths: how often each path was.
         seeds: that were sent, in order.
+        aborted: how many requests were given up by who had sent them.
         open: connections that are open now.
         most_open: most that were at once.
 
@@ -80,10 +84,11 @@ class FakeServer:
         step_token: int | None = None,
         tokenizer: Any = None,
         api_key: str | None = None,
+        tls: ssl.SSLContext | None = None,
         faults: Faults | None = None,
     ) -> None:
         self.tokenizer = tokenizer if tokenizer is not None else tiny_tokenizer()
-        self.model, self.context, self.api_key = model, context, api_key
+        self.model, self.context, self.api_key, self.tls = model, context, api_key, tls
         self.faults = faults or Faults()
         self._model = FakeModel(
             law or Bigram(len(self.tokenizer)),
@@ -97,7 +102,7 @@ class FakeServer:
         self.requests: list[tuple[str, Any]] = []
         self.paths: Counter[str] = Counter()
         self.seeds: list[int] = []
-        self.most_open = 0
+        self.most_open = self.aborted = 0
         self._sockets: set[socket.socket] = set()
         self._turn = threading.Lock()
         self._chance = np.random.default_rng(self.faults.seed)
@@ -114,7 +119,7 @@ class FakeServer:
     @property
     def url(self) -> str:
         """Where it is."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self._port}"
 
     @property
     def open(self) -> int:
@@ -125,6 +130,8 @@ class FakeServer:
         """Begin to answer, at the port of before if there was one."""
         server = _Listening(("127.0.0.1", self._port), _Handler)
         server.fake = self
+        if self.tls is not None:
+            server.socket = self.tls.wrap_socket(server.socket, server_side=True)
         self._server, self._port = server, server.server_address[1]
         threading.Thread(target=server.serve_forever, args=(0.02,), name="feynkac-fake-server", daemon=True).start()
 
@@ -183,28 +190,27 @@ class FakeServer:
                 return fate
         return "answered"
 
-    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Return the status and what is answered."""
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any], float]:
+        """Return the status, what is answered, and the seconds that it takes."""
         lacks = self.faults.lacks
         if path not in _PATHS or path in lacks:
-            return 404, {"detail": "Not Found"}
+            return 404, {"detail": "Not Found"}, 0.0
         if body.get("model", self.model) != self.model:
             refused = Refused(404, f"The model `{body['model']}` does not exist.", "model")
-            return refused.status, refused.body
+            return refused.status, refused.body, 0.0
         try:
             said = getattr(self._model, _PATHS[path])({k: v for k, v in body.items() if k not in lacks})
         except Refused as refused:
-            return refused.status, refused.body
+            return refused.status, refused.body, 0.0
         except (KeyError, TypeError, ValueError) as error:
-            return 400, Refused(400, f"{type(error).__name__}: {error}").body
+            return 400, Refused(400, f"{type(error).__name__}: {error}").body, 0.0
+        drawn = said.get("usage", {}).get("completion_tokens", 0)
         self._spoil(said)
-        return 200, {"model": self.model, **said}
+        return 200, {"model": self.model, **said}, self.faults.seconds + self.faults.seconds_per_token * drawn
 
     def _spoil(self, said: dict[str, Any]) -> None:
-        """Take some time, leave fields out, and put others wrong."""
+        """Leave fields out, and put others wrong."""
         faults = self.faults
-        usage = said.get("usage", {})
-        time.sleep(faults.seconds + faults.seconds_per_token * usage.get("completion_tokens", 0))
         for part in (said, *said.get("choices", ())):
             for name in faults.lacks:
                 part.pop(name, None)
@@ -276,7 +282,12 @@ class _Handler(BaseHTTPRequestHandler):
         elif fate == "limited":
             self._say(429, {"error": {"message": "slow down"}}, fake.faults.retry_after)
         else:
-            self._say(*fake.answer(self.path, body), half=fate == "half")
+            status, said, seconds = fake.answer(self.path, body)
+            if seconds and select([self.connection], [], [], seconds)[0]:  # who asked has hung up
+                fake.aborted += 1
+                self.close_connection = True
+            else:
+                self._say(status, said, half=fate == "half")
 
     def _known(self) -> bool:
         header = self.headers.get("Authorization")

@@ -7,6 +7,8 @@
     Grader          the expected grade of a language model's answer
     Votes           the mean of sampled verdicts
     Embedding       cosine similarity to references
+    Served          a classifier, a scorer of pairs, a pooled reward or embeddings behind a server
+    ServedPRM       a process reward model behind a server
     OnnxReward      an ONNX model
     Checker         a Python function with a time limit, in processes of its own
     CodeTests       model-written Python run against tests
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from .onnx import OnnxReward
     from .process import StepTokenPRM, ValueHeadPRM, linear_head
     from .programs import CodeTests, Run, extract_code, run_python
+    from .served import Served
+    from .served_prm import ServedPRM
     from .votes import Verdicts, Votes, VotesError
 
 _HOME = {
@@ -45,6 +49,8 @@ _HOME = {
     "OnnxReward": "onnx",
     "Outcome": "checker",
     "Run": "programs",
+    "Served": "served",
+    "ServedPRM": "served_prm",
     "StepTokenPRM": "process",
     "ValueHeadPRM": "process",
     "Verdicts": "votes",
@@ -67,6 +73,8 @@ __all__ = [
     "OnnxReward",
     "Outcome",
     "Run",
+    "Served",
+    "ServedPRM",
     "StepTokenPRM",
     "ValueHeadPRM",
     "Verdicts",

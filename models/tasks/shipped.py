@@ -16,7 +16,8 @@ from .countdown import LIMIT
 
 if TYPE_CHECKING:
     from ..local.transformers_lm import TransformersLM
-    from ..rewards.process import Aggregate, ValueHeadPRM
+    from ..rewards.process import ValueHeadPRM
+    from ..rewards.stepwise import Aggregate
 
 TEMPERATURE = 0.7
 """At which the reasoner is sampled by default, and was when the verifier was trained."""

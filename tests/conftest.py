@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Name parameters by their type where their repr holds an address, which differs from process to process."""
     return type(val).__name__ if " at 0x" in repr(val) else None
+
+
+_modules_known = 0
+
+
+def pytest_runtest_setup() -> None:
+    """Spare collections the libraries, over which each would take a second: they look at what tests make alone."""
+    global _modules_known
+    if len(sys.modules) > _modules_known + 200:
+        gc.collect()
+        gc.freeze()
+        _modules_known = len(sys.modules)
 
 
 @pytest.fixture

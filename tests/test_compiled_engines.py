@@ -65,6 +65,7 @@ def test_every_engine_runs_on_a_compiled_scan(name, tmp_path):
     assert kept.trace(0) == posterior.trace(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ancestor_sampling", [True, False])
 def test_fused_sweeps_have_the_smoothed_means(ancestor_sampling):
     engine = fk.ParticleGibbs(5, sweeps=600, burn_in=50, ancestor_sampling=ancestor_sampling, chains=8)
@@ -100,6 +101,7 @@ def test_one_iteration_is_enough():
         assert posterior.trace(0)["x"].value == posterior.values[0][0]
 
 
+@pytest.mark.slow
 def test_slices_of_nested_sampling_move_a_scan_that_asks_to_be_compiled():
     engine = fk.NestedSampling(5, fk.HitAndRunSlice(), moves=1, delete=2)
     posterior = fk.infer(rising(Y), engine, seed=5)

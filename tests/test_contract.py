@@ -201,6 +201,7 @@ def drift(before, after, outcomes):
     return [z_score([(b == x) - 1.0 * (a == x) for a, b in zip(before, after)], 0.0) for x in outcomes]
 
 
+@pytest.mark.slow
 def test_suffix_metropolis_hastings_leaves_the_posterior_invariant():
     model = tokens()
     assert fk.enumerate_program(model).law() == pytest.approx(dict(zip(T2_ORDER, T2_POSTERIOR)), abs=5e-6)
@@ -255,6 +256,7 @@ def test_conditional_smc_has_the_exact_kernel_on_t3_and_double_weighting_is_reje
     assert (abs(moved) < Z_LIMIT) != twice
 
 
+@pytest.mark.slow
 def test_conditional_smc_with_resampling_at_each_step_keeps_the_reference_and_the_posterior():
     """N = 2 on T2 with unequal lengths: the free particle draws its ancestor, the reference is forced along."""
     model, n = tokens(), CHAINS

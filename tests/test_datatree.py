@@ -57,6 +57,7 @@ def test_means_of_arviz_are_the_weighted_means(posterior, tree):
     assert float(az.mean(tree)["positive"]) == pytest.approx(posterior.expect(lambda v: v["positive"]), abs=0.01)
 
 
+@pytest.mark.slow
 def test_weighted_draws_have_the_exact_posterior_mean():
     """Over independent runs, the mean of the draws times Ẑ/Z has the exact posterior mean, by the Kalman smoother."""
     exact = fk.oracles.kalman(

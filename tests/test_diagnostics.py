@@ -105,6 +105,7 @@ def calibrate(engine, model, runs):
     return posteriors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "threshold", "twist", "adaptive"), MULTINOMIAL)
 def test_one_chain_with_multinomial_resampling_knows_its_error(n, threshold, twist, adaptive):
     """Lee and Whiteley's estimator, also where resampling times are random and weights unequal after them."""
@@ -130,6 +131,7 @@ def check_means(posteriors, bound=0.15):
     assert (within.mean(0) > 0.88).all()
 
 
+@pytest.mark.slow
 def test_several_chains_know_their_error_under_any_scheme():
     check_means(calibrate(fk.SMC(50, ess_threshold=0.8, chains=6), Hmm(0.4), 700), bound=0.25)
 

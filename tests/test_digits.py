@@ -92,6 +92,7 @@ def test_class_probabilities_are_those_of_the_network_and_differentiable(real):
             zoo.digit_classifier().log_prob(classes)
 
 
+@pytest.mark.slow
 def test_samples_of_a_class_are_recognised_as_it():
     classes = list(range(10)) * 6
     posterior = fk.infer(zoo.digits(20, classes), fk.ImportanceSampling(60), seed=0)
@@ -105,6 +106,7 @@ def free():
     return fk.infer(zoo.digits(20), fk.ImportanceSampling(60), seed=1).values
 
 
+@pytest.mark.slow
 def test_samples_without_a_class_are_of_many(free):
     found = seen(free)
     assert len(set(found.tolist())) >= 8

@@ -65,6 +65,7 @@ def test_the_corrected_filter_is_unbiased_on_t1(n, settings):
     check_unbiased(model, engine, exact.law(), exact.log_evidence, runs=1000, seed=n)
 
 
+@pytest.mark.slow
 def test_the_corrected_filter_keeps_its_target_with_twists_deaths_and_unequal_lengths():
     def shaping(text):
         return 1.3 * text.count("a") - 0.4 * text.count("b")

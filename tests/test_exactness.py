@@ -69,6 +69,7 @@ def _wild(text):
     return 1.5 * text.count("b") - 0.7 * len(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 7])
 @pytest.mark.parametrize("threshold", [0.5, 1.0])
 def test_twists_change_neither_target_nor_evidence(n, threshold):
@@ -77,6 +78,7 @@ def test_twists_change_neither_target_nor_evidence(n, threshold):
     check_unbiased(t2(shaping=_wild), engine, truth.law(), truth.log_evidence)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_proposals_change_neither_target_nor_evidence(scheme):
     model = t1("product of odds", twist=lambda s: 0.8 * s.count("b"), proposal=[0.15, 0.85])
@@ -114,6 +116,7 @@ def test_t3_is_right_where_resampling_and_then_selecting_by_the_weight_is_not():
     assert abs(z_score(hits, 0.736)) > 4.26
 
 
+@pytest.mark.slow
 def test_best_of_n_has_the_laws_of_the_tables():
     @fk.program
     async def pick():

@@ -76,6 +76,7 @@ def visited(model):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "stops"), [(chain, False), (stopping, True)])
 @pytest.mark.parametrize(
     "engine", [fk.ImportanceSampling(4000), fk.SMC(1000, chains=4), fk.EntropicParticleFilter(4000, 4)]
@@ -88,6 +89,7 @@ def test_it_learns_the_expected_weight_to_come(model, stops, engine):
         assert shares @ np.abs(np.array(twist.weights) - exact(stops)) / shares.sum() < 0.08
 
 
+@pytest.mark.slow
 def test_what_was_learned_and_its_proposal_leave_no_variance():
     learned = fk.LinearTwist.fit(fk.infer(chain(fk.LinearTwist()), fk.SMC(5000), seed=0), "phi")
     spreads = [

@@ -120,6 +120,7 @@ def test_the_known_errors_have_other_targets():
     assert variation(cold, SHARP) > 0.15
 
 
+@pytest.mark.slow
 def test_a_mixture_of_suffix_and_block_moves_keeps_the_target():
     engine, model = fk.SuffixMH(1, block=1), tokens()
     blocks = block_kernel(engine, model, 1)
@@ -315,6 +316,7 @@ def t1_kernel(weight):
     return kernel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resampling", ["multinomial", "systematic"])
 def test_particle_gibbs_has_the_exact_kernel_on_t1(resampling):
     """With two particles the free one has its own draw of an ancestor in either scheme, of which one is pinned."""
@@ -347,6 +349,7 @@ def exact_draws(model, n, seed):
     return [T2_ORDER[i] for i in index], [paths[i] for i in index]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "heat"),
     [
@@ -529,6 +532,7 @@ def test_power_sampling_finds_the_sharpened_model_and_not_the_cold_one():
     assert 0.05 < posterior.info["acceptance"] < 1.0
 
 
+@pytest.mark.slow
 def test_lines_that_have_all_ended_may_grow_longer_yet():
     """At power 0 all runs are as likely: where a line ends at once, its last moves take it to longer ones."""
     model = tokens(weigh=False)

@@ -30,6 +30,7 @@ def test_chains_find_the_posterior_and_their_own_step(kernel):
     assert posterior.warnings == ()
 
 
+@pytest.mark.slow
 def test_a_constrained_target_under_nuts_with_the_warm_up_of_stan():
     model = poisson_toy(jax=True)
     posterior = fk.infer(model, fk.MCMC(fk.NUTS(), draws=400, warmup=200), seed=0)

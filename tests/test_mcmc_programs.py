@@ -86,6 +86,7 @@ def test_scans_are_smoothed_by_hmc_and_moved_inside_smc():
     assert found.guarantee == "consistent"
 
 
+@pytest.mark.slow
 def test_texts_and_numbers_are_moved_in_turn():
     """Of 12 chains, which are independent: 4 comparisons at |t| < 7 of 11 degrees: 1e-4."""
     law, mean = exact_letters()

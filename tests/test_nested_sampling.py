@@ -199,6 +199,7 @@ def plateau(jax=False, high=10.0):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [fk.SuffixMH(1), fk.HitAndRunSlice()], ids=["SuffixMH", "slice"])
 def test_a_likelihood_of_steps(kernel):
     # 2 comparisons of 2 kernels: 8.0e-5.
@@ -276,6 +277,7 @@ async def mixed():
     return k
 
 
+@pytest.mark.slow
 def test_a_sweep_of_kernels_on_a_program_of_both_kinds():
     # 2 comparisons: 4.0e-5.
     zero, one = (

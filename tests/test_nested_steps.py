@@ -524,6 +524,7 @@ def drifting(ys, compiled=True):
     return filtered
 
 
+@pytest.mark.slow
 def test_compiled_scans_go_on_too():
     # 2 comparisons: 4.0e-6. Drifts differ and share what is compiled.
     model = drifting((0.5, -1.0, 2.0))

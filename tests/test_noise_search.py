@@ -96,6 +96,7 @@ def test_all_weight_is_on_the_candidate_of_the_largest_reward():
     assert len(posterior.steps) == len(FLOW) + 1
 
 
+@pytest.mark.slow
 def test_it_climbs_where_random_search_wanders():
     """A smooth reward in 60 dimensions: turning a good noise beats drawing as many new ones."""
     d = 60

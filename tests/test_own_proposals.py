@@ -62,6 +62,7 @@ def exact():
 
 
 # E[1/q] over the coin is (0.25 / 0.4 + 0.75 / 1.2) = 1.25 times 1/q.
+@pytest.mark.slow
 @pytest.mark.parametrize(("noisy", "scale"), [(False, 1.0), (True, 1.25**2)])
 def test_smc_has_the_law_of_p(noisy, scale):
     z, law = exact()

@@ -461,6 +461,7 @@ def test_a_posterior_holds_no_live_state(tmp_path):
     assert len(kept) == 5
 
 
+@pytest.mark.slow
 def test_a_session_lets_go_of_earlier_generations():
     session = fk.steps(walk(12), fk.SMC(10, ess_threshold=1.0), seed=0)
     before = alive(Particles, Particle, Run, Fiber)

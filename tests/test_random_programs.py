@@ -209,6 +209,7 @@ repeatable = settings(
 )
 
 
+@pytest.mark.slow
 @given(programs)
 @settings(repeatable, max_examples=40)
 def test_enumeration_equals_a_brute_force_written_without_the_library(block):
@@ -220,6 +221,7 @@ def test_enumeration_equals_a_brute_force_written_without_the_library(block):
     assert len(found.values) <= sum(1 for _ in brute(block, ()))
 
 
+@pytest.mark.slow
 @given(programs, engines, st.integers(0, 1000))
 @settings(repeatable, max_examples=25)
 def test_smc_is_unbiased_on_random_programs(block, engine, seed):

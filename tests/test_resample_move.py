@@ -259,6 +259,7 @@ def test_the_evidence_lies_between_the_bounds(engine):
     assert tight[:2] == pytest.approx([math.log(T2_Z)] * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "smc", [fk.SMC(2, 1.0, "multinomial"), fk.SMC(3, 1.0, "systematic"), fk.SMC(3, 0.6, "multinomial")]
 )
@@ -294,6 +295,7 @@ def test_draws_that_are_no_whole_run_are_refused():
     assert len(list(itertools.chain(fk.bounds(model, engine, exact_sample=draws(2, 1), seed=0, runs=2)))) == 4
 
 
+@pytest.mark.slow
 def test_runs_that_share_an_exact_draw_count_as_one():
     """The reported variance of the upper bound is that of its repetitions, where each of 3 draws serves 5 runs."""
     repeats = 100

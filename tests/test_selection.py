@@ -78,6 +78,7 @@ async def coin(p=0.6):
     return await fk.sample("x", fk.dist.Bernoulli(p))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "share"), [(2, 0.6), (3, 0.648)])
 def test_majorities_of_a_program_follow_their_law(n, share):
     posteriors = fk.infer([coin()] * 4000, fk.SelfConsistency(n), seed=n)

@@ -231,6 +231,7 @@ def test_a_program_is_smoothed_as_the_native_model_is(filtered):
     assert ours.values[0] == tuple(ours.series("x")[0])  # run again, so that it returns what it would have
 
 
+@pytest.mark.slow
 def test_a_smoothed_posterior_is_a_posterior(filtered):
     smoothed = fk.smooth(filtered, 40, seed=2, model=autoregression())
     assert len(smoothed) == 40
@@ -266,6 +267,7 @@ def test_chains_count_by_their_evidence():
     assert abs(found - share[0]) < 4.265 * math.sqrt(share.prod() / 400)  # false alarm 2e-5
 
 
+@pytest.mark.slow
 def test_a_genealogy_is_degenerate_and_says_so():
     posterior = fk.infer(autoregression(np.linspace(-2, 3, 25).tolist()), fk.SMC(30, ess_threshold=1.0), seed=0)
     smoothed = fk.smooth(posterior, 200, seed=1, method="genealogy")

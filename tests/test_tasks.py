@@ -235,6 +235,7 @@ def test_the_tokenizer_reads_and_writes_what_the_task_is_made_of():
     assert tokenizer("3 x 101").input_ids.count(tokenizer.unk_token_id) == 2
 
 
+@pytest.mark.slow
 def test_one_sample_solves_some_problems_but_not_most(sampled):
     accuracy = np.mean([p.solved(text) for p, text in sampled])
     told = fk.tasks.record("countdown_reasoner")["measured"]["5_numbers"]["solved"]
@@ -320,6 +321,7 @@ def test_final_asks_the_verifier_once(lm):
     assert posterior.cost.reward_calls > 8
 
 
+@pytest.mark.slow
 def test_the_verifier_finds_solutions(lm, prm, sampled):
     problems = fk.tasks.problems(20, seed=8)
     single = np.mean([p.solved(text) for p, text in sampled])
@@ -343,6 +345,7 @@ def test_rewards_of_a_problem_are_scores():
     assert evaluate([PROBLEM.value(text).log() for text in texts]) == [0.0, 0.0, -np.inf]
 
 
+@pytest.mark.slow
 def test_the_true_value_as_a_guide_solves_what_can_be_solved(lm):
     problems = fk.tasks.problems(10, seed=9)
     guides = [lambda _, text, p=p: p.value(text) for p in problems]

@@ -124,6 +124,7 @@ def test_waste_free_evidence_is_unbiased_on_a_fixed_ladder():
     assert abs(z_score([r * p.expect(lambda x: x[0]) for r, p in zip(found, posteriors)], 1.2)) < Z_LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "mean", "error"),
     [
@@ -156,6 +157,7 @@ def test_the_bias_over_many_runs(engine, mean, error):
     assert abs(found.mean() - mean) < Z_LIMIT * math.hypot(own, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [fk.TemperedSMC(1500, Walk(0.6)), fk.PersistentSampling(700, Walk(0.6))])
 def test_both_modes_are_found_with_their_masses(engine):
     """Means over six runs by their own spread: 8 comparisons at |t₅| < 12: 6e-4."""
@@ -168,6 +170,7 @@ def test_both_modes_are_found_with_their_masses(engine):
     assert np.mean([p.expect(lambda x: x[0] > 0) for p in found]) == pytest.approx(G3.mode, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine",
     [
@@ -190,6 +193,7 @@ def test_persistent_sampling_weighs_texts_with_proposals():
 # -- weights of zero -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine",
     [
@@ -321,6 +325,7 @@ async def measured(ys):
     return z
 
 
+@pytest.mark.slow
 def test_observations_one_after_the_other_with_moves_are_ibis():
     """θ first, then y: Ẑ of the first t observations, mean and second moment; 5 at |z| < 4.26: 1e-4."""
     engine, logs, found = fk.SMC(40, ess_threshold=1.0, move=fk.SuffixMH(2)), [], []

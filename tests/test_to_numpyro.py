@@ -163,6 +163,7 @@ async def both_toys(y, count):
     await fk.observe("count", dist.Poisson(rate), count)
 
 
+@pytest.mark.slow
 def test_numpyros_nuts_finds_the_posterior():
     """Means of z, z², rate, rate² by their ESS: 4 × |z| < 4.26, a false alarm with probability 4 × 2.0e-5 = 8e-5."""
     chain = infer.MCMC(infer.NUTS(fk.to_numpyro(both_toys)), num_warmup=300, num_samples=4000, progress_bar=False)

@@ -320,6 +320,7 @@ def test_a_pass_that_fails_leaves_no_trace(monkeypatch):
     np.testing.assert_allclose(draws[0].log_prob, draws[1].log_prob, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["prompt", "blocks", "pass"])
 @pytest.mark.parametrize("n", [1, 3])
 def test_where_memory_runs_out_less_is_held_at_once(monkeypatch, place, n):
@@ -415,6 +416,7 @@ def test_the_context_is_that_of_all_together():
         lm.together(texts, 1)
 
 
+@pytest.mark.slow
 def test_what_is_lost_is_written_again():
     truth, lm = lm_of(), lm_of(cache_bytes=500_000)
     for model in (truth, lm):
@@ -466,6 +468,7 @@ async def side_by_side(lm, steps=3):
     return team
 
 
+@pytest.mark.slow
 def test_a_program_runs_under_engines():
     lm = lm_of()
     posterior = fk.infer(side_by_side(lm), fk.SMC(8), seed=1)
@@ -502,6 +505,7 @@ async def ones(lm):
     return sum(sum(text.tokens) for text in team) == 4
 
 
+@pytest.mark.slow
 def test_evidence_is_that_of_tokens_seen_a_tick_later():
     # Same-tick visibility would give Z = 5.428990 and P(all ones) = .228792: at least 8 standard errors away.
     # 3 comparisons at |z| < 4.26: a correct engine fails with probability 3 × 2.0e-5 = 6e-5.

@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from .language.sampling import Sampling
     from .local.transformers_lm import TransformersLM
     from .rewards.judge import Judge
+    from .served.chat_lm import ChatLM
+    from .served.client import Client
     from .served.server_lm import ServerLM
 
-__all__ = ["Judge", "Sampling", "ServerLM", "Text", "TransformersLM", "think"]
+__all__ = ["ChatLM", "Client", "Judge", "Sampling", "ServerLM", "Text", "TransformersLM", "think"]
 
 _HOME = {
+    "ChatLM": "served.chat_lm",
+    "Client": "served.client",
     "Judge": "rewards.judge",
     "Sampling": "language.sampling",
     "ServerLM": "served.server_lm",

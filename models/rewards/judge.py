@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -11,6 +11,10 @@ from ...ppl.score import Kind
 from ..language.host import Host
 from .answers import Answers
 from .base import Template, TextReward, as_input, fill
+from .chat_answers import ChatAnswers
+
+if TYPE_CHECKING:
+    from ..served.chat_lm import ChatLM
 
 
 class Judge(TextReward):
@@ -39,7 +43,7 @@ class Judge(TextReward):
 
     def __init__(
         self,
-        lm: Host,
+        lm: Host | ChatLM,
         question: Template,
         *,
         yes: Sequence[str] = ("Yes", " Yes", "yes", " yes", "YES"),
@@ -49,7 +53,7 @@ class Judge(TextReward):
     ) -> None:
         super().__init__(name, "probability", question, cache)
         self.lm = lm
-        self._answers = Answers(lm, [yes, no], name)
+        self._answers = _told_apart(lm, [yes, no], name)
 
     def version(self) -> int:
         """Return a number that is another one whenever the model has been seen to change."""
@@ -89,7 +93,7 @@ class Grader(TextReward):
 
     def __init__(
         self,
-        lm: Host,
+        lm: Host | ChatLM,
         question: Template,
         *,
         grades: Mapping[str, float] | None = None,
@@ -105,7 +109,7 @@ class Grader(TextReward):
             raise ValueError(f"reward {name!r} needs at least two answers with finite grades, not {self.grades}")
         if kind == "probability" and not 0 <= min(values) <= max(values) <= 1:
             raise ValueError(f"reward {name!r}: grades of kind probability must be in [0, 1], not {values}")
-        self._answers = Answers(lm, [(answer, f" {answer}") for answer in self.grades], name)
+        self._answers = _told_apart(lm, [(answer, f" {answer}") for answer in self.grades], name)
 
     def version(self) -> int:
         """Return a number that is another one whenever the model has been seen to change."""
@@ -120,6 +124,12 @@ class Grader(TextReward):
         law = self._answers.law([key for (key,) in inputs])
         numbers: list[float] = (law @ np.array(list(self.grades.values()))).tolist()
         return numbers
+
+
+def _told_apart(lm: Host | ChatLM, answers: Sequence[Sequence[str]], name: str) -> Answers | ChatAnswers:
+    if hasattr(lm, "first_tokens"):  # the class is not asked for, as it needs what other models do not
+        return ChatAnswers(cast("ChatLM", lm), answers, name)
+    return Answers(lm, answers, name)
 
 
 def as_prompt(reward: Any, args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:

@@ -107,6 +107,9 @@ if TYPE_CHECKING:
     from .inference.variational.iwae import IWAE
     from .inference.variational.qwake import QWake
     from .inference.variational.transformer import DistributionTransformer
+    from .inference.workers.folder import Posteriors
+    from .inference.workers.pool import InProcess
+    from .inference.workers.ray import Ray
     from .ppl.bridges.from_numpyro import from_numpyro
     from .ppl.bridges.to_numpyro import to_numpyro
 
@@ -150,6 +153,7 @@ __all__ = [
     "Guide",
     "HitAndRunSlice",
     "ImportanceSampling",
+    "InProcess",
     "Kernel",
     "Langevin",
     "LinearTwist",
@@ -163,10 +167,12 @@ __all__ = [
     "PathSearch",
     "PersistentSampling",
     "Posterior",
+    "Posteriors",
     "PowerSampling",
     "Program",
     "QWake",
     "RandomWalk",
+    "Ray",
     "Rebase",
     "Reward",
     "RolloverBudget",
@@ -251,6 +257,7 @@ _HOME = {
     "HMC": "inference.moves.hmc",
     "HitAndRunSlice": "inference.tempering.hit_and_run_slice",
     "ImportanceSampling": "inference.particles.importance",
+    "InProcess": "inference.workers.pool",
     "Langevin": "inference.moves.langevin",
     "LinearTwist": "inference.results.linear_twist",
     "LookAheadSMC": "inference.particles.look_ahead",
@@ -269,8 +276,10 @@ _HOME = {
     "PathSearch": "inference.particles.path_search",
     "PersistentSampling": "inference.tempering.persistent",
     "Posterior": "inference.results.posterior",
+    "Posteriors": "inference.workers.folder",
     "PowerSampling": "inference.mcmc.power_sampling",
     "RandomWalk": "inference.moves.random_walk",
+    "Ray": "inference.workers.ray",
     "QWake": "inference.variational.qwake",
     "Rebase": "inference.search.rebase",
     "RolloverBudget": "inference.particles.rollover",

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from ..ppl.collector import patience
 from ..ppl.cost import Budget, recorded
 from ..ppl.model import FeynmanKac
-from .base.checks import check_run
+from .base.checks import check_run, is_true
 from .base.engine import Engine
 from .base.interrupts import noticing
 from .base.progress import Progress
 from .base.step import Step
 from .results.posterior import Posterior
 from .session import Session
+
+if TYPE_CHECKING:
+    from .workers.folder import Posteriors
+    from .workers.pool import Workers
 
 Callback = Callable[[Step], Any]
 """Called after every step of every chain; returning True stops the run, which keeps what it has."""
@@ -51,6 +55,8 @@ def infer(
     budget: Budget | None = ...,
     callbacks: Sequence[Callback] = ...,
     progress: bool | None = ...,
+    workers: Workers | None = ...,
+    save: None = ...,
 ) -> list[Posterior]: ...
 @overload
 def infer(
@@ -61,16 +67,43 @@ def infer(
     budget: Budget | None = ...,
     callbacks: Sequence[Callback] = ...,
     progress: bool | None = ...,
+    workers: Workers | None = ...,
 ) -> Posterior: ...
+@overload
 def infer(
-    model: FeynmanKac[Any] | Iterable[FeynmanKac[Any]],
+    model: Iterable[FeynmanKac[Any]] | Callable[..., Iterable[FeynmanKac[Any]]],
+    engine: Engine,
+    *,
+    seed: int,
+    budget: Budget | None = ...,
+    callbacks: Sequence[Callback] = ...,
+    progress: bool | None = ...,
+    workers: Workers | None = ...,
+    save: str | os.PathLike[str],
+) -> Posteriors: ...
+@overload
+def infer(
+    model: Callable[..., FeynmanKac[Any] | Iterable[FeynmanKac[Any]]],
+    engine: Engine,
+    *,
+    seed: int,
+    budget: Budget | None = ...,
+    callbacks: Sequence[Callback] = ...,
+    progress: bool | None = ...,
+    workers: Workers,
+    save: None = ...,
+) -> Any: ...
+def infer(
+    model: Any,
     engine: Engine,
     *,
     seed: int,
     budget: Budget | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool | None = None,
-) -> Posterior | list[Posterior]:
+    workers: Workers | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> Any:
     """Run an engine on a model and return its posterior; on a list of models, a list of posteriors.
 
     Many models (and the chains of each) advance in lockstep and share their batches.
@@ -82,12 +115,21 @@ def infer(
         budget: limits on the cost of the whole call; the unfinished particles are kept and flagged.
         callbacks: functions of each `Step`; one that returns True (NumPy's, torch's and JAX's too) ends the run.
         progress: whether to show a progress line (needs rich); None: where somebody is watching.
+        workers: who runs the models, in chunks: ``fk.Ray(num_workers=8)``, other processes on this machine or many. The
+            posterior of a model does not depend on how many there are. `model` may then be a function that makes the
+            models, called once by each worker (see `Ray`); the chains of one model are shared out as well. ``budget``
+            is for each model. One that fails does not end the run of the others: the error of the first is raised at
+            the end, and its ``failures`` has all by their numbers, its ``posterior`` the posteriors.
+        save: a folder that posteriors are written into as they come, so that they may outgrow memory; a sequence that
+            reads them on demand, `Posteriors`, is returned. A run that was cut short is gone on with by the same line.
+            Without ``workers`` this process works, as ``fk.InProcess()``.
 
     A run that is cut short, by the budget, a callback or Ctrl-C, gives a posterior for each model all the same: of the
     waves that were made whole, its `guarantee` "prefix", and empty where a model had no particles yet.
 
     Raises:
         TypeError: for what is no model, no engine or no budget.
+        CannotSend: for models that workers cannot be sent. FileExistsError: for a folder that holds something else.
         Whatever the model raises, with a note naming the particle; the error's ``posterior`` holds the steps
         that were complete. Ctrl-C does not raise: it ends the run and returns what there is, flagged. (It does where
         no model has any particles yet, and in a run inside another one, which ends with it.)
@@ -103,6 +145,10 @@ def infer(
     """
     many = not hasattr(model, "advance") and isinstance(model, Iterable)
     models: list[Any] = list(model) if isinstance(model, Iterable) and many else [model]
+    if workers is not None or save is not None:
+        from .workers.dispatch import infer_apart
+
+        return infer_apart(models if many else model, engine, seed, budget, callbacks, progress, workers, save)
     if not models:
         return []
     check_run("infer", models, engine, budget)
@@ -118,7 +164,7 @@ def infer(
                 bar.update()
                 # Every callback sees every step, whoever asks to stop.
                 votes = [callback(step) for callback in callbacks]
-                if any(map(_is_true, votes)):
+                if any(map(is_true, votes)):
                     session.stop("callback")
         return found()
     except KeyboardInterrupt:
@@ -134,11 +180,3 @@ def infer(
             error.add_note("feynkac: the posterior of the steps before is in the error's attribute `posterior`")
         raise
     return found()
-
-
-def _is_true(vote: Any) -> bool:
-    """Whether a callback returned True itself: Python's, or that of NumPy, torch or JAX, alone or as one element."""
-    if vote is True:
-        return True
-    kind = str(getattr(vote, "dtype", "")).removeprefix("torch.")
-    return kind == "bool" and math.prod(vote.shape) == 1 and bool(vote)

@@ -146,6 +146,18 @@ class UnreadablePosterior(FeynkacError, ValueError):
     """A file is no saved posterior, of another format, damaged, too large, or holds what no run can have made."""
 
 
+class CannotSend(FeynkacError, TypeError):
+    """A model or an engine cannot be sent to another process; a function that makes it there can."""
+
+
+class WorkerLost(FeynkacError, RuntimeError):
+    """Processes died again and again that were to run a problem: for want of memory, or by a fault in C code."""
+
+
+class WorkerError(FeynkacError, RuntimeError):
+    """What a worker raised cannot be sent as it is: its name and its words."""
+
+
 class FeynkacWarning(UserWarning):
     """Base of all warnings given by feynkac."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -90,3 +91,11 @@ def check_engine(who: str, engine: Any) -> None:
     else:
         what = f"an engine, such as fk.SMC(32), not {short(engine, 60)}"
     raise TypeError(f"{who} takes {what}")
+
+
+def is_true(vote: Any) -> bool:
+    """Whether a callback returned True itself: Python's, or that of NumPy, torch or JAX, alone or as one element."""
+    if vote is True:
+        return True
+    kind = str(getattr(vote, "dtype", "")).removeprefix("torch.")
+    return kind == "bool" and math.prod(vote.shape) == 1 and bool(vote)

@@ -43,6 +43,11 @@ class Progress:
         elif self._shown:
             print(file=sys.stderr)
 
+    @property
+    def shown(self) -> bool:
+        """Whether anybody sees it."""
+        return self._shown
+
     def update(self) -> None:
         """Show where the run stands."""
         if not self._shown:

@@ -101,13 +101,14 @@ def _chain(chain: Chain, where: str, encoder: Encoder) -> dict[str, Any]:
         "info": encoder.encode(dict(chain.info), f"the info of {where}"),
         "serial": chain.serial,
         "stats": {name: encoder.array(array) for name, array in chain.stats.items()},
-        **_steps(chain.steps if chain.tree is None else (), where, encoder),  # a tree tells its steps
-        "stages": _steps(chain.stages, f"the stages of {where}", encoder) if chain.stages else None,
+        **encode_steps(chain.steps if chain.tree is None else (), where, encoder),  # a tree tells its steps
+        "stages": encode_steps(chain.stages, f"the stages of {where}", encoder) if chain.stages else None,
         "tree": tree,
     }
 
 
-def _steps(steps: Sequence[Step], where: str, encoder: Encoder) -> dict[str, Any]:
+def encode_steps(steps: Sequence[Step], where: str, encoder: Encoder) -> dict[str, Any]:
+    """Return JSON for steps; ``where`` names them in errors."""
     choices = [_rows(step.choices) for step in steps]
     return {
         "sizes": encoder.array(np.array([len(step.done) for step in steps], np.int64)),
@@ -211,17 +212,18 @@ def _read_chain(data: dict[str, Any], decoder: Decoder) -> Chain:
         log_weights=decoder.array(data["log_weights"]),
         complete=decoder.array(data["complete"]),
         log_evidence=decoder.decode(data["log_evidence"]),
-        steps=_read_steps(data, decoder) if tree is None else (),
+        steps=decode_steps(data, decoder) if tree is None else (),
         answers=decoder.decode(data["answers"]),
         tree=tree,
         info=decoder.decode(data["info"]),
         serial=data["serial"],
         stats={name: decoder.array(array) for name, array in data.get("stats", {}).items()},
-        stages=_read_steps(data["stages"], decoder) if data.get("stages") is not None else (),
+        stages=decode_steps(data["stages"], decoder) if data.get("stages") is not None else (),
     )
 
 
-def _read_steps(data: dict[str, Any], decoder: Decoder) -> tuple[Step, ...]:
+def decode_steps(data: dict[str, Any], decoder: Decoder) -> tuple[Step, ...]:
+    """Return steps from their JSON."""
     sizes = decoder.array(data["sizes"]).tolist()
     count, total = len(sizes), sum(sizes)
     known = [name for name in _SCALARS if name in data["scalars"]]  # older files lack the last

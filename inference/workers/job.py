@@ -1,0 +1,101 @@
+"""What workers are to do, and what one says of it before anything is drawn."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from ...ppl.cost import Budget
+from ...ppl.program import ProgramFactory
+from ...ppl.sites import short
+from ..base.checks import check_run
+from ..base.engine import Engine
+from ..session import Problem, pose
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def plain(name: str) -> str:
+    """Return a repr without places in memory, which are others in each process."""
+    return _ADDRESS.sub("", name)
+
+
+class Facts(NamedTuple):
+    """What a run is on."""
+
+    names: tuple[str, ...]
+    """How each unit is written: of many models the models; of one model, itself, once for each chain."""
+    many: bool
+    """Whether the units are models; else they are the chains of one."""
+    version: str
+    """Of feynkac, where the models were made."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Models, or a function that makes them, and what is to be done with them. Sent to a worker once.
+
+    Its units, numbered from 0, are the models; the chains, where there is one model alone.
+    """
+
+    models: Any
+    engine: Engine
+    seed: int
+    budget: Budget | None
+    watched: bool
+
+    @property
+    def made(self) -> bool:
+        """Whether the models are there, and not a function that makes them."""
+        found = self.models
+        return not callable(found) or hasattr(found, "advance") or isinstance(found, ProgramFactory | type | Iterable)
+
+    def make(self, device: str | None = None) -> Units:
+        """Return the units, on a device if one is given.
+
+        Raises TypeError for what are no models, and whatever the function that makes them raises.
+        """
+        found = self.models
+        if not self.made:
+            found = found() if device is None else found(device)
+            if not hasattr(found, "advance") and not isinstance(found, Iterable):
+                raise TypeError(f"the function that makes the models returned {short(found, 60)}, and no list of them")
+        many = isinstance(found, Iterable) and not hasattr(found, "advance")
+        models = list(found) if many else [found]
+        check_run("infer", models, self.engine, self.budget)
+        if not many and self.budget is not None and self.budget.limited:
+            raise ValueError(
+                "budget= of a single model counts all its chains, and on workers each runs apart: leave out budget= or "
+                "workers=, or set fewer particles"
+            )
+        return Units(self, models, many)
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of a job, where their models are."""
+
+    job: Job
+    models: Sequence[Any]
+    many: bool
+
+    @property
+    def alone(self) -> bool:
+        """Whether the run is on one model."""
+        return len(self.models) == 1
+
+    def problem(self, unit: int) -> Problem:
+        """Return a unit as a problem, whose keys are the same wherever it is run, and beside whatever others."""
+        job = self.job
+        if self.many:
+            return pose(self.models[unit], job.engine, job.seed, unit)
+        return replace(pose(self.models[0], job.engine, job.seed, 0), chain=unit)
+
+    @property
+    def facts(self) -> Facts:
+        """What a run on them is on."""
+        names = tuple(map(repr, self.models)) * (1 if self.many else self.job.engine.chains)
+        return Facts(names, self.many, importlib.metadata.version("feynkac"))

@@ -86,7 +86,7 @@ def test_answers_follow_the_law_of_the_chat(server, lm):
 
     @fk.program
     async def one_token(lm):
-        text = await fk.sample("answer", lm.complete(lm.prompt("Who?"), max_tokens=1, temperature=0.7))
+        text = await fk.sample("answer", lm.complete(lm.prompt("Who?"), max_tokens=1, temperature=0.3))
         await fk.factor("weight", 0.9 * str(text).count("a") - 0.4 * str(text).count("N"))
         return text
 
@@ -94,7 +94,7 @@ def test_answers_follow_the_law_of_the_chat(server, lm):
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Who?"}], tokenize=True, add_generation_prompt=True, return_dict=False
     )
-    logits = server._model.law(tuple(ids)) / 0.7
+    logits = server._model.law(tuple(ids)) / 0.3
     law = np.exp(logits - np.logaddexp.reduce(logits))
     spelled = [tokenizer.decode([i]) for i in range(300)]
     exact = sum(law * [math.exp(0.9 * (string == "a") - 0.4 * (string == "N")) for string in spelled])

@@ -190,7 +190,11 @@ class FakeServer:
                 return fate
         return "answered"
 
-    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any], float]:
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Return the status and what is answered, at once and without HTTP."""
+        return self.timed(path, body)[:2]
+
+    def timed(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any], float]:
         """Return the status, what is answered, and the seconds that it takes."""
         lacks = self.faults.lacks
         if path not in _PATHS or path in lacks:
@@ -282,7 +286,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fate == "limited":
             self._say(429, {"error": {"message": "slow down"}}, fake.faults.retry_after)
         else:
-            status, said, seconds = fake.answer(self.path, body)
+            status, said, seconds = fake.timed(self.path, body)
             if seconds and select([self.connection], [], [], seconds)[0]:  # who asked has hung up
                 fake.aborted += 1
                 self.close_connection = True

@@ -371,6 +371,28 @@ def test_errors_arrive_in_their_own_type():
     assert str(arrived) == "Trouble: why (7)"
 
 
+def test_a_model_behind_a_server_is_sent_without_weights_or_keys(monkeypatch):
+    pytest.importorskip("httpx2")
+    cloudpickle = pytest.importorskip("cloudpickle")
+    from feynkac.models.testing import FakeServer, tiny_tokenizer
+
+    @fk.program
+    async def writes(lm, topic):
+        text = await fk.sample("a", lm.tokens(lm.prompt(topic), 3))
+        await fk.factor("G", 0.1 * len(str(text)))
+        return await fk.sample("b", lm.tokens(text, 3))
+
+    monkeypatch.setenv("FEYNKAC_API_KEY", "sk-secret")
+    with FakeServer(api_key="sk-secret") as server:
+        lm = fk.models.ServerLM(server.url, tokenizer=tiny_tokenizer(), api_key="sk-secret")
+        models = [writes(lm, topic) for topic in ("rivers", "hills", "the sea")]
+        sent = cloudpickle.dumps(models)
+        assert len(sent) < 20_000
+        assert b"sk-secret" not in sent
+        found = fk.infer(cloudpickle.loads(sent), ENGINE, seed=0, workers=Fake(2))
+        assert [p.values for p in found] == [p.values for p in fk.infer(models, ENGINE, seed=0)]
+
+
 def test_what_cannot_be_sent_is_named():
     pytest.importorskip("ray")
     lock = __import__("threading").Lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ..language.sampling import Sampling
@@ -73,6 +74,11 @@ class ServerLM(ServedLM):
         retries: int = 5,
         verify: Any = True,
     ) -> None:
+        self._again = partial(
+            ServerLM, url, model, tokenizer=tokenizer, sampling=sampling, eos=eos, vocab_size=vocab_size,
+            score_warped=score_warped, tolerance=tolerance, limit=limit, tokens_in_flight=tokens_in_flight,
+            timeout=timeout, retries=retries, verify=verify,
+        )  # fmt: skip
         client = Client(
             url, api_key=api_key, limit=limit, tokens_in_flight=tokens_in_flight, timeout=timeout, retries=retries,
             verify=verify,
@@ -86,3 +92,13 @@ class ServerLM(ServedLM):
             tolerance=tolerance,
         )  # fmt: skip
         transport.seeded = "seed" in self.can
+
+    def __copy__(self) -> ServerLM:
+        return self
+
+    def __deepcopy__(self, _: Any) -> ServerLM:
+        return self
+
+    def __reduce__(self) -> Any:
+        # In another process it meets the server anew, by the key of that process's environment.
+        return self._again, ()

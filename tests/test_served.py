@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -14,12 +14,12 @@ from served import few_tokens, served
 
 import feynkac as fk
 from feynkac.models.language.laws import log_normalise
-from feynkac.models.testing import Bigram, tiny_lm
+from feynkac.models.testing import Bigram, tiny_lm, tiny_tokenizer
 from feynkac.ppl.cost import Ledger, recording
 from laws import Z_LIMIT, check_unbiased
 from walks import drift, drive, forced, keys_of, value_of
 
-LAWS = [{}, {"temperature": 0.7, "top_p": 0.9}, {"top_k": 5}, {"temperature": 1.4, "min_p": 0.05}, {"temperature": 0}]
+LAWS = [{}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.4, "top_k": 9, "min_p": 0.05}, {"temperature": 0}]
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def test_steps_end_and_weigh_as_those_of_a_model_that_runs_here(law, local, twin
     assert all({"temperature", "top_p", "top_k", "min_p", "repetition_penalty"} <= request.keys() for request in first)
 
 
-def test_a_draw_depends_on_its_key_alone(twin):
-    lm, client = twin
+def test_a_draw_depends_on_its_key_alone():
+    lm, client = served()
     text = lm.prompt("Once upon")
     keys = keys_of(6, 2)
     client.asked.clear()
@@ -92,6 +92,25 @@ def test_draws_have_the_law_of_a_model_that_runs_here():
     assert (law[tokens] > 0).all()
 
 
+def test_what_was_drawn_beyond_the_end_is_dropped_and_each_token_keeps_its_own_log_prob():
+    tokenizer = tiny_tokenizer()
+    support = tokenizer.convert_tokens_to_ids(["a", ".", "Ġ"])
+    table = Bigram(len(tokenizer), support)
+    lm, _ = served(table)
+    text = lm.prompt("The")
+    step = lm.sentence(text, max_tokens=40)
+    with recording(Ledger()) as ledger:
+        draws = step.sample_batch([step] * 8, keys_of(8, 13))
+    assert ledger.total().tokens_out > sum(len(value.tokens) for value in draws.values)
+    assert all(str(value).rstrip().endswith(".") for value in draws.values)
+    for value, log_prob in zip(draws.values, draws.log_prob):
+        path = (*text.prompt_tokens[-1:], *value.tokens)
+        each = [table((a,))[b] - np.logaddexp.reduce(table((a,))) for a, b in pairwise(path)]
+        assert log_prob == pytest.approx(sum(each))
+        first = lm.next_token(text)
+        assert first.log_prob_batch([first], [value.cut(to=1)])[0] == pytest.approx(each[0])
+
+
 # -- given tokens ----------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +138,7 @@ def test_what_was_drawn_is_given_again_without_a_request_and_what_was_not_is_sco
 def test_given_tokens_are_scored_under_any_law_where_that_is_allowed(local):
     lm, client = served(lambda ids: local.next_log_probs(local.prompt(list(ids))), score_warped=True)
     text, here = lm.prompt("Once"), local.prompt("Once")
-    for law in LAWS:
+    for law in LAWS[1:3]:
         step = lm.tokens(text, 3, **law)
         value = step.sample_batch([step], keys_of(1, 5)).values[0].detach()
         other = lm.tokens(text, 3).sample_batch([lm.tokens(text, 3)], keys_of(1, 6)).values[0].detach()
@@ -136,7 +155,7 @@ def test_masks_and_judges_are_those_of_a_model_that_runs_here(local, twin):
     text, here = lm.prompt("Once"), local.prompt("Once")
     mask = np.zeros(lm.vocab_size, bool)
     mask[list(lm.encode("time river"))] = True
-    n = 400
+    n = 60
     step = lm.next_token(text, mask=mask, temperature=0.9)
     draws = step.sample_batch([step] * n, keys_of(n, 7))
     truth = local.next_token(here, mask=mask, temperature=0.9)
@@ -189,16 +208,23 @@ def exact(law, support, start, **warp):
     return {tokens: weight for tokens, weight in weights.items() if weight > 0}
 
 
-@pytest.mark.parametrize("law", [{}, {"temperature": 0.6, "top_k": 3}, {"temperature": 1.3, "top_p": 0.8}], ids=str)
-@pytest.mark.parametrize("mode", ["processed_logprobs", "raw_logprobs"])
+@pytest.mark.parametrize(
+    ("law", "mode"),
+    [
+        ({}, "processed_logprobs"),
+        ({"temperature": 0.6, "top_k": 3}, "processed_logprobs"),
+        ({"temperature": 1.3, "top_p": 0.8}, "raw_logprobs"),
+    ],
+    ids=str,
+)
 def test_smc_is_unbiased_whatever_law_is_drawn_from(law, mode):
-    """At most 14 comparisons a case at |z| < 4.26: 2e-3 for all six... with fixed seeds."""
+    """At most 14 comparisons for each of three at |z| < 4.26: 9e-4."""
     table, support = few_tokens()
     lm, _ = served(table, mode=mode)
     weights = exact(table, support, lm.prompt("The").prompt_tokens[-1], **law)
     z = sum(weights.values())
     model = spells(lm, support, twisted=True, **law)
-    check_unbiased(model, fk.SMC(6), {x: w / z for x, w in weights.items()}, math.log(z), runs=150)
+    check_unbiased(model, fk.SMC(6), {x: w / z for x, w in weights.items()}, math.log(z), runs=100)
     assert set(model.start(keys_of(3)).scored) == {mode == "processed_logprobs" or not law}
 
 
@@ -224,7 +250,7 @@ def test_observed_strings_weigh_as_their_law_says():
     a, b, *_, end = support
     law = {x: p(start, x) * p(x, a) * p(a, b) for x in support[:-1]} | {end: p(start, end) * math.exp(-3.0)}
     z = sum(law.values())
-    check_unbiased(observed(lm, support), fk.SMC(4), {x: w / z for x, w in law.items()}, math.log(z), runs=200)
+    check_unbiased(observed(lm, support), fk.SMC(4), {x: w / z for x, w in law.items()}, math.log(z), runs=150)
     assert any(request.get("echo") for wave in client.asked for request in wave)
 
 
@@ -232,12 +258,12 @@ def test_observed_strings_weigh_as_their_law_says():
     "engine",
     [
         fk.SuffixMH(1),
-        fk.SuffixMH(1, block=1),
         fk.SuffixMH(1, power=1.7),
-        fk.ParticleGibbs(3, 1),
-        fk.ParticleGibbs(3, 1, ancestor_sampling=True),
+        fk.ParticleGibbs(2, 1),
+        pytest.param(fk.SuffixMH(1, block=1), marks=pytest.mark.slow),
+        pytest.param(fk.ParticleGibbs(3, 1, ancestor_sampling=True), marks=pytest.mark.slow),
     ],
-    ids=repr,
+    ids=lambda engine: repr(engine)[:36],
 )
 def test_a_move_leaves_the_posterior(engine):
     """Exact draws before and after a move, 16 comparisons at |z| < 4.26: 3e-4 for each of five."""
@@ -249,7 +275,7 @@ def test_a_move_leaves_the_posterior(engine):
         weights = {x: w * (w / math.exp(sum_of(x, support))) ** (power - 1.0) for x, w in weights.items()}
     runs = list(weights)
     law = np.array([weights[x] for x in runs]) / sum(weights.values())
-    n = 1000
+    n = 400
     model = spells(lm, support)
     index = np.searchsorted(law.cumsum()[:-1], fk.keys.uniform(keys_of(n, 9)), side="right")
     paths = forced(model, [choices(lm, x) for x in runs])

@@ -115,7 +115,7 @@ class Text:
         prompt_tokens: its token ids.
         steps: what each step added, as displayed: one string per sampled or appended step.
         log_prob: log-probability of all sampled tokens, under the laws they were really drawn from; of constrained
-            steps, under the model's own times the potential.
+            steps, under the model's own times the potential. NaN where a server does not tell it.
         finish_reason: ``"eos"`` after an end token, ``"context"`` where the model's context is full, else
             None.
 

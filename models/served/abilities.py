@@ -35,7 +35,7 @@ _PROBES = ("Once upon a time", "x = f(y)\n", "Übermäßig 12345 🎉")
 _LONG = 8
 """Tokens of a trial draw."""
 _SEEDS = (11, 11, 12, 13, 14)
-_CUT = Sampling(temperature=0.5, top_k=2)
+_CUT = Sampling(temperature=0.25, top_k=3)
 _SURE = -math.log(1e6)
 """Draws that are less probable than this are not met again under another seed by chance."""
 
@@ -88,8 +88,8 @@ def _laws(transport: Transport, history: tuple[int, ...], tolerance: float) -> s
     if len(own) < 3:
         return can
     ranked = sorted(own, key=lambda token: -own[token])
-    best, rest = ranked[:2], (ranked[0], ranked[-1])
-    if _as_cut(own, best, _asked(lambda: transport.draw([Draw(history, 2, 1, _CUT, top=2)])[0]), tolerance):
+    best, rest = ranked[:3], (ranked[0], ranked[-1])
+    if _as_cut(own, best, _asked(lambda: transport.draw([Draw(history, 2, 1, _CUT, top=3)])[0]), tolerance):
         can.add("log_prob_warped")
     few = _asked(lambda: transport.draw([Draw(history, 3, 1, shown=rest)])[0].shown)
     if few is not None and all(abs(few[token] - own[token]) < tolerance for token in rest):
@@ -103,14 +103,16 @@ def _laws(transport: Transport, history: tuple[int, ...], tolerance: float) -> s
 
 
 def _as_cut(own: Mapping[int, float], best: Sequence[int], drawn: Drawn | None, tolerance: float) -> bool:
-    """Whether the two best tokens have the log-probabilities that they have at half the temperature, all else cut."""
+    """Whether the best tokens have the log-probabilities that they have when colder, with all others cut off."""
     if drawn is None or any(token not in drawn.shown for token in best):
         return False
-    weights = np.array([own[token] / _CUT.temperature for token in best])
     log_probs = np.array([drawn.shown[token] for token in best])
-    after, before = weights - np.logaddexp.reduce(weights), np.array([own[token] for token in best])
-    off = np.abs(log_probs - after).max()
-    return bool(off < 4 * tolerance and off < np.abs(log_probs - before).max())
+    if abs(np.logaddexp.reduce(log_probs)) > 0.01:  # others have a part
+        return False
+    warm = np.array([own[token] for token in best])
+    cold = warm / _CUT.temperature
+    off, if_warm = (np.abs(log_probs - (w - np.logaddexp.reduce(w))).max() for w in (cold, warm))
+    return bool(off < tolerance / _CUT.temperature and off < if_warm)
 
 
 def _as_masked(own: Mapping[int, float], pair: Sequence[int], drawn: Drawn, tolerance: float) -> bool:

@@ -84,7 +84,9 @@ class Completions:
                 return None
             raise
         tokens = answer.get("tokens") if isinstance(answer, Mapping) else None
-        return tuple(tokens) if isinstance(tokens, list) and all(type(token) is int for token in tokens) else None
+        if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+            return None
+        return tuple(tokens) or None
 
     def _payload(self, request: Draw) -> dict[str, Any]:
         law = request.sampling
@@ -130,7 +132,11 @@ class Completions:
             log_probs = [self._number(number) for number in log_probs]
             if len(log_probs) != len(tokens):
                 self._unusable(f"there are {len(log_probs)} log-probabilities for {len(tokens)} tokens")
-        stopped = choice.get("finish_reason") == "stop" and not isinstance(choice.get("stop_reason"), str)
+        reason = choice.get("finish_reason")
+        if reason not in ("stop", "length"):
+            self._unusable(f"a draw ended by {reason!r}, so that what is lost may have depended on what was drawn")
+        by_string = isinstance(choice.get("stop_reason"), str) or (bool(request.stops) and "stop_reason" not in choice)
+        stopped = reason == "stop" and not by_string
         shown = self._shown(told)
         lacks = [token for token in request.shown if token not in shown]
         if lacks:

@@ -52,8 +52,17 @@ class ServedLM(LanguageModel):
     What was heard of a token's log-probability is kept with its text, while that is held: a text that was drawn is
     given again (by a replay, a Markov chain, particle Gibbs) without a request.
 
-    Attributes:
+    Args:
         transport: what carries the requests.
+        tokenizer: the model's own, as transformers has them.
+        sampling: the default law of the next token; every step may override it.
+        eos: the tokens that end a text; that of the tokenizer by default.
+        vocab_size: how many tokens the model has; as many as the tokenizer by default.
+        context: most tokens of a text; what the engine says by default.
+        score_warped: whether given tokens may be scored under other laws than the model's own, by a request for each.
+        tolerance: how far two log-probabilities of one token may lie apart that were computed in two ways.
+
+    Attributes:
         can: what the engine was seen to do, when it was met.
         lacks: what it does not do, each with what to do about it.
     """
@@ -68,21 +77,23 @@ class ServedLM(LanguageModel):
         sampling: Sampling | None = None,
         eos: Sequence[int] | None = None,
         vocab_size: int | None = None,
+        context: int | None = None,
         score_warped: bool = False,
         tolerance: float = 0.05,
     ) -> None:
         self.transport = transport
         size = len(tokenizer) if vocab_size is None else vocab_size
+        context = transport.context if context is None else context
         given = [tokenizer.eos_token_id] if eos is None else eos
-        ends = frozenset(token for token in given if token is not None)
+        ends = frozenset(token for token in given if token is not None and 0 <= token < size)
         super().__init__(
             tokenizer,
             Tree(Heard),
             name=transport.identity,
             vocab_size=size,
             eos=ends,
-            context=transport.context,
-            prompt_context=transport.context,
+            context=context,
+            prompt_context=context,
         )
         met: Abilities = meet(transport, self._writer.codec, tolerance)
         self.can, self.lacks = met.can, met.lacks
@@ -278,15 +289,17 @@ class ServedLM(LanguageModel):
             if "score" not in self.can:
                 raise Unsupported(f"{what} is not told by {self!r}: {self.lacks['score']}")
             return
-        if not self._score_warped:
-            self._refuse(
-                what, "it would take a request for each token",
-                "use the model's own law (temperature=1, nothing cut off), or allow it by score_warped=True",
-            )  # fmt: skip
         self.admits(law)
+        if not self.scores(law):
+            raise Unsupported(f"{what} is not told by {self!r}: {self.lacks['log_prob_warped']}")
         if sampling.temperature:
             require(self, "few", what)
-            self._check_few(sampling, what)
+        if not self._score_warped:
+            self._refuse(
+                what,
+                "it would take a request for each token",
+                "use the model's own law (temperature=1, nothing cut off), or allow it by score_warped=True",
+            )
 
     def _score(self, nodes: list[Any], owners: list[int], tally: Tally) -> None:
         """Hear of the model's own law of all tokens of some histories."""

@@ -70,7 +70,7 @@ class Transport(Protocol):
     """Carries the requests of a wave to an engine, all at once, and brings what came of each, in order.
 
     Every number it brings is a real one or −inf: what an answer lacks, and NaN, raise `UnusableAnswer` by name. A
-    history that is too long for the engine raises `ContextOverflow`.
+    history that is too long for the engine raises `ContextOverflow`, a request that it does not take `Unsupported`.
 
     Attributes:
         identity: what the model is called.

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from .served.chat_lm import ChatLM
     from .served.client import Client
     from .served.server_lm import ServerLM
+    from .served.vllm import VLLM
 
-__all__ = ["ChatLM", "Client", "Judge", "Sampling", "ServerLM", "Text", "TransformersLM", "think"]
+__all__ = ["VLLM", "ChatLM", "Client", "Judge", "Sampling", "ServerLM", "Text", "TransformersLM", "think"]
 
 _HOME = {
     "ChatLM": "served.chat_lm",
@@ -25,6 +26,7 @@ _HOME = {
     "Sampling": "language.sampling",
     "ServerLM": "served.server_lm",
     "TransformersLM": "local.transformers_lm",
+    "VLLM": "served.vllm",
 }
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from ...ppl.errors import ContextOverflow, ServerError, Unsupported, UnusableAnswer
 from ...ppl.sites import short
 from .client import Client
-from .transport import Draw, Drawn, Scored
+from .transport import Draw, Drawn, Scored, as_log_prob
 
 _PATH = "/v1/completions"
-_NOTHING = -9999.0
-"""What servers write for a log-probability of −inf, which JSON does not know."""
 _NAMED = "token_id:"
 _OVERFLOW = ("input_tokens", "maximum context length", "context_length_exceeded")
 _NEUTRAL = {
@@ -167,9 +164,7 @@ class Completions:
 
     def _number(self, number: Any) -> float:
         """Return a log-probability."""
-        if type(number) not in (int, float) or math.isnan(number) or number > 1e-3:
-            self._unusable(f"a log-probability is {number!r}; try the model in float32 (--dtype float32)")
-        return -math.inf if number <= _NOTHING else min(0.0, float(number))
+        return as_log_prob(number, self.where + _PATH)
 
     def _unusable(self, what: str) -> NoReturn:
         raise UnusableAnswer(f"{self.where}{_PATH}: {what}")

@@ -6,11 +6,16 @@ requests of a wave, replays the tokens that come back through its own endings, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from ...ppl.errors import UnusableAnswer
 from ..language.sampling import Sampling
+
+_NOTHING = -9999.0
+"""What engines write for a log-probability of −inf, which JSON does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +95,10 @@ class Transport(Protocol):
 
     def tokenize(self, string: str) -> tuple[int, ...] | None:
         """Return the engine's own tokens of a string, none added; None where it does not say."""
+
+
+def as_log_prob(number: Any, where: str) -> float:
+    """Return a log-probability of what an engine wrote. Raises UnusableAnswer, naming the engine, for what is none."""
+    if type(number) not in (int, float) or math.isnan(number) or number > 1e-3:
+        raise UnusableAnswer(f"{where}: a log-probability is {number!r}; try the model in float32 (--dtype float32)")
+    return -math.inf if number <= _NOTHING else min(0.0, float(number))

@@ -46,7 +46,8 @@ class Density:
         log_jacobian: ``log_jacobian(u)``, (n,): log|det dx/du|, by which ``log_prior`` exceeds the path's ``log_prob``.
         fixed: a pytree of arrays of n rows: what differs from path to path and does not move.
         logdensity: a function of JAX ``(u: (d,), fixed of one row) -> (log_prior, log_potential)``, the *same object*
-            for paths of the same shape, so that what is compiled for it can be kept; None where it is none of JAX's.
+            for paths of the same shape, so that what is compiled for it can be kept; None where it is none of JAX's. A
+            `jax.tree_util.Partial` is the same where its function is: its arrays, which may differ, are handed in.
         gaussian: mean (d,) and lower Cholesky factor (d, d) of the prior where it is one normal law, else None. The
             factor is (d,) where it is diagonal.
         stays: addresses of latents that do not move: discrete values, texts. A chain of moves of coordinates never

@@ -51,6 +51,15 @@ class Traced:
         return log_density(self.at(z, False), self.inverse, jnp)
 
 
+def apart(density: Density) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return the function of a density that is compiled, once for all that have it, and its first arguments."""
+    from jax.tree_util import Partial
+
+    logdensity = density.logdensity
+    assert logdensity is not None
+    return (logdensity.func, logdensity.args) if isinstance(logdensity, Partial) else (logdensity, ())
+
+
 def walk_compiled(
     kernel: Any,
     density: Density,
@@ -66,8 +75,9 @@ def walk_compiled(
 
     words = np.ascontiguousarray(_keys.fold(keys, _keys.tag("jax"))).view(np.uint32).reshape(-1, 2)
     with jax.enable_x64(True):
-        run = _compiled(density.logdensity, kernel.settings(), count)
-        found = run(z, density.fixed, inverse, words, size, shape.center, shape.scale)
+        logdensity, numbers = apart(density)
+        run = _compiled(logdensity, kernel.settings(), count)
+        found = run(numbers, z, density.fixed, inverse, words, size, shape.center, shape.scale)
         begin, draws, fared = jax.device_get(found)
     return begin, draws, fared.summed()
 
@@ -79,9 +89,9 @@ def _compiled(logdensity: Callable[..., Any], kernel: Any, count: int) -> Callab
     import jax.numpy as jnp
 
     def one(
-        z: Any, fixed: Any, inverse: Any, word: Any, size: Any, center: Any, scale: Any
+        numbers: Any, z: Any, fixed: Any, inverse: Any, word: Any, size: Any, center: Any, scale: Any
     ) -> tuple[Point, Point, Any]:
-        target = Traced(lambda u: logdensity(u, fixed), inverse, center, scale)
+        target = Traced(lambda u: logdensity(*numbers, u, fixed), inverse, center, scale)
         init, step = kernel.traced(target, size)
 
         def walk(state: Any, key: Any) -> Any:
@@ -96,7 +106,8 @@ def _compiled(logdensity: Callable[..., Any], kernel: Any, count: int) -> Callab
         _, (positions, fared) = jax.lax.scan(draw, init(z), keys)
         return target.at(z, kernel.gradient), jax.vmap(lambda z: target.at(z, False))(positions), fared
 
-    compiled: Callable[..., Any] = jax.jit(jax.vmap(one, in_axes=(0, 0, 0, 0, None, None, None), out_axes=(0, 1, 2)))
+    axes = (None, 0, 0, 0, 0, None, None, None)
+    compiled: Callable[..., Any] = jax.jit(jax.vmap(one, in_axes=axes, out_axes=(0, 1, 2)))
     return compiled
 
 
@@ -106,9 +117,10 @@ def warm_up_compiled(kernel: Any, density: Density, key: Keys, steps: int) -> tu
 
     words = np.ascontiguousarray(_keys.fold(key, _keys.tag("jax"))).view(np.uint32).reshape(-1, 2)
     with jax.enable_x64(True):
-        run = _warm_up(density.logdensity, kernel.settings(), steps)
+        logdensity, numbers = apart(density)
+        run = _warm_up(logdensity, kernel.settings(), steps)
         fixed = jax.tree.map(lambda array: array[0], density.fixed)
-        position, size, variances = jax.device_get(run(density.position[0], fixed, words[0]))
+        position, size, variances = jax.device_get(run(numbers, density.position[0], fixed, words[0]))
     return np.asarray(position, float), float(size), np.asarray(variances, float)
 
 
@@ -118,8 +130,8 @@ def _warm_up(logdensity: Callable[..., Any], kernel: Any, steps: int) -> Callabl
     import jax
     import jax.numpy as jnp
 
-    def run(u: Any, fixed: Any, word: Any) -> tuple[Any, Any, Any]:
-        target = Traced(lambda u: logdensity(u, fixed), jnp.asarray(1.0), jnp.zeros_like(u), jnp.ones_like(u))
+    def run(numbers: Any, u: Any, fixed: Any, word: Any) -> tuple[Any, Any, Any]:
+        target = Traced(lambda u: logdensity(*numbers, u, fixed), jnp.asarray(1.0), jnp.zeros_like(u), jnp.ones_like(u))
         algorithm, settings = kernel.adaptable()
         warm_up = library().window_adaptation(
             algorithm,

@@ -16,6 +16,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, Index
 from ..base.checks import positive
 from ..base.paths import Asking, Path
+from ..moves.compiled import apart
 from ..moves.fared import library
 from ..moves.replay import check_paths, densities_of, left_out, rebuild
 from ..moves.target import key_of, shapes_of
@@ -101,9 +102,11 @@ class HitAndRunSlice:
 
         words = np.ascontiguousarray(_keys.fold(keys, _keys.tag("jax"))).view(np.uint32).reshape(-1, 2)
         with jax.enable_x64(True):
-            run = _compiled(density.logdensity, self, moves)
-            found: tuple[Floats, ...] = jax.device_get(run(density.position, density.fixed, floors, words, factor))
-        return found
+            logdensity, numbers = apart(density)
+            run = _compiled(logdensity, self, moves)
+            found = run(numbers, density.position, density.fixed, floors, words, factor)
+            ended: tuple[Floats, ...] = jax.device_get(found)
+        return ended
 
 
 def _floors(density: Density, threshold: float, ties: Any) -> Floats:
@@ -126,9 +129,9 @@ def _compiled(logdensity: Callable[..., Any], settings: HitAndRunSlice, moves: i
 
     slide = build_kernel(stepping_out, settings.expansions, settings.shrinkage)
 
-    def one(u: Any, fixed: Any, floor: Any, word: Any, factor: Any) -> tuple[Any, ...]:
+    def one(numbers: Any, u: Any, fixed: Any, floor: Any, word: Any, factor: Any) -> tuple[Any, ...]:
         def at(x: Any, loglikelihood_birth: Any) -> Any:
-            return StateWithLogLikelihood(x, *logdensity(x, fixed), loglikelihood_birth)
+            return StateWithLogLikelihood(x, *logdensity(*numbers, x, fixed), loglikelihood_birth)
 
         def step(state: Any, key: Any) -> tuple[Any, Any]:
             state, info = slide(key, state, None, covariance_proposal(at, floor, covariance_factor=factor))
@@ -138,5 +141,5 @@ def _compiled(logdensity: Callable[..., Any], settings: HitAndRunSlice, moves: i
         end, accepted = jax.lax.scan(step, at(u, floor), keys)
         return end.position, end.logdensity, end.loglikelihood, accepted.mean()
 
-    compiled: Callable[..., Any] = jax.jit(jax.vmap(one, in_axes=(0, 0, 0, 0, None)))
+    compiled: Callable[..., Any] = jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0, 0, None)))
     return compiled

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from numpy.typing import NDArray
 
 from ..density import Density, Evaluation
@@ -16,6 +17,7 @@ from ..errors import NotTraceable
 from ..model import Floats
 from .coordinates import Coordinates, Layout, Pilot
 from .driver import trace
+from .equations import Equations, equations
 from .fiber import Stop
 from .shared import check_gradients, exact, with_values
 
@@ -24,15 +26,14 @@ FOREVER = np.iinfo(np.int64).max
 
 
 class Signature:
-    """The density of a program at paths of one signature; ``logdensity`` and what is compiled of it are kept.
+    """The density of a program at paths of one signature. What is compiled of it is kept by its equations.
+
+    So other programs that have the same ones, with other numbers in them, are not compiled anew.
 
     Args:
         program: a bound program.
         values: by address, of one of the paths.
         static: whether discrete values are constants of the traced code, as it branches on them.
-
-    Attributes:
-        traces: how often the density has been traced, which is how often it is compiled.
 
     Raises:
         NotTraceable: where JAX cannot trace the program.
@@ -41,20 +42,17 @@ class Signature:
 
     def __init__(self, program: Any, values: Mapping[str, Any], static: bool) -> None:
         self._program = program
-        self.traces = 0
         double = bool(jax.config.jax_enable_x64)
         with jax.enable_x64(True):
             pilot = Pilot(values, static, double)
             jax.eval_shape(lambda: _to_its_end(program, pilot))
             self.layout: Layout = pilot.layout()
-            self._inward = jax.jit(jax.vmap(self._coordinates))
-            self._outward = jax.jit(jax.vmap(self._parts))
-            self._gradients = jax.jit(jax.vmap(self._pulled))
             # Whether the code can be traced shows here: the pilot had numbers.
-            columns = self._columns([values], [()], None)
-            row = jax.tree.map(lambda column: column[0], columns)
+            row = jax.tree.map(lambda column: column[0], self._columns([values], [()], None))
+            self._scored, self._numbers = equations(self._parts, jnp.zeros(self.layout.size), row[1])
+            self._inverted, self._inward = equations(self._coordinates, *row)
             self._gaussian = self._normal(row)
-            jax.eval_shape(self._parts, jnp.zeros(self.layout.size), row[1])
+        self.logdensity = Partial(self._scored.once("logdensity", _logdensity), self._numbers)
 
         self._sites = tuple(
             address
@@ -67,11 +65,10 @@ class Signature:
             exact(self.constants, values),
         )
 
-        def logdensity(u: Any, fixed: Any) -> tuple[Any, Any]:
-            log_prior, log_potential, *_ = self._parts(u, fixed)
-            return log_prior, log_potential
-
-        self.logdensity = logdensity
+    @property
+    def traces(self) -> int:
+        """How often anything that holds the density was compiled, by all programs that have its equations."""
+        return self._scored.runs
 
     @property
     def constants(self) -> tuple[str, ...]:
@@ -85,7 +82,6 @@ class Signature:
 
         NaN is −inf: no move goes there.
         """
-        self.traces += 1
         listener = self._walked(self.layout.unpack(u) | fixed["values"], fixed)
         sums = listener.log_prior + fixed["log_prior"], listener.log_potential + fixed["log_potential"]
         prior, potential = (jnp.where(jnp.isnan(x), -jnp.inf, x) for x in map(jnp.asarray, sums))
@@ -99,33 +95,19 @@ class Signature:
             listener.log_potential = jnp.where(beyond, listener.log_potential, -jnp.inf)
         return listener
 
-    def _pulled(self, u: Any, fixed: Any) -> tuple[Any, Any, Any, Any]:
-        (prior, potential), pull = jax.vjp(lambda u: self._parts(u, fixed)[:2], u)
-        return prior, potential, pull((1.0, 0.0))[0], pull((0.0, 1.0))[0]
-
     def _coordinates(self, values: Any, fixed: Any) -> Any:
-        """Return the coordinates (d,) of values by slot."""
-        return self.layout.pack(self._found(values, fixed).parts)
-
-    def _found(self, values: Any, fixed: Any) -> Coordinates:
+        """Return the coordinates (d,) of values by slot, and what is known of their prior as a normal law."""
         listener = Coordinates(self.layout, values | fixed["values"], fixed["horizon"], inward=True)
         _to_its_end(self._program, listener)
-        return listener
+        return self.layout.pack(listener.parts), jax.tree.map(jnp.asarray, listener.normal)
 
     def _normal(self, row: Any) -> tuple[Floats, Floats] | None:
         """Return mean and Cholesky factor of the prior where it is one normal law with constant parameters."""
         moving = self.layout.of("moves")
-        laws: list[str] = []
-
-        def parameters(values: Any, fixed: Any) -> Any:
-            normal = self._found(values, fixed).normal
-            laws[:] = list(normal)
-            return normal
-
-        jaxpr = jax.make_jaxpr(parameters)(*row)
-        if not moving or len(laws) != len(moving) or _depends(jaxpr.jaxpr):
+        laws = jax.tree.unflatten(self._inverted.tree, self._inverted.jaxpr.outvars)[1]
+        if not moving or len(laws) != len(moving) or self._inverted.depends(lambda outputs: outputs[1]):
             return None
-        found = jax.jit(parameters)(*row)
+        found = self._inverted.jitted("normal", lambda run: lambda *given: run(*given)[1])(self._inward, *row)
         mean, root = np.zeros(self.layout.size), np.eye(self.layout.size)
         for entry in moving:
             place = slice(entry.offset, entry.offset + entry.size)
@@ -146,23 +128,26 @@ class Signature:
             n = len(paths)
             take = _padded(n)
             inputs = jax.tree.map(lambda column: column[take], (data, fixed))
-            position = np.asarray(self._inward(*inputs), np.float64)[:n]
+            inward = self._inverted.jitted("inward", _mapped(lambda run: lambda *given: run(*given)[0]))
+            position = np.asarray(inward(self._inward, *inputs), np.float64)[:n]
+        outward = self._scored.jitted("outward", _mapped(lambda run: run))
+        gradients = self._scored.jitted("gradients", _mapped(_pulled))
 
         def run(compiled: Any, u: Floats) -> Any:
             with jax.enable_x64(True):
                 given = np.asarray(u, np.float64)[take], jax.tree.map(lambda column: column[take], fixed)
-                return jax.tree.map(lambda column: np.asarray(column, np.float64)[:n], compiled(*given))
+                return jax.tree.map(lambda column: np.asarray(column, np.float64)[:n], compiled(self._numbers, *given))
 
-        def evaluate(u: Floats, gradients: bool) -> Evaluation:
-            if not gradients:
-                return Evaluation(*run(self._outward, u)[:2])
-            found = Evaluation(*run(self._gradients, u))
+        def evaluate(u: Floats, pulled: bool) -> Evaluation:
+            if not pulled:
+                return Evaluation(*run(outward, u)[:2])
+            found = Evaluation(*run(gradients, u))
             check_gradients(found, u, position, self._sites)
             return found
 
         def choices(u: Floats) -> list[list[Any]]:
             with jax.enable_x64(True):
-                *_, parts = self._outward(u[take], jax.tree.map(lambda column: column[take], fixed))
+                *_, parts = outward(self._numbers, u[take], jax.tree.map(lambda column: column[take], fixed))
             return self._forced({slot: np.asarray(part)[:n] for slot, part in parts.items()}, paths)
 
         return Density(
@@ -170,7 +155,7 @@ class Signature:
             position=position,
             evaluate=evaluate,
             choices=choices,
-            log_jacobian=lambda u: run(self._outward, u)[2],
+            log_jacobian=lambda u: run(outward, u)[2],
             fixed=fixed,
             logdensity=self.logdensity,
             stays=tuple(a for entry in self.layout.of("fixed", "stays") for a in entry.addresses()),
@@ -234,13 +219,27 @@ def _padded(n: int) -> NDArray[np.intp]:
     return np.minimum(np.arange(size), n - 1)
 
 
-def _depends(jaxpr: Any) -> bool:
-    """Whether an output of a jaxpr may depend on an input."""
-    reached = set(map(id, jaxpr.invars))
-    for eqn in jaxpr.eqns:
-        if any(id(var) in reached for var in eqn.invars):
-            reached.update(map(id, eqn.outvars))
-    return any(id(var) in reached for var in jaxpr.outvars)
+def _mapped(make: Callable[[Equations], Any]) -> Callable[[Equations], Any]:
+    """Let what is made of equations run on rows of arguments, with the same numbers."""
+    return lambda run: jax.vmap(make(run), in_axes=(None, 0, 0))
+
+
+def _logdensity(run: Equations) -> Callable[..., Any]:
+    def logdensity(numbers: Any, u: Any, fixed: Any) -> Any:
+        return run(numbers, u, fixed)[:2]
+
+    logdensity.equations = run  # type: ignore[attr-defined]
+    return logdensity
+
+
+def _pulled(run: Equations) -> Callable[..., Any]:
+    """Return what gives log prior and log potential, and the gradient of each."""
+
+    def pulled(numbers: Any, u: Any, fixed: Any) -> tuple[Any, Any, Any, Any]:
+        (prior, potential), pull = jax.vjp(lambda u: run(numbers, u, fixed)[:2], u)
+        return prior, potential, pull((1.0, 0.0))[0], pull((0.0, 1.0))[0]
+
+    return pulled
 
 
 def signature_of(program: Any, values: Mapping[str, Any]) -> Signature:

@@ -1,15 +1,17 @@
-"""A bootstrap particle filter by feynkac, by hand in NumPy and JAX, by particles and BlackJAX, in CPU time, in one run.
+"""A bootstrap particle filter by feynkac, by hand in NumPy and JAX, and by four libraries, in CPU time, in one run.
 
     make peers
     python benchmarks/particle_filter.py
 
 Task: x_t ~ N(0.9 x_{t−1}, 0.5²), y_t ~ N(x_t, 1), 500 steps, float64, systematic resampling at ESS < N/2. Each filter
 runs in a process of its own (the code is in ``peers/filter_*.py``) and they take turns on the same data. CPU seconds
-and ratios are medians over the turns; "first s" is what the first run took on the clock, with what was compiled. Z is
-known, from the Kalman filter: an estimate can be trusted where the mean of Ẑ/Z is 1 within its error. All keep log Ẑ;
-ours also keep the whole history (ancestors, weights and choices of each step), the others do not. Of ours, "fused" is
-an async program whose scan is compiled and run as a whole, "by steps" the same program with a callback, which sees each
-step, and "native" a model written in NumPy.
+are medians over the turns, and so are the ratios to the first row, with their quartiles; "first s" is what the first
+run took on the clock, with what was compiled. Z is known, from the Kalman filter: an estimate can be trusted where
+the mean of Ẑ/Z is 1 within its error. The libraries are particles, BlackJAX, cuthbert and smcx, all from the package
+index. All keep log Ẑ; ours (ancestors, weights and choices of each step), cuthbert and smcx also keep the whole
+history. One key of JAX is for all particles where the code leaves that to the user (by hand, BlackJAX); cuthbert and
+smcx give each its own. Of ours, "fused" is an async program whose scan is compiled and run as a whole, "by steps" the
+same program with a callback, which sees each step, and "native" a model written in NumPy.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ FILTERS = {  # name: worker, environment, settings
     "feynkac, native": ("filter_feynkac.py", None, {}),
     "particles": ("filter_particles.py", "particles", {}),
     "BlackJAX": ("filter_blackjax.py", "blackjax", {}),
+    "cuthbert": ("filter_cuthbert.py", "cuthbert", {}),
+    "smcx": ("filter_smcx.py", "smcx", {}),
 }
 
 
@@ -71,7 +75,8 @@ def main() -> None:
         rows = []
         for name, made in results.items():
             spent, log_z = np.array(made["cpu"]), np.array(made["log_z"])
-            cells = [f"{np.median(spent):.3f}", f"{np.median(spent / results[args.only[0]]['cpu']):.2f}"]
+            low, middle, high = np.quantile(spent / results[args.only[0]]["cpu"], [0.25, 0.5, 0.75])
+            cells = [f"{np.median(spent):.3f}", f"{middle:.2f} ({low:.2f}–{high:.2f})"]
             cells += [f"{made['first']:.1f}", f"{max(made['rss']):.2f}"]
             rows.append([f"N={n:,} {name}", *cells, mean_error(log_z), mean_error(np.exp(log_z - exact))])
         table(["", "CPU s", f"/ {args.only[0]}", "first s", "peak GiB", "log Z", "Ẑ/Z"], rows)

@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import batching as _b
+from . import quick_numpyro
 from .adapted import Adapted, arrays, constrained, listed
 from .batching import Bounds
 from .keys import Keys
 from .model import Draws, Floats
+
+_SCALARS = {kind: ((), np.dtype(kind).char) for kind in quick_numpyro.NUMBERS}
 
 
 def adapt(dist: Any) -> Adapted | None:
@@ -29,21 +32,26 @@ class Stacked(Adapted):
     __slots__ = ("leaves", "structure")
 
     def __init__(self, dist: Any) -> None:
-        import jax
+        self.leaves: list[Any]
+        if (quick := quick_numpyro.flat(dist)) is not None:
+            self.leaves, self.structure = quick
+            shapes = tuple([_SCALARS[type(leaf)] for leaf in self.leaves])
+        else:
+            import jax
 
-        leaves, self.structure = jax.tree_util.tree_flatten(dist)
-        self.leaves = [np.asarray(leaf) for leaf in leaves]
-        shapes = tuple((leaf.shape, leaf.dtype.char) for leaf in self.leaves)
+            leaves, self.structure = jax.tree_util.tree_flatten(dist)
+            self.leaves = [np.asarray(leaf) for leaf in leaves]
+            shapes = tuple((leaf.shape, leaf.dtype.char) for leaf in self.leaves)
         super().__init__(dist, ("numpyro", self.structure, shapes))
 
     def _parameters(self) -> Sequence[Any]:
-        return self.leaves
+        return [np.asarray(leaf) for leaf in self.leaves]
 
     def _stack(self, requests: Sequence[Any], *extra: NDArray[Any]) -> tuple[Any, ...]:
         """Stack the arrays of n requests, padded to 32, 64, 128, …, so that few sizes are ever compiled."""
         size = max(32, 1 << (len(requests) - 1).bit_length())
         rows = np.minimum(np.arange(size), len(requests) - 1)
-        columns = [np.stack([r.leaves[j] for r in requests])[rows] for j in range(len(self.leaves))]
+        columns = [np.array([r.leaves[j] for r in requests])[rows] for j in range(len(self.leaves))]
         return columns, *(item[rows] for item in extra)
 
     def sample_batch(self, requests: Sequence[Any], keys: Keys) -> Draws:

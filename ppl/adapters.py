@@ -15,6 +15,7 @@ Vectors of independent components (a ``batch_shape``) count as one draw, with th
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 from typing import Any
 
@@ -50,6 +51,14 @@ def as_kernel(dist: Any) -> Kernel:
     if kernel is None:
         raise _refuse(dist)
     return kernel
+
+
+def quicken() -> None:
+    """Have the laws of libraries that are loaded made quickly, where that can be."""
+    if "numpyro.distributions" in sys.modules:
+        from . import quick_numpyro
+
+        quick_numpyro.install()
 
 
 @lru_cache(maxsize=1024)

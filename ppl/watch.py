@@ -12,6 +12,8 @@ import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .errors import SharedMutation
 from .fibers import fail
 from .guard import LEAVES
@@ -24,6 +26,15 @@ if TYPE_CHECKING:
 
 STEADY: set[type] = set(LEAVES)
 """Types whose values cannot be changed in place, as far as they have been met."""
+
+
+_NUMBERS = frozenset((*LEAVES, np.bool_, np.int32, np.int64, np.float32, np.float64))
+
+
+def steady(value: Any) -> bool:
+    """Whether a value is a number, a text, or a tuple of those, of which nothing can be changed in place."""
+    kind = type(value)
+    return kind in _NUMBERS or (kind is tuple and all(map(steady, value)))
 
 
 class Watch:
@@ -86,15 +97,15 @@ class Watches:
     def of_step(self, fiber: Any, scan: Any) -> Watch | None:
         """Return a watch on what the step function of a scan can reach; None where nothing can change."""
         step = scan.step
-        plain = type(step) is types.FunctionType and not step.__closure__
-        if plain and step in self._plain:
-            return self._plain[step]
+        plain = _alone(step)
+        if plain is not None and plain in self._plain:
+            return self._plain[plain]
         homes, program = fiber.run.program.surroundings
         reach = Reach(homes | {package(getattr(step, "__module__", None) or "")}, program)
         reach.add(step, "step")
         watch = _watching(list(reach.own.values()), reach)
-        if plain:  # then all that it reaches is shared, and looked at anew each time
-            self._plain[step] = watch
+        if plain is not None:  # then all that it reaches is shared, and looked at anew each time
+            self._plain[plain] = watch
         return watch
 
     def of_branches(self, fiber: Any, gather: Any) -> Watch | None:
@@ -134,6 +145,17 @@ class Watches:
         if not reach.own:
             return watch
         return Watch([*reach.own.values(), *(watch.own if watch else ())], watch.shared if watch else [])
+
+
+def _alone(fn: Any) -> Any:
+    """Return what a function shares with all that can reach the same; None for one that closes over something.
+
+    A program that runs again makes its inner functions anew, of the same code.
+    """
+    if type(fn) is not types.FunctionType or fn.__closure__:
+        return None
+    more = fn.__defaults__ or fn.__kwdefaults__ or fn.__dict__
+    return fn if more else (fn.__code__, id(fn.__globals__))
 
 
 def keep(fiber: Fiber, value: Any) -> None:

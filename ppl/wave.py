@@ -14,19 +14,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from . import collector
+from . import adapters, collector
 from .cells import NO_WRITES, Touch, after
 from .effects import Call, Effect, Factor, Gather, Sample, Scan, Twist
 from .errors import ContextOverflow, ContextWarning, EndlessStep, ForeignAwaitable, ImpossibleChoice, UnawaitedEffect
 from .fibers import Checkpoint, Failed, Fiber, Finished, Run, annotate, fail
-from .guard import LEAVES, guard
+from .guard import guard
 from .handling import Scope, handle
 from .keys import Keys
 from .nesting import Nested
 from .score import Score
 from .serving import Server
 from .sites import MISSING, Running, address, shut
-from .watch import STEADY, Watches, check_kept, keep
+from .watch import STEADY, Watches, check_kept, keep, steady
 
 T = TypeVar("T")
 _new = tuple.__new__  # makes a named tuple at half the price
@@ -72,6 +72,7 @@ class Wave:
         Raises whatever the programs raise, with a note that names the particle, the site and its trace.
         """
         before = Surroundings.now()
+        adapters.quicken()
         try:
             collector.rest()
             # An event loop that is running (in a notebook) must not adopt the programs' asynchronous generators.
@@ -362,7 +363,7 @@ class Wave:
             child = Fiber(fiber.run, coro, fiber.handlers, fiber.visits, fiber, len(fiber.handlers))
             child.guide = fiber.guide
             fiber.children = [child]
-        fixed = type(carry) in LEAVES and type(x) in LEAVES
+        fixed = steady(carry) and steady(x)
         child.watch = fiber.inside if fixed else self._watches.of_iteration(fiber, carry, x)
         if not fiber.run.replaying:
             self.ready.append((child, None))

@@ -137,9 +137,12 @@ class FakeServer:
 
     def stop(self) -> None:
         """Close every connection, and accept none until the next start."""
-        server, self._server = self._server, None
-        if server is None:
-            return
+        with self._turn:
+            server, self._server = self._server, None
+        if server is not None:
+            self._end(server)
+
+    def _end(self, server: ThreadingHTTPServer) -> None:
         server.shutdown()
         server.server_close()
         with self._turn:
@@ -176,9 +179,11 @@ class FakeServer:
             self.paths[path] += 1
             if "seed" in body:
                 self.seeds.append(body["seed"])
-            if faults.dies_at is not None and len(self.requests) >= faults.dies_at:
-                faults.dies_at = None
-                threading.Thread(target=self._die, args=(faults.back_after,), daemon=True).start()
+            if self._server is None:  # it is about to be gone
+                return "reset"
+            if len(self.requests) == faults.dies_at:
+                server, self._server = self._server, None
+                threading.Thread(target=self._die, args=(server, faults.back_after), daemon=True).start()
                 return "reset"
             if faults.limited > 0:
                 faults.limited -= 1
@@ -227,8 +232,8 @@ class FakeServer:
                 if name in said:
                     said[name].reverse()
 
-    def _die(self, back_after: float | None) -> None:
-        self.stop()
+    def _die(self, server: ThreadingHTTPServer, back_after: float | None) -> None:
+        self._end(server)
         if back_after is not None:
             time.sleep(back_after)
             self.start()

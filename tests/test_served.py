@@ -37,7 +37,7 @@ def steps_of(lm, text, **sampling):
     return [
         lm.next_token(text, **sampling),
         lm.tokens(text, 4, **sampling),
-        lm.until(text, ["e", "th"], max_tokens=9, **sampling),
+        lm.until(text, ["Q", "ZZ", "!?", "##", "e", "th"], max_tokens=9, **sampling),
         lm.until(text, "<user>", max_tokens=12, **sampling),
         lm.line(text, max_tokens=5, **sampling),
         lm.sentence(text, max_tokens=20, **sampling),
@@ -59,6 +59,7 @@ def test_steps_end_and_weigh_as_those_of_a_model_that_runs_here(law, local, twin
     first = client.asked[-1]
     assert all(request["prompt"] == list(requests[0].text.prompt_tokens) for request in client.asked[0][:1])
     assert all({"temperature", "top_p", "top_k", "min_p", "repetition_penalty"} <= request.keys() for request in first)
+    assert all(len(request["stop"]) <= 4 for request in first)  # more are refused
 
 
 def test_a_draw_depends_on_its_key_alone():

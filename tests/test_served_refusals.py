@@ -227,6 +227,16 @@ def test_over_http_all_is_the_same_also_where_requests_get_lost():
     assert found.cost.tokens_out == truth.cost.tokens_out
 
 
+def test_a_server_that_dies_leaves_the_posterior_of_the_steps_before():
+    with FakeServer() as server:
+        lm = fk.models.ServerLM(fk.models.Client(server.url, retries=1, backoff=0.001), tokenizer=tiny_tokenizer())
+        server.faults.dies_at = len(server.requests) + 6  # in the second step of four
+        with pytest.raises(fk.errors.ServerError, match="did not get through") as caught:
+            fk.infer(writes(lm), fk.SMC(4), seed=0)
+    posterior = caught.value.posterior
+    assert (len(posterior.steps), posterior.complete.tolist()) == (1, [False] * 4)
+
+
 def test_a_copy_in_another_process_meets_the_server_itself():
     with FakeServer() as server:
         lm = fk.models.ServerLM(server.url, tokenizer=tiny_tokenizer(), sampling=fk.models.Sampling(0.7))

@@ -9,9 +9,7 @@ from typing import Any, NoReturn
 from ...ppl.cost import charge
 from ...ppl.errors import ContextOverflow, ServerError, UnusableAnswer
 from ...ppl.sites import short
-from ..served.client import Client
-
-_OVERFLOW = ("input_tokens", "maximum context length", "context_length_exceeded", "maximum model length")
+from ..served.client import Client, too_long
 
 
 class Endpoint:
@@ -59,7 +57,7 @@ class Endpoint:
         try:
             answers = self.client.post(self.path, payloads)
         except ServerError as error:
-            if error.status == 400 and any(word in error.body for word in _OVERFLOW):
+            if too_long(error):
                 raise ContextOverflow(f"reward {self.name!r}: an input is too long for the server: {error}") from error
             raise
         read = sum((answer.get("usage") or {}).get("prompt_tokens") or 0 for answer in answers if _is_object(answer))

@@ -18,11 +18,10 @@ from ..language.host import Offer
 from ..language.sampling import Sampling
 from ..language.text import End, FinishReason, Reading, Text
 from ..language.writing import Message
-from .client import Client
+from .client import Client, too_long
 
 _BYTES = "utf-8"
 """The fingerprint of texts whose tokens are bytes."""
-_OVERFLOW = ("input_tokens", "maximum context length", "context_length_exceeded")
 _MOST_SHOWN = 20
 _NOTHING = -9999.0
 _REMEDY = (
@@ -206,7 +205,7 @@ class ChatLM:
         choices, read, drawn = [], [], []
         for answer in answers:
             if isinstance(answer, ServerError):
-                if any(word in answer.body for word in _OVERFLOW):
+                if too_long(answer):
                     raise ContextOverflow(f"a prompt is too long for {self!r}: {answer}") from answer
                 raise answer
             said = answer.get("choices") if isinstance(answer, Mapping) else None

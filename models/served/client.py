@@ -41,6 +41,14 @@ _SHOWN = 400
 """Characters of an answer's body that an error shows."""
 _KEPT = 4000
 """Characters of it that an error holds."""
+_TOO_LONG = (
+    "input_tokens",
+    "maximum context length",
+    "maximum model length",
+    "context_length_exceeded",
+    "max_tokens must be at least 1",
+)
+"""What servers say, in one way or another, of a text that is too long, or leaves no room for an answer."""
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 _LATE = frozenset({408, 504})
 """Those of them that say that it took too long, be it a server or a proxy before it."""
@@ -293,6 +301,11 @@ class Client:
         if response.status_code == 200:
             return _parsed(content)
         _refused(response, content.decode(errors="replace"), self.key)
+
+
+def too_long(error: ServerError) -> bool:
+    """Return whether a server refused what it was sent as too long for its model."""
+    return error.status in (400, 422) and any(words in error.body for words in _TOO_LONG)
 
 
 def _check_url(url: str) -> str:

@@ -7,12 +7,13 @@ from typing import Any, NoReturn
 
 from ...ppl.errors import ContextOverflow, ServerError, Unsupported, UnusableAnswer
 from ...ppl.sites import short
-from .client import Client
+from .client import Client, too_long
 from .transport import Draw, Drawn, Scored, as_log_prob
 
 _PATH = "/v1/completions"
 _NAMED = "token_id:"
-_OVERFLOW = ("input_tokens", "maximum context length", "context_length_exceeded")
+_STOPS = 4
+"""Most stop strings of a request. They save tokens and decide nothing, so that the others can be left out."""
 _NEUTRAL = {
     "n": 1,
     "stream": False,
@@ -97,7 +98,7 @@ class Completions:
             "top_p": 1.0 if law.top_p is None else float(law.top_p),
             "top_k": -1 if law.top_k is None else int(law.top_k),
             "min_p": 0.0 if law.min_p is None else float(law.min_p),
-            "stop": list(request.stops),
+            "stop": list(request.stops[:_STOPS]),
             "stop_token_ids": list(request.ends),
             "logprobs": request.top,
         }
@@ -111,7 +112,7 @@ class Completions:
         answers = self.client.post(_PATH, payloads, weights=weights, same_seed=self.seeded, refusals=True)
         for answer in answers:
             if isinstance(answer, ServerError):
-                if any(word in answer.body for word in _OVERFLOW):
+                if too_long(answer):
                     raise ContextOverflow(f"a text is too long for the server: {answer}") from answer
                 raise Unsupported(str(answer)) from answer
         return answers

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...ppl import keys as _keys
 from ...ppl.compiled.model import CompiledScan, blame
-from ...ppl.compiled.pieces import Pieces, kept
+from ...ppl.compiled.pieces import Pieces
 from ...ppl.keys import Keys
 from ...ppl.traced.laws import jax_key, words
 from ..base.engine import Report, Run
@@ -49,7 +49,7 @@ def fused_gibbs(engine: Any, model: CompiledScan, key: Keys) -> Run:
     with jax.enable_x64(True):
         codes = pieces.begin_given.code, pieces.move_given.code, pieces.move_forced.code
         settings = engine.particles_per_sweep, engine.ess_threshold, engine.ancestor_sampling, model.padded_length
-        run = kept(("gibbs", settings, *(c.key for c in codes)), lambda: jax.jit(sweeping(pieces, *settings)))
+        run = pieces.kept(("gibbs", settings, *(c.key for c in codes)), lambda: jax.jit(sweeping(pieces, *settings)))
         constants = [c.constants for c in codes]
         for s in range(engine.sweeps):
             pair = words(_keys.fold(key, _keys.tag("sweep"), s))[0]

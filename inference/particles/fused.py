@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...ppl.compiled.model import CompiledScan
-from ...ppl.compiled.pieces import Piece, Pieces, kept
+from ...ppl.compiled.pieces import Piece, Pieces
 from ...ppl.keys import Keys
 from ...ppl.traced.laws import jax_key, words
 from ..base.engine import Run, check_alive
@@ -45,7 +45,7 @@ def filtered(model: CompiledScan, key: Keys, particles: int, threshold: float, s
     pieces = model.pieces
     setting = Setting(particles, threshold, scheme, model.needs_ys, model.padded_length)
     with jax.enable_x64(True):
-        run = kept(
+        run = pieces.kept(
             ("filter", setting, pieces.begin.code.key, pieces.move.code.key),
             lambda: jax.jit(filtering(pieces, setting)),
         )

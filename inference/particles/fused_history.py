@@ -14,7 +14,7 @@ from ...ppl import keys as _keys
 from ...ppl.compiled.batch import Batch, Whole
 from ...ppl.compiled.choices import Choices, Piece
 from ...ppl.compiled.model import CompiledScan, blame, columns
-from ...ppl.compiled.pieces import Pieces, kept
+from ...ppl.compiled.pieces import Pieces
 from ...ppl.keys import Keys
 from ...ppl.model import Index
 from ..base.engine import Report
@@ -122,6 +122,20 @@ class FusedHistory(Sequence[Step]):
         t = np.minimum(np.arange(1, self._model.padded_length), self._model.length - 1)
         return jax.tree.map(lambda leaf: leaf[line[0]], first), jax.tree.map(lambda leaf: leaf[t - 1, line[t]], later)
 
+    def passed(self, model: CompiledScan) -> dict[str, Any]:
+        """Return what a model with the same latents, its own or another, makes of those of its particles."""
+        return replay(model, self._made)
+
+    @property
+    def model(self) -> CompiledScan:
+        """The compiled scan."""
+        return self._model
+
+    @property
+    def log_evidence(self) -> Any:
+        """(T,) log Ẑ so far, after each step."""
+        return np.append(self._log_evidence[: self._length - 1], logmeanexp(self.log_weights))
+
     @property
     def state(self) -> Batch:
         """The particles at their end."""
@@ -189,8 +203,9 @@ class FusedHistory(Sequence[Step]):
     @cached_property
     def _replayed(self) -> tuple[Any, Any]:
         """What the particles made of the latents that they drew: of the first step, and of the others (T − 1, n, …)."""
-        passed = replay(self._model, self._made)
-        return passed["first"], passed["later"]
+        passed, let_go = replay(self._model, self._made), ("log_prob", "carry", "fixed")
+        first, later = ({k: v for k, v in passed[when].items() if k not in let_go} for when in ("first", "later"))
+        return first, later
 
     # -- the ys -----------------------------------------------------------------------------------------------------
 
@@ -224,10 +239,10 @@ def _plain_facts(shape: tuple[int, ...]) -> Facts:
 
 def replay(model: CompiledScan, made: dict[str, Any]) -> dict[str, Any]:
     """Make the second pass: force the latents that a filter drew on particles that descend as its did."""
-    pieces = model.pieces
+    pieces, ys = model.pieces, model.needs_ys
     with jax.enable_x64(True):
         begin, move = pieces.begin_forced.code, pieces.move_forced.code
-        run = kept(("replay", model.needs_ys, begin.key, move.key), lambda: jax.jit(replaying(pieces, model.needs_ys)))
+        run = pieces.kept(("replay", ys, begin.key, move.key), lambda: jax.jit(replaying(pieces, ys)))
         latents = made["first"]["latents"], made["later"]["latents"]
         rest = made["later"]["ancestors"], made["facts"][1].resampled
         out = run((begin.constants, move.constants), pieces.parameters, model.padded_xs, *latents, *rest)
@@ -244,9 +259,10 @@ def replaying(pieces: Pieces, ys: bool) -> Any:
     def gained(made: Any) -> Any:
         return jnp.where(made["alive"], made["log_potential"] + (made["log_prob"] - made["log_proposal"]), -jnp.inf)
 
-    def kept(made: Any, logs: Any) -> Any:
-        names = ("log_potential", "level", "alive", "latents", "columns")
-        return {**{name: made[name] for name in names}, "logs": logs, **({"ys": made["y"]} if ys else {})}
+    def told(made: Any, fixed: Any, logs: Any) -> Any:
+        names = ("log_prob", "log_potential", "level", "alive", "latents", "columns", "carry")
+        rest = {"fixed": fixed, "logs": logs, **({"ys": made["y"]} if ys else {})}
+        return {**{name: made[name] for name in names}, **rest}
 
     def run(constants: Any, parameters: Any, xs: Any, first: Any, later: Any, ancestors: Any, resampled: Any) -> Any:
         more, n = ancestors.shape
@@ -270,10 +286,11 @@ def replaying(pieces: Pieces, ys: bool) -> Any:
 
             made = jax.vmap(one)(fixed, carry, level, logs > -jnp.inf, values)
             logs = logs + gained(made)
-            return (fixed, made["carry"], made["level"], logs), kept(made, logs)
+            return (fixed, made["carry"], made["level"], logs), told(made, fixed, logs)
 
         inputs = jnp.arange(1, more + 1), jax.tree.map(lambda column: column[1:], xs), later, ancestors, resampled
+        first = told(made, fixed, logs)
         now, rest = jax.lax.scan(step, (fixed, made["carry"], made["level"], logs), inputs)
-        return {"first": kept(made, logs), "later": rest, "now": now}
+        return {"first": first, "later": rest, "now": now}
 
     return run

@@ -25,10 +25,18 @@ _CLOSE = 1e-5
 """Relative difference of log-densities that are the same, of laws that are scored in single precision, too."""
 
 
+class Did(NamedTuple):
+    """What trajectories did in a step: their choices, log G (m,), and which are done (m,)."""
+
+    choices: Any
+    log_potential: Any
+    done: Any
+
+
 class Retraced(NamedTuple):
     """Trajectories that were run again: what each step of all of them did, and their values at the end."""
 
-    advances: list[Advance[Any]]
+    advances: Sequence[Advance[Any] | Did]
     values: list[Any]
 
 
@@ -58,8 +66,7 @@ def draw_backward(
     farthest = np.full((len(steps), len(ends)), np.nan)
     for t in range(len(steps) - 2, -1, -1):
         ahead, of = np.unique(index[t + 1 : t + 1 + order].T, axis=0, return_inverse=True)
-        below = _keys.fold(key, _keys.tag("backward"), t)
-        uniforms = _keys.uniform(_keys.fold(below, np.arange(len(ends))))
+        below, uniforms = _keys.fold(key, _keys.tag("forced"), t), uniforms_at(key, t, len(ends))
         alive = np.flatnonzero(steps[t].log_weights > -np.inf)
         size = max(1, (PAIRS if hasattr(model, "log_transition") else FORCED) // len(alive))
         for first in range(0, len(ahead), size):
@@ -71,8 +78,13 @@ def draw_backward(
             if t + order < len(steps):
                 farthest[t + order, rows] = last[of[rows] - first, found]
     made = _retrace(model, steps, index, _keys.fold(key, _keys.tag("retrace")))
-    _check_order(made.advances, farthest, order)
+    check_order(np.array([_density(one) for one in made.advances[order:]]), farthest[order:], order)
     return index, made
+
+
+def uniforms_at(key: Keys, t: int, m: int) -> Floats:
+    """Return the numbers (m,) by which the particles of m trajectories at a step are drawn."""
+    return _keys.uniform(_keys.fold(key, _keys.tag("backward"), t, np.arange(m)))
 
 
 def _replay(model: FeynmanKac[Any], steps: Sequence[Step], key: Keys) -> list[Any]:
@@ -89,11 +101,7 @@ def _replay(model: FeynmanKac[Any], steps: Sequence[Step], key: Keys) -> list[An
                 f"backward sampling needs log p of every choice, and at step {t} some have none; "
                 'use method="genealogy", which needs no model'
             )
-        if not _same(made.log_potential, step.log_potential):
-            raise InconsistentDensity(
-                f"the model does not weigh the choices of step {t} as the history says: it must be the model that the "
-                "posterior was made with, and take `given`"
-            )
+        check_weights(made.log_potential, step.log_potential, t)
         states.append(made.state)
     return states
 
@@ -134,10 +142,7 @@ def _invert(logits: Floats, of: Index, uniforms: Floats, t: int) -> Index:
     """Draw a column of the row ``of`` each draw, by its uniform."""
     peaks = logits.max(1, keepdims=True)
     if not (peaks > -np.inf).all():
-        raise InconsistentDensity(
-            f"backward sampling: what followed a particle at step {t} has density zero after all of them, itself "
-            "included; a call (fk.call) whose value changes when it is made again would do that"
-        )
+        raise impossible(t)
     ends = np.cumsum(np.exp(logits - peaks), axis=1)
     k, n = ends.shape
     places = (ends / ends[:, -1:] + np.arange(k)[:, None]).ravel()  # one row after the other, each of length 1
@@ -159,13 +164,31 @@ def _retrace(model: FeynmanKac[Any], steps: Sequence[Step], index: Index, key: K
     return Retraced(advances, model.values(advances[-1].state))
 
 
-def _check_order(advances: Sequence[Advance[Any]], farthest: Floats, order: int) -> None:
+def check_weights(found: Floats, known: Floats, t: int) -> None:
+    """Raise where a model weighs the choices of a step otherwise than its history says."""
+    if not _same(found, known):
+        raise InconsistentDensity(
+            f"the model does not weigh the choices of step {t} as the history says: it must be the model that the "
+            "posterior was made with, and take `given`"
+        )
+
+
+def impossible(t: int) -> InconsistentDensity:
+    """Return the error for a particle at step t that nothing leads on from."""
+    return InconsistentDensity(
+        f"backward sampling: what followed a particle at step {t} has density zero after all of them, itself "
+        "included; a call (fk.call) whose value changes when it is made again would do that"
+    )
+
+
+def check_order(densities: Floats, farthest: Floats, order: int) -> None:
     """Raise where a step's density is not the one by which the particle ``order`` steps before it was drawn.
 
-    That was scored with another past before this particle: the step depends on more than it was said to.
+    That was scored with another past before this particle: the step depends on more than it was said to. Both are of
+    the steps from the ``order``-th on, (T − order, m).
     """
-    for t in range(order, len(advances)):
-        if not _same(_density(advances[t]), farthest[t]):
+    for t, (density, scored) in enumerate(zip(densities, farthest), order):
+        if not _same(density, scored):
             raise Unsupported(
                 f"backward sampling: step {t} depends on more of the past than the last {order} "
                 f"step{'s' * (order > 1)}. Say by order= how many of the next steps depend on a particle: 2 where an "
@@ -174,7 +197,7 @@ def _check_order(advances: Sequence[Advance[Any]], farthest: Floats, order: int)
             )
 
 
-def _density(made: Advance[Any]) -> Floats:
+def _density(made: Any) -> Floats:
     """Return log p + log G of a step, (n,)."""
     total: Floats = np.asarray(made.log_prob, float) + np.asarray(made.log_potential, float)
     return total

@@ -22,7 +22,7 @@ from ..base.resampling import resample
 from ..base.step import Step
 from ..base.weights import logmeanexp
 from ..results.posterior import Posterior
-from .backward import draw_backward, take
+from .backward import Retraced, draw_backward, take
 from .smoothed import Method, Smoothed
 
 
@@ -131,6 +131,8 @@ def _check(posterior: Any, draws: Any, method: Any, model: Any, order: Any, lag:
     if method == "genealogy":
         return
     for chain in posterior.chains:
+        if not (isinstance(chain.steps, tuple) or chain.serial):
+            continue  # a fused filter keeps all that it had
         sizes = {len(step.log_weights) for step in chain.steps}
         if chain.serial or chain.tree is not None or len(sizes) != 1:
             raise Unsupported(
@@ -159,13 +161,23 @@ def _by_ends(
     for c in np.unique(owner).tolist():
         rows = np.flatnonzero(owner == c)
         steps = chains[c].steps
-        lines, found = draw_backward(model, steps, (ends - firsts[owner])[rows], _keys.fold(key, c), order)
+        lines, found = _drawn(model, steps, (ends - firsts[owner])[rows], _keys.fold(key, c), order)
         index[: len(steps), rows] = lines
         for here, made in zip(did, found.advances):
             here.append(_Did(rows, detach_choices(made.choices), made.log_potential, made.done))
         for i, value in zip(rows.tolist(), found.values):
             values[i] = value
     return (_steps(posterior, did, draws), values), owner, index
+
+
+def _drawn(model: Any, steps: Sequence[Step], ends: Index, key: Keys, order: int) -> tuple[Index, Retraced]:
+    """Draw backward; at once from what a fused filter found."""
+    if not isinstance(steps, tuple):
+        from .fused import draw_backward_at_once, goes_at_once
+
+        if goes_at_once(model, steps, order):
+            return draw_backward_at_once(model, steps, ends, key)  # type: ignore[arg-type]
+    return draw_backward(model, steps, ends, key, order)
 
 
 def _by_lag(chains: Sequence[Chain], draws: int, key: Keys, lag: int) -> tuple[Index, Index]:
@@ -210,12 +222,16 @@ class _Did(NamedTuple):
 def _steps(posterior: Posterior, did: Sequence[Sequence[_Did]], m: int) -> tuple[Step, ...]:
     """Return a history in which each of m draws is its own ancestor, from what they did; the others were done."""
     themselves = np.arange(m)
+    evidence = [
+        [step.log_evidence for step in chain.steps] if isinstance(chain.steps, tuple) else chain.steps.log_evidence  # type: ignore[attr-defined]
+        for chain in posterior.chains
+    ]
     steps = []
     for t, here in enumerate(did):
         log_potential, done = np.zeros(m), np.ones(m, bool)
         for one in here:
             log_potential[one.rows], done[one.rows] = one.log_potential, one.done
-        reached = [chain.steps[t].log_evidence for chain in posterior.chains if t < len(chain.steps)]
+        reached = [levels[t] for levels in evidence if t < len(levels)]
         steps.append(
             Step(
                 depth=t,

@@ -43,6 +43,12 @@ class Line(NamedTuple):
         return self.name if self.names is None else self.names[t], self.visit + self.stride * t
 
 
+def alike(lines: Sequence[Line], others: Sequence[Line]) -> bool:
+    """Whether two pieces of code have the same sites, in the same order."""
+    same = len(lines) == len(others) and all(a._replace(fixed=b.fixed) == b for a, b in zip(lines, others))
+    return lines is others or same
+
+
 class Column(NamedTuple):
     """What m particles have at a site: values (m, …) or None for a fixed one; log p and log q (m,) or None for 0."""
 

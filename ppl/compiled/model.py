@@ -16,9 +16,9 @@ from ..model import Advance, Floats, Index, retry
 from ..program import Program
 from ..traced.laws import words
 from .batch import Batch, Trail, concat, put, resolve
-from .choices import Choices, Column, Forced, Line, Piece, force, plain
+from .choices import Choices, Column, Forced, Line, Piece, alike, force, plain
 from .pieces import Piece as Traced
-from .pieces import Pieces, kept
+from .pieces import Pieces
 from .returned import Place, build
 
 _EVEN = 1024
@@ -158,19 +158,22 @@ class CompiledScan:
         return force([given[i] for i in live.tolist()], lines, [*piece.latents, *end.latents], t[live])
 
     def _own(self, piece: Traced, given: Choices, live: Index, t: Any) -> Forced | None:
-        """Return what is given by choices of this very piece, which are arrays already; None for others."""
+        """Return what choices of this piece, or of one like it, give, which are arrays already; None for others."""
         end = self.pieces.end
         shapes = [*piece.latents, *end.latents]
         values = [np.zeros((len(live), *shape), dtype) for shape, dtype in shapes]
         masks = [np.zeros(len(live), bool) for _ in shapes]
         for part in given.pieces:
             rows = part.rows[live]
-            first = 0 if part.lines is piece.lines else len(piece.latents) if part.lines is end.lines else -1
+            first = 0 if alike(part.lines, piece.lines) else len(piece.latents) if alike(part.lines, end.lines) else -1
             if first < 0 or not (rows >= 0).all() or not (part.iteration[rows] == t[live]).all():
                 return None
             for line, column in zip(part.lines, part.columns):
                 if line.latent is not None and column.values is not None:
-                    values[first + line.latent], masks[first + line.latent] = column.values[rows], masks[0] | True
+                    j, found = first + line.latent, column.values[rows]
+                    if found.shape != values[j].shape or found.dtype != values[j].dtype:
+                        return None
+                    values[j], masks[j] = found, masks[j] | True
         return Forced(values, masks, np.zeros(len(live), bool))
 
     def log_transition(self, state: Batch, choices: Sequence[Any]) -> Floats:
@@ -194,7 +197,7 @@ class CompiledScan:
             "level": state.level[one],
         }
         with jax.enable_x64(True):
-            run = kept(("pairs", piece.code.key), lambda: jax.jit(pairs(piece, self.pieces)))
+            run = self.pieces.kept(("pairs", piece.code.key), lambda: jax.jit(pairs(piece, self.pieces)))
             tried = other, tuple(v[other] for v in forced.values[: len(piece.latents)])
             table: Floats = run(piece.code.constants, self.pieces.parameters, self.xs, batched, tried, t)
         return np.asarray(table)[:n, :k]
@@ -222,7 +225,8 @@ class CompiledScan:
         if which == "end" and self.needs_ys:
             batched["ys"] = tuple(leaf[place] for leaf in resolve(state.trail, state.place[rows], self.length))
         with jax.enable_x64(True):
-            run = kept(("each", which, self.needs_ys, piece.code.key), lambda: jax.jit(each(which, piece, pieces)))
+            known = "each", which, self.needs_ys, piece.code.key
+            run = pieces.kept(known, lambda: jax.jit(each(which, piece, pieces)))
             out = run(piece.code.constants, pieces.parameters, self.xs, batched)
         made: dict[str, Any] = jax.tree.map(lambda x: np.asarray(x)[:m], out)
         if made["bad"].any():

@@ -190,6 +190,10 @@ class Pieces:
         shapes = self.begin.latents[: self.before]
         return [next(rest) if needed else np.zeros(*shape) for needed, shape in zip(self.needed, shapes)]
 
+    def kept(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """Return what was compiled for programs that look at the same latents before the scan later, or make it."""
+        return kept((*key, self.needed), make)
+
     @cached_property
     def needs_ys(self) -> bool:
         """Whether what comes after the scan looks at the ys."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..ppl import keys as _keys
 from ..ppl.compiled.deciding import prepare
-from ..ppl.cost import Budget, Ledger, assign, recording
+from ..ppl.cost import Budget, Ledger, OutOfTime, assign, recording
 from ..ppl.errors import AllParticlesDead, FeynkacError
 from ..ppl.keys import Keys
 from ..ppl.memory import Epoch, current_epoch, enter
@@ -134,7 +134,16 @@ class Session:
         # The first wave is always made, so that there is a posterior to return.
         if going and self.budget.limited and self.begun:
             self.stopped = self.budget.exceeded(self.ledger.total())
-        return self._wave(going) if going and self.stopped is None else None
+            self.ledger.limit(self.budget.seconds)
+        if not going or self.stopped is not None:
+            return None
+        try:
+            return self._wave(going)
+        except OutOfTime:
+            if self.ledger.left > 0:  # it is a run outside this one that has none left
+                raise
+            self.stop("seconds")
+            return None
 
     def stop(self, reason: str) -> None:
         """End the run; the posterior so far is kept, flagged as incomplete."""

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .cost import rows
+from .cost import OutOfTime, rows, seconds_left
 from .fibers import Failed
 from .score import Score, evaluate
 
@@ -145,7 +145,10 @@ def _run_all(awaitables: list[Any], places: Sequence[Sequence[int]]) -> list[Any
     depth = _depth.get()
     future = asyncio.run_coroutine_threadsafe(together(), background(f"calls-{depth}"))
     try:
-        return future.result()
+        return future.result(seconds_left())
+    except TimeoutError:
+        future.cancel()
+        raise OutOfTime from None
     except BaseException:
         future.cancel()  # an interrupt must not leave requests running
         raise

@@ -7,6 +7,7 @@ row and go to its owner, while the call itself counts once in the total and once
 
 from __future__ import annotations
 
+import math
 import numbers
 import threading
 import time
@@ -55,7 +56,9 @@ class Cost:
 class Budget:
     """Limits on the cost of one call to ``infer``; None is no limit.
 
-    A limit is checked after each wave of particles, so a run overshoots it by at most one wave.
+    A limit is checked after each wave of particles, so a run overshoots it by at most one wave. Only where it waits for
+    servers or asynchronous functions, a wave is given up once the seconds are spent, and what is under way cancelled;
+    the first wave is made whole.
 
     Raises ValueError for a limit that is no number from 0 up.
 
@@ -95,6 +98,10 @@ class Budget:
 _NO_LIMIT = Budget()
 
 
+class OutOfTime(BaseException):
+    """A run's budget of seconds was spent while it waited. It ends the wave as Ctrl-C does, and comes no further."""
+
+
 class Ledger:
     """The running cost of ``owners`` problems solved together, and of the whole run."""
 
@@ -104,6 +111,16 @@ class Ledger:
         self._alone = owners == 1
         self._calls = 0
         self._lock = threading.RLock()
+        self._end = math.inf
+
+    def limit(self, seconds: float | None) -> None:
+        """Say how long the run may take in all, for those who wait for something; None is any time."""
+        self._end = math.inf if seconds is None else self._start + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds until then."""
+        return self._end - time.perf_counter()
 
     def add(self, unit: str, amount: ArrayLike, rows: NDArray[np.intp]) -> None:
         """Add an amount per row, or one amount that belongs to the call as a whole; ``rows`` are their owners."""
@@ -172,6 +189,15 @@ def recording(ledger: Ledger) -> Iterator[Ledger]:
 def recorded() -> bool:
     """Return whether there is a run that charges go to."""
     return _account.get() is not None
+
+
+def seconds_left() -> float | None:
+    """Return how long the runs in progress may wait; None is any time."""
+    account, left = _account.get(), math.inf
+    while account is not None:
+        left = min(left, account.ledger.left)
+        account = account.outer
+    return None if left == math.inf else max(0.0, left)
 
 
 def assign(owners: Sequence[int] | NDArray[np.intp]) -> None:

@@ -38,9 +38,7 @@ def server(running):
 
 @pytest.fixture
 def lm(server):
-    made = fk.models.ChatLM(server.url, "fake")
-    made.client.backoff = 0.001
-    return made
+    return fk.models.ChatLM(fk.models.Client(server.url, backoff=0.001), "fake")
 
 
 few_as = fk.reward(kind="real")(lambda text: -float(str(text).count("a")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -36,6 +37,34 @@ def test_calls_are_batched_recorded_and_may_be_asynchronous():
     posterior = run(tools(), n=8, ess_threshold=1.0)
     assert made == [8]  # forks get the recorded value
     assert all(y == 10 * x and z == y + 1 for x, y, z in posterior.values)
+
+
+def test_a_budget_of_seconds_gives_up_asynchronous_functions():
+    ended = []
+
+    async def slow(x):
+        try:
+            await asyncio.sleep(30.0 * x)
+        finally:
+            ended.append(x)
+
+    @fk.program
+    async def tool():
+        for x in range(3):
+            await fk.call("slow", slow, x)
+            await fk.factor("step", 0.0)
+
+    steps = fk.steps(tool(), fk.SMC(1), seed=0, budget=fk.Budget(seconds=1000.0))
+    while not steps.wave():
+        pass
+    steps.budget = fk.Budget(seconds=steps.ledger.total().seconds + 0.02)
+    assert steps.wave() is None
+    assert (steps.stopped, len(steps.posterior.steps)) == ("seconds", 1)
+    for _ in range(1000):
+        if ended == [0, 1]:
+            break
+        time.sleep(0.002)
+    assert ended == [0, 1]
 
 
 def test_calls_work_inside_a_running_event_loop():

@@ -46,9 +46,9 @@ def server(running):
     return running
 
 
-def connected(server, **settings):
-    lm = fk.models.ServerLM(server.url, tokenizer=TOKENIZER, retries=12, **settings)
-    lm.transport.client.backoff = 0.001
+def connected(server):
+    client = fk.models.Client(server.url, retries=12, backoff=0.001)
+    lm = fk.models.ServerLM(client, tokenizer=TOKENIZER)
     server.requests.clear()
     server.seeds.clear()
     server.paths.clear()
@@ -193,6 +193,35 @@ def test_ctrl_c_keeps_the_posterior_and_leaves_no_request(server, lm):
     soon(lambda: server.aborted == len(server.requests) - 8 > 0)
 
 
+def test_a_budget_of_seconds_gives_up_what_is_under_way(server, lm):
+    run = fk.steps(words(lm), fk.SMC(8), seed=0, budget=fk.Budget(seconds=1000.0))
+    while not run.wave():
+        pass
+    server.faults.seconds = 30.0
+    run.budget = fk.Budget(seconds=run.ledger.total().seconds + 0.05)
+    assert run.wave() is None
+    assert run.stopped == "seconds"
+    assert len(run.posterior.steps) == 1
+    assert run.posterior.guarantee == "prefix"
+    soon(lambda: server.aborted == len(server.requests) - 8 > 0)
+
+
+def test_the_seconds_of_a_run_outside_count_for_one_inside(server, lm):
+    @fk.program
+    async def outer():
+        for seed in range(2):
+            await fk.call("inner", lambda seed: fk.infer(words(lm, 1), fk.SMC(2), seed=seed), seed)
+            await fk.factor("weight", 0.0)
+
+    run = fk.steps(outer(), fk.SMC(1), seed=0, budget=fk.Budget(seconds=1000.0))
+    while not run.wave():
+        pass
+    server.faults.seconds = 30.0
+    run.budget = fk.Budget(seconds=run.ledger.total().seconds + 0.05)
+    assert run.wave() is None
+    assert run.stopped == "seconds"
+
+
 # What a server says
 
 
@@ -250,7 +279,7 @@ def test_what_a_server_begins_to_leave_out_is_an_error(server, lm, field):
 def test_no_name_no_port(server):
     for url in ("http://there-is-no-such-host.invalid", "http://127.0.0.1:9"):
         with pytest.raises(ServerError, match=r"/v1/models did not get through \(.+\); check the URL|1 times"):
-            fk.models.ServerLM(url, tokenizer=TOKENIZER, retries=0)
+            fk.models.ServerLM(fk.models.Client(url, retries=0), tokenizer=TOKENIZER)
 
 
 def test_a_key_is_in_no_file(server, tmp_path, monkeypatch):

@@ -57,16 +57,13 @@ class ChatLM:
     ones, and a run cannot be repeated but by its journal.
 
     Args:
-        url: of the server, such as ``"https://api.openai.com/v1"``.
+        url: of the server, such as ``"https://api.openai.com/v1"``, or a `Client`, which has limits of its own. A rate
+            that the server limits is waited for, as ``Retry-After`` asks.
         model: what the server calls the model.
         sampling: the default law; every step may override it.
         seeded: whether the server promises equal answers to equal seeds.
         extra: fields that every request has besides; None takes one away, as in ``{"seed": None}``.
         api_key: what lets us in; by default that of the environment, see `Client`. It is neither shown nor saved.
-        limit: most requests under way at once. A rate that is limited is waited for, as ``Retry-After`` asks.
-        timeout: seconds to wait for an answer.
-        retries: how often a request is sent again.
-        verify: whether certificates are checked, or an ``ssl.SSLContext`` that does.
         path: where chats are, below the URL.
 
     >>> import feynkac as fk
@@ -93,20 +90,16 @@ class ChatLM:
 
     def __init__(
         self,
-        url: str,
+        url: str | Client,
         model: str,
         *,
         sampling: Sampling | None = None,
         seeded: bool = False,
         extra: Mapping[str, Any] | None = None,
         api_key: str | None = None,
-        limit: int = 64,
-        timeout: float = 600.0,
-        retries: int = 5,
-        verify: Any = True,
         path: str = "/v1/chat/completions",
     ) -> None:
-        self.client = Client(url, api_key=api_key, limit=limit, timeout=timeout, retries=retries, verify=verify)
+        self.client = Client(url, api_key=api_key) if isinstance(url, str) else url
         self.identity = model
         self.sampling = sampling or Sampling()
         self.seeded = seeded

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from ...ppl.calls import background
-from ...ppl.cost import charge
+from ...ppl.cost import OutOfTime, charge, seconds_left
 from ...ppl.errors import ServerError
 from ...ppl.lazy import needing
 from ...ppl.sites import short
@@ -322,7 +322,9 @@ def _check_url(url: str) -> str:
 
 
 def _wait(work: Coroutine[Any, Any, T]) -> T:
-    """Do some work on the background loop, which runs no code of users, and wait for it. An interrupt cancels it."""
+    """Do some work on the background loop, which runs no code of users, and wait for it. An interrupt cancels it,
+    and so does the end of a budget of seconds.
+    """
     loop = background("served")
     ended = threading.Event()
     begun: list[asyncio.Task[T]] = []
@@ -340,7 +342,8 @@ def _wait(work: Coroutine[Any, Any, T]) -> T:
 
     try:
         loop.call_soon_threadsafe(begin)
-        ended.wait()
+        if not ended.wait(seconds_left()):
+            raise OutOfTime
     except BaseException:
         loop.call_soon_threadsafe(end)
         ended.wait(_SETTLE)

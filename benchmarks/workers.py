@@ -5,8 +5,9 @@
 
 Each problem is a program of some steps, each of which waits for a "server" (it sleeps, so that the figures hold on a
 machine whose cores are busy), under SMC. Chunks of problems share their waits, as they share the requests of a wave.
-The cluster is there before the clock starts; that its workers start is in the figures, and shown apart by a run without
-waits. All posteriors are compared with those of one process. The target: two workers at least 1.8 times as fast as one.
+Two clocks: that of the whole call, with the start of the worker processes (the cluster is there before), which takes a
+second on an idle machine and many on a busy one; and the time from the first request to the last. All posteriors are
+compared with those of one process. The target: two workers at least 1.8 times as fast as one.
 """
 
 from __future__ import annotations
@@ -21,18 +22,23 @@ import feynkac as fk
 
 @fk.batched
 def wait(seconds):
+    began = time.time()
     time.sleep(seconds[0])
-    return seconds
+    return [(began, time.time())] * len(seconds)
 
 
 @fk.program
 async def asks(steps, seconds, scale):
-    x = 0.0
+    x, waits = 0.0, []
     for _ in range(steps):
-        await fk.call("server", wait, seconds)
+        waits.append(await fk.call("server", wait, seconds))
         x = await fk.sample("x", fk.dist.Normal(x, scale))
         await fk.factor("G", -x * x)
-    return x
+    return x, waits[0][0], waits[-1][1]
+
+
+def found(posteriors):
+    return [([x for x, _, _ in p.values], p.log_evidence) for p in posteriors]
 
 
 def main() -> None:
@@ -51,21 +57,21 @@ def main() -> None:
     engine = fk.SMC(args.particles)
     models = [asks(args.steps, args.seconds, 1.0 + i / 100) for i in range(args.problems)]
     fast = [asks(args.steps, 0.0, 1.0 + i / 100) for i in range(args.problems)]
-    alone = [(p.values, p.log_evidence) for p in fk.infer(fast, engine, seed=0)]
-    walls: dict[tuple[int, bool], list[float]] = {(n, waits): [] for waits in (False, True) for n in (1, 2)}
+    alone = found(fk.infer(fast, engine, seed=0))
+    clocks: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
     for _ in range(args.repeats):
-        for (count, waits), found in walls.items():
+        for count, times in clocks.items():
             began = time.perf_counter()
-            workers = fk.Ray(count, chunk=args.chunk)
-            posteriors = fk.infer(models if waits else fast, engine, seed=0, workers=workers)
-            found.append(time.perf_counter() - began)
-            assert [(p.values, p.log_evidence) for p in posteriors] == alone
-    median = {which: float(np.median(found)) for which, found in walls.items()}
+            posteriors = fk.infer(models, engine, seed=0, workers=fk.Ray(count, chunk=args.chunk))
+            whole = time.perf_counter() - began
+            assert found(posteriors) == alone
+            first, last = min(p.values[0][1] for p in posteriors), max(p.values[0][2] for p in posteriors)
+            times.append((whole, last - first))
     slept = args.problems / args.chunk * args.steps * args.seconds
-    print(f"{args.problems} problems in chunks of {args.chunk}, {slept:.0f} s of waiting; wall seconds")
-    for count in (1, 2):
-        print(f"  {count} worker(s): {median[count, True]:.1f} (without waits {median[count, False]:.1f})")
-    print(f"two workers are {median[1, True] / median[2, True]:.2f} times as fast as one")
+    print(f"{args.problems} problems in chunks of {args.chunk}, {slept:.0f} s of waiting; median wall seconds")
+    (one, two) = (np.median(times, axis=0) for times in clocks.values())
+    for i, clock in enumerate(("whole call", "first request to last")):
+        print(f"  {clock:22s} 1 worker {one[i]:.1f}, 2 workers {two[i]:.1f}: {one[i] / two[i]:.2f} times as fast")
 
 
 if __name__ == "__main__":

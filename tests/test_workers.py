@@ -257,6 +257,25 @@ def test_a_problem_that_fails_loses_no_other(fault, kind):
         assert len(error.posterior[4].steps) == (1 if fault == "raises" else 0)
 
 
+@pytest.mark.filterwarnings("ignore::feynkac.ppl.errors.ContextWarning")
+def test_texts_that_do_not_fit_are_no_failure_of_many_problems_in_whatever_chunks():
+    @fk.program
+    async def overflows(n):
+        await fk.factor("G", 0.0)
+        if n == 1:
+            raise fk.errors.ContextOverflow("too long")
+        return n
+
+    models = [overflows(n) for n in range(3)]
+    alone = fk.infer(models, ENGINE, seed=0)
+    assert alone[1].log_evidence == -math.inf
+    for chunk in (1, 3):
+        assert list(map(facts, fk.infer(models, ENGINE, seed=0, workers=Fake(chunk)))) == list(map(facts, alone))
+    for one in ([models[1]], models[1]):
+        with pytest.raises(fk.errors.AllParticlesDead, match="all 6 particles"):
+            fk.infer(one, ENGINE, seed=0, workers=Fake(1))
+
+
 def test_a_dead_worker_is_replaced_and_its_chunk_run_again():
     fake = Fake(3, deaths=lambda start, news: start in (0, 1))
     found = fk.infer(MODELS, ENGINE, seed=3, workers=fake)

@@ -15,7 +15,8 @@ import pytest
 import feynkac as fk
 from feynkac.inference.workers.job import Job
 from feynkac.inference.workers.pool import Here, Lost, News
-from feynkac.inference.workers.ray import Ray, _carried
+from feynkac.inference.workers.ray import Ray
+from feynkac.inference.workers.sending import carried
 from feynkac.inference.workers.travel import pack, pack_steps, unpack, unpack_steps
 
 ENGINE = fk.SMC(6, ess_threshold=1.0, chains=2)
@@ -379,13 +380,13 @@ def test_errors_arrive_in_their_own_type():
         try:
             raise error
         except Exception as raised:
-            arrived = cloudpickle.loads(cloudpickle.dumps(_carried(raised)))
+            arrived = cloudpickle.loads(cloudpickle.dumps(carried(raised)))
         assert type(arrived) is type(error)
         assert str(arrived) == str(error)
         assert "in test_errors_arrive_in_their_own_type" in arrived.__notes__[0]
     held = Trouble(7, "why")
     held.lock = __import__("threading").Lock()  # type: ignore[attr-defined]
-    arrived = cloudpickle.loads(cloudpickle.dumps(_carried(held)))
+    arrived = cloudpickle.loads(cloudpickle.dumps(carried(held)))
     assert type(arrived) is fk.errors.WorkerError
     assert str(arrived) == "Trouble: why (7)"
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     ray = pytest.importorskip("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120"}
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
     ray.init(address="local", num_cpus=2, num_gpus=1, **quiet)
     yield ray
@@ -52,8 +52,10 @@ def test_posteriors_are_those_of_one_process_though_a_worker_is_killed(tmp_path)
 
 @pytest.mark.parametrize("chunk", [8, 64])
 def test_posteriors_do_not_depend_on_the_chunk(chunk):
-    found = fk.infer(MODELS, ENGINE, seed=3, workers=fk.Ray(2, chunk=chunk))
+    steps = []
+    found = fk.infer(MODELS, ENGINE, seed=3, workers=fk.Ray(2, chunk=chunk), callbacks=[steps.append])
     assert list(map(facts, found)) == list(map(facts, ALONE))
+    assert len(steps) == sum(len(chain.steps) for p in ALONE for chain in p.chains)
 
 
 def test_errors_of_models_arrive_in_their_own_type_and_lose_nothing(tmp_path):

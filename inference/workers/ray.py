@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
-import platform
 import sys
 import time
-import traceback
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...ppl.collector import patience
 from ...ppl.cost import UNITS, charge
-from ...ppl.errors import CannotSend, FeynkacWarning, WorkerError, WorkerLost
+from ...ppl.errors import FeynkacWarning, WorkerLost
 from ...ppl.lazy import needing
-from ...ppl.sites import short
 from ..base.checks import is_real, positive
 from ..base.step import Step
 from .job import Job
 from .pool import Broken, Event, Finished, Lost, News, Pool, Ready
+from .sending import carried, pickled
 from .travel import pack_steps, unpack_steps
 from .worker import Worker
 
-_HOME = str(Path(__file__).parents[2])
 _POLL = 0.5
 """Seconds that the run waits for something to happen before it asks how far the workers are."""
 _GRACE = 10.0
-"""Seconds that workers have to end their waves where the run was stopped."""
+"""Seconds that workers have to end their waves after Ctrl-C."""
 _SLOW = 60.0
 """Seconds without any worker after which somebody should hear of it."""
 
@@ -93,7 +90,7 @@ class Ray:
         """
         with needing("fk.Ray", "scale"):
             import ray
-        sent = _pickled(job)  # before a cluster is woken
+        sent = pickled(job)  # before a cluster is woken
         self._connect(ray)
         return Crew(self, ray, sent, min(self.num_workers, chunks or self.num_workers), follow)
 
@@ -133,6 +130,8 @@ class Crew:
         """Those that have their models."""
         self._calls: dict[Any, tuple[Any, tuple[int, ...] | None]] = {}
         """What workers are asked for: a chunk, or None for the models."""
+        self._asked: dict[Any, Any] = {}
+        """By the call for a chunk: the question how far it is, which is asked again when it has been answered."""
         self._stillborn = 0
         self._deadline: float | None = None
         self._late: float | None = time.monotonic() + _SLOW
@@ -177,7 +176,7 @@ class Crew:
 
     def stop(self, reason: str) -> None:
         """Have all chunks end after the waves that are being made."""
-        self._deadline = time.monotonic() + _GRACE
+        self._deadline = time.monotonic() + (_GRACE if reason == "interrupted" else math.inf)
         for call, (worker, units) in list(self._calls.items()):
             if units is None:
                 del self._calls[call]
@@ -189,7 +188,7 @@ class Crew:
         """Let all workers go, whatever they do."""
         for worker in self._all:
             self._ray.kill(worker)
-        self._all, self._able, self._calls = [], [], {}
+        self._all, self._able, self._calls, self._asked = [], [], {}, {}
 
     def _hire(self) -> None:
         worker = self._kind.remote()
@@ -214,6 +213,7 @@ class Crew:
         except errors.RayTaskError:  # a fault of ours, since what models raise is in the answer
             raise
         except errors.RayError as error:
+            self._asked.pop(call, None)
             yield from self._replace(worker, units, str(error))
             return
         for category, text in answer.caught:
@@ -223,6 +223,7 @@ class Crew:
             self._able.append(worker)
         if isinstance(answer.event, Finished):
             charge(**{unit: getattr(answer.event.cost, unit) for unit in UNITS})  # to a run that this one is inside of
+            yield from self._heard(call)
             yield News(answer.event.units, 0, 0, 0, _unpacked(answer.steps))
         yield answer.event
 
@@ -239,20 +240,32 @@ class Crew:
     def _give_up(self) -> Iterator[Event]:
         for call, (worker, units) in list(self._calls.items()):
             del self._calls[call]
+            self._asked.pop(call, None)
             self._dismiss(worker)
             if units is not None:
                 yield Lost(units, "it did not stop in time")
 
     def _look(self) -> Iterator[Event]:
         """Ask all that run a chunk how far they are."""
-        asked = {self._control(worker.news).remote(): units for worker, units in self._calls.values() if units}
-        ready, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=_POLL) if asked else ([], None)
-        for call in ready:
-            try:
-                done, total, tokens, steps = self._ray.get(call)
-            except self._ray.exceptions.RayError:
-                continue  # it is gone, as its chunk will tell
-            yield News(asked[call], done, total, tokens, _unpacked(steps))
+        for call, (worker, units) in self._calls.items():
+            if units is not None and call not in self._asked:
+                self._asked[call] = self._control(worker.news).remote()
+        if self._asked:
+            self._ray.wait(list(self._asked.values()), num_returns=len(self._asked), timeout=_POLL)
+        for call, question in list(self._asked.items()):
+            if self._ray.wait([question], timeout=0)[0]:
+                yield from self._heard(call)
+
+    def _heard(self, call: Any) -> Iterator[Event]:
+        """Say what was answered of a chunk: the steps that come with it are nowhere else."""
+        if call not in self._asked:
+            return
+        try:
+            done, total, tokens, steps = self._ray.get(self._asked[call])
+            yield News(self._calls[call][1] or (), done, total, tokens, _unpacked(steps))
+        except self._ray.exceptions.RayError:
+            pass  # it is gone, as its chunk will tell
+        self._asked.pop(call, None)
 
     def _complain(self) -> None:
         if self._late is not None and time.monotonic() > self._late:
@@ -285,7 +298,7 @@ class RayWorker:
                 job: Job = cloudpickle.loads(sent)
                 self._worker, self._watched = Worker(job, device), job.watched
             except Exception as error:
-                return Answer(Broken(_carried(error)))
+                return Answer(Broken(carried(error)))
             return Answer(Ready(self._worker.facts), _listed(caught))
 
     def run(self, units: tuple[int, ...]) -> Answer:
@@ -299,9 +312,9 @@ class RayWorker:
                         self._steps.append(pack_steps(made))
             except TypeError as error:
                 error.add_note("feynkac: steps come from workers, for callbacks, as `Posterior.save` writes them")
-                return Answer(Broken(_carried(error)))
+                return Answer(Broken(carried(error)))
             outcomes, cost = worker.finished()
-            sent = [one if one.error is None else one._replace(error=_carried(one.error)) for one in outcomes]
+            sent = [one if one.error is None else one._replace(error=carried(one.error)) for one in outcomes]
             return Answer(Finished(units, sent, cost), _listed(caught), self._news())
 
     def news(self) -> tuple[int, int, int, list[bytes]]:
@@ -321,67 +334,6 @@ class RayWorker:
 
 def _unpacked(steps: Sequence[bytes]) -> list[Step]:
     return [step for made in steps for step in unpack_steps(made)]
-
-
-def _pickled(job: Job) -> bytes:
-    """Return a job as it is sent. Raises CannotSend, naming the model."""
-    from ray import cloudpickle
-
-    def refusal(what: Any) -> Exception | None:
-        try:
-            cloudpickle.dumps(what)
-        except Exception as error:
-            return error
-        return None
-
-    if (error := refusal(job)) is None:
-        return bytes(cloudpickle.dumps(job))
-    if not job.made:
-        what = f"what {short(job.models, 60)} refers to cannot be sent to workers"
-        fix = "make it inside the function, which each worker calls once"
-    elif refusal(job.engine) is not None:
-        what, fix = f"{short(job.engine, 80)} cannot be sent to workers", "give it functions that are"
-    else:
-        models = job.models if isinstance(job.models, list) else [job.models]
-        bad = next((model for model in models if refusal(model) is not None), models[0])
-        what = f"{short(bad, 80)} cannot be sent to workers"
-        fix = "pass a function that makes the models, which each worker calls once, in place of them"
-    raise CannotSend(f"{what} ({type(error).__name__}: {error}): {fix}") from error
-
-
-class _Bare:
-    """Stands for an exception that cannot be pickled, as one whose ``__init__`` takes other things than ``args``."""
-
-    def __init__(self, error: Exception) -> None:
-        self._parts = type(error), error.args, vars(error)
-
-    def __reduce__(self) -> Any:
-        return _made, self._parts
-
-
-def _made(kind: type[Exception], args: tuple[Any, ...], state: dict[str, Any]) -> Exception:
-    error = kind.__new__(kind, *args)
-    vars(error).update(state)
-    return error
-
-
-def _carried(error: Exception) -> Any:
-    """Return an exception as it can be sent, with where it was raised, in code that is not ours, in a note."""
-    from ray import cloudpickle
-
-    frames = traceback.extract_tb(error.__traceback__)
-    others = [frame for frame in frames if not frame.filename.startswith(_HOME)] or frames
-    lines = "".join(traceback.format_list(others)).rstrip()
-    error.add_note(f"feynkac: raised in process {os.getpid()} on {platform.node()}:\n{lines}")
-    for sent in (error, _Bare(error)):
-        try:
-            if type(cloudpickle.loads(cloudpickle.dumps(sent))) is type(error):
-                return sent
-        except Exception:
-            continue
-    other = WorkerError(f"{type(error).__name__}: {error}")
-    vars(other)["__notes__"] = error.__notes__
-    return other
 
 
 def _listed(caught: Sequence[warnings.WarningMessage]) -> list[tuple[type[Warning], str]]:

@@ -193,6 +193,14 @@ def test_ctrl_c_keeps_the_posterior_and_leaves_no_request(server, lm):
     soon(lambda: server.aborted == len(server.requests) - 8 > 0)
 
 
+def test_a_budget_of_requests(server, lm):
+    server.faults = Faults(unavailable=0.2)
+    posterior = fk.infer(words(lm), fk.SMC(8), seed=0, budget=fk.Budget(requests=8))
+    assert (posterior.stopped, len(posterior.steps)) == ("requests", 1)
+    assert posterior.cost.requests == len(server.requests) >= 8
+    assert f"{posterior.cost.requests} requests" in posterior.summary()
+
+
 def test_a_budget_of_seconds_gives_up_what_is_under_way(server, lm):
     run = fk.steps(words(lm), fk.SMC(8), seed=0, budget=fk.Budget(seconds=1000.0))
     while not run.wave():

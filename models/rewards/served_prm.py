@@ -41,7 +41,7 @@ class ServedPRM(ProcessReward):
     not one score for each step, and ContextOverflow for an answer that is too long.
 
     >>> from feynkac.models.testing import FakeServer
-    >>> with FakeServer(step_token=31) as server:
+    >>> with FakeServer(step_token=33) as server:
     ...     prm = ServedPRM(server.url, tag="?", aggregate="min")
     ...     prm("Who", ["The sea.", "The hill."]), len(prm.details([("Who", ["The sea.", "The hill."])])[0])
     (<probability score of prm>, 2)

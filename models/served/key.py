@@ -15,7 +15,7 @@ class Key:
     Args:
         host: whose key it is.
         given: the key; by default that of the environment, ``FEYNKAC_API_KEY``, or ``OPENAI_API_KEY`` where the host is
-            OpenAI's own, so that no other gets it.
+            OpenAI's own, so that no other gets it. An empty string is no key.
 
     Raises ValueError, which does not show it, for a key that cannot stand in a header.
 
@@ -28,9 +28,9 @@ class Key:
 
     def __init__(self, host: str, given: str | None = None) -> None:
         openai = host == "openai.com" or host.endswith(".openai.com")
-        found = given or os.environ.get(_ANY) or (os.environ.get(_OPENAI) if openai else None) or ""
+        known = os.environ.get(_ANY) or (os.environ.get(_OPENAI) if openai else None) or ""
         self.host = host
-        self._value = found.strip()
+        self._value = (known if given is None else given).strip()
         if not (self._value.isascii() and self._value.isprintable()):
             raise ValueError(f"the key for {host} has characters that no header can have: see api_key= and {_ANY}")
 

@@ -17,6 +17,7 @@ OF_TEXT = ("01_first_program", "02_steering_text", "07_latents")
 ON_SHIPPED = {
     "03_images": [("STEPS = 20", "STEPS = 4"), ("vp(100)", "vp(20)")],
     "04_video": [("12, 10", "12, 2")],
+    "08_servers": [("N = 16", "N = 4"), ("RUNS = 12", "RUNS = 3")],
     "05_reasoning": [("problems(30)", "problems(7)"), ("fk.SMC(64, chains=4)", "fk.SMC(4, chains=2)")],
 }
 """The notebooks on models that ship with the library, and what makes them quick."""
@@ -63,7 +64,7 @@ def test_notebooks_run_on_a_tiny_model(name):
 @pytest.mark.parametrize("steps", [pytest.param("all", marks=pytest.mark.slow), "few"])
 @pytest.mark.parametrize("name", ON_SHIPPED)
 def test_notebooks_run_on_the_shipped_models(name, steps):
-    for library in ("diffusers", "matplotlib", "PIL"):
+    for library in ("diffusers", "matplotlib", "PIL", "httpx2"):
         pytest.importorskip(library)
     assert "log evidence" in executed(NOTEBOOKS / f"{name}.ipynb", ON_SHIPPED[name] if steps == "few" else ())
 

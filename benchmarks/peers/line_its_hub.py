@@ -14,7 +14,7 @@ from its_hub.core.algorithms.particle_gibbs import ParticleFiltering
 from its_hub.core.lms.openai_lm import OpenAICompatibleLanguageModel
 from its_hub.core.lms.step_generation import StepGeneration
 from lines import MAX_TOKENS, PROMPT, probability
-from vllm_server import Server
+from vllm_server import Running
 from worker import cpu_seconds, peak_gib, serve
 
 warnings.filterwarnings("ignore", "agenerate", DeprecationWarning)
@@ -30,20 +30,21 @@ class FewEs(AbstractProcessRewardModel):
         return self.score(prompt_or_messages, steps)
 
 
-def prepare(*, model, n, lines, server_python):
-    server = Server(server_python, model)
-    endpoint = f"http://127.0.0.1:{server.port}/v1"
-    lm = OpenAICompatibleLanguageModel(endpoint, "none", model, max_completion_tokens=MAX_TOKENS)
+def prepare(*, model, n, lines, port, session):
+    server = Running(port, session)
+    lm = OpenAICompatibleLanguageModel(f"{server.url}/v1", "none", model, max_completion_tokens=MAX_TOKENS)
 
     def run(seed: int, lines: int = lines) -> dict:
         random.seed(seed)
         algorithm = ParticleFiltering(StepGeneration(lines - 1, "\n", temperature=1.0), FewEs())
-        tokens, cpu = server.generated(), cpu_seconds() + server.cpu_seconds()
+        tokens, own, theirs = server.generated(), cpu_seconds(), server.cpu_seconds()
         result = algorithm.infer(lm, PROMPT, budget=n, return_response_only=False)
         if result.steps_used_lst != [lines] * n:
             raise RuntimeError(f"its_hub made {result.steps_used_lst} steps, not {lines} each")
+        own, theirs = cpu_seconds() - own, server.cpu_seconds() - theirs
         return {
-            "cpu": cpu_seconds() + server.cpu_seconds() - cpu,
+            "cpu": own + theirs,
+            "client": own,
             "rss": peak_gib() + server.peak_gib(),
             "tokens": server.generated() - tokens,
             "letters": sum(response["content"].count("e") for response in result.responses) / n,

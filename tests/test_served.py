@@ -388,6 +388,12 @@ def test_a_full_context_ends_a_text_without_a_request():
     assert (len(value.tokens), value.finish_reason) == (2, "context")
     assert [request["max_tokens"] for wave in client.asked for request in wave] == [2]
     client.asked.clear()
+    drawn, gone = value.log_prob, value.detach()
+    del value, step
+    assert fk.ppl.score.evaluate([lm.score(gone)])[0] == pytest.approx(drawn, abs=1e-9)
+    assert [len(request["prompt"]) for wave in client.asked for request in wave] == [7, 7]
+    client.asked.clear()
+    value = lm.attach(gone)
     more = lm.tokens(value, 3)
     assert more.sample_batch([more], keys_of(1)).values == [value]
     assert client.asked == []

@@ -270,6 +270,7 @@ class ServedLM(LanguageModel):
         each: dict[tuple[Any, Law], int] = {}
         for law, missing, owner in zip(laws, open_at, owners):
             if law == _OWN and missing and missing[-1].length == self.context:  # no engine reads a full context
+                require(self, "few", "the log-probability of the last token of a full context")
                 each[missing.pop(), law] = owner
             if law == _OWN and missing:
                 whole[missing[-1]] = owner

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .inference.comparison.compare import compare
     from .inference.comparison.table import Comparison
     from .inference.infer import infer, steps
+    from .inference.journal.journal import Journal
     from .inference.mcmc.mcmc import MCMC
     from .inference.mcmc.parallel_tempering import ParallelTempering
     from .inference.mcmc.particle_gibbs import ParticleGibbs
@@ -154,6 +155,7 @@ __all__ = [
     "HitAndRunSlice",
     "ImportanceSampling",
     "InProcess",
+    "Journal",
     "Kernel",
     "Langevin",
     "LinearTwist",
@@ -259,6 +261,7 @@ _HOME = {
     "ImportanceSampling": "inference.particles.importance",
     "InProcess": "inference.workers.pool",
     "Langevin": "inference.moves.langevin",
+    "Journal": "inference.journal.journal",
     "LinearTwist": "inference.results.linear_twist",
     "LookAheadSMC": "inference.particles.look_ahead",
     "MALA": "inference.moves.mala",

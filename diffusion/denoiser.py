@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import torch
 
-from ..ppl.cost import rows
+from ..ppl.canonical import form
+from ..ppl.cost import charge, rows
+from ..ppl.errors import NotRecorded
+from ..ppl.recording import Unkept, current, form_of, served
 
 Prediction = Literal["epsilon", "sample", "v", "flow"]
 """What a network predicts: the noise ε, the data x, v = α·ε − σ·x, or the velocity ε − x."""
@@ -50,6 +54,11 @@ class Network:
         self._fn = fn
         self.prediction: Prediction = prediction
 
+    @property
+    def journal_key(self) -> Any:
+        """What tells it from other denoisers in a journal: its function or network."""
+        return (self.prediction, self._fn)
+
     def __call__(self, x: Any, time: Any, condition: Any) -> Any:
         """Return the prediction; outputs with a ``sample`` (as diffusers' networks give) are unwrapped."""
         out = self._fn(x, time) if condition is None else self._fn(x, time, condition)
@@ -70,6 +79,11 @@ class Guided:
         self.unconditional = unconditional
         self.prediction: Prediction = denoiser.prediction
 
+    @property
+    def journal_key(self) -> Any:
+        """What tells it from other denoisers in a journal."""
+        return (self._denoiser, self.gamma, self.unconditional)
+
     def __call__(self, x: Any, time: Any, condition: Any) -> Any:
         """Return the guided prediction. Raises ValueError where there is no condition to guide to."""
         if condition is None:
@@ -79,6 +93,44 @@ class Guided:
             both = self._denoiser(torch.cat([x, x]), torch.cat([time, time]), join([condition, empty]))
         conditional, free = both.chunk(2)
         return free + self.gamma * (conditional - free)
+
+
+def predict(denoiser: Denoiser, x: Any, time: Any, condition: Any) -> Any:
+    """Return what a denoiser predicts, or what a journal knows that it did; each row of a batch counts for itself.
+
+    A prediction that a gradient goes through is made anew.
+    """
+    if current() is None or torch.is_grad_enabled():
+        return _evaluated(denoiser, x, time, condition)
+
+    def make(places: list[int]) -> list[Any]:
+        index = torch.as_tensor(places, device=x.device)
+        out = _evaluated(denoiser, x[index], time[index], select(condition, index))
+        good = out.shape[1:] == x.shape[1:]  # others are refused by whoever asks
+        return [_numpy(row) if good and bool(torch.isfinite(row).all()) else Unkept(row) for row in out]
+
+    asked = form_of(denoiser, f"predictions of a {type(denoiser).__name__}")
+    given = [None] * len(x) if condition is None else [select(condition, [i]) for i in range(len(x))]
+    parts = [form((_numpy(x[i]), _numpy(time[i]), given[i])) for i in range(len(x))]
+    try:
+        found = served("prediction", [None if asked is None else [asked, part] for part in parts], make)
+    except NotRecorded as error:
+        error.row = None  # finished particles are not in this batch, so that it says nothing
+        raise
+    return torch.stack([torch.as_tensor(row, dtype=x.dtype, device=x.device) for row in found])
+
+
+def _evaluated(denoiser: Denoiser, x: Any, time: Any, condition: Any) -> Any:
+    out = denoiser(x, time, condition)
+    if denoiser.evaluations:
+        charge(model_calls=1, nfe=np.full(len(x), denoiser.evaluations))
+    return out
+
+
+def _numpy(tensor: Any) -> Any:
+    """Return a tensor as an array, in float32 where NumPy has not got its type."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def estimate(prediction: Prediction, out: Any, x: Any, alpha: Any, sigma: Any) -> Any:

@@ -202,6 +202,7 @@ class Frame:
     model: Frames
     past: tuple[NDArray[Any], ...]
     expensive: ClassVar[bool] = True
+    journalled: ClassVar[bool] = True
 
     @property
     def batch_key(self) -> Hashable:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from ..models.local.weights.devices import find
 from ..ppl import keys as _keys
-from ..ppl.cost import charge, rows
+from ..ppl.cost import rows
 from ..ppl.density import Density
 from ..ppl.errors import FeynkacError
 from ..ppl.keys import Keys
 from ..ppl.model import Advance, Index
-from .denoiser import Denoiser, estimate, repeat
+from .denoiser import Denoiser, estimate, predict, repeat
 from .increments import densities
 from .latents import Latents, replace_fields
 from .schedule import Schedule
@@ -143,9 +143,7 @@ class Generator:
         alpha, sigma = self.levels(part.step)
         mine = going if owners is None else owners[going]
         with rows(mine.tolist()):
-            out = denoiser(part.x, self.tensor(self.schedule.time[part.step]), part.condition)
-            if denoiser.evaluations:
-                charge(model_calls=1, nfe=np.full(len(going), denoiser.evaluations))
+            out = predict(denoiser, part.x, self.tensor(self.schedule.time[part.step]), part.condition)
         check_output(out, part.x, mine)
         found = estimate(denoiser.prediction, out, part.x, alpha, sigma)
         if part is latents:

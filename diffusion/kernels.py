@@ -137,6 +137,7 @@ class Step:
     particle: Particle | None
     condition: Any = None
     expensive: ClassVar[bool] = True
+    journalled: ClassVar[bool] = True
 
     @property
     def batch_key(self) -> Hashable:

@@ -170,6 +170,12 @@ class _Exact:
             level[order] for level in (schedule.time, schedule.alpha, schedule.sigma)
         )
 
+    @property
+    def journal_key(self) -> Any:
+        """What tells it from other denoisers in a journal."""
+        levels = (self._time, self._alpha, self._sigma)
+        return (*levels, self.mixture.weights, self.mixture.means, self.mixture.variances)
+
     def __call__(self, x: Any, time: Any, condition: Any) -> Any:
         """Return E[data | x]: Tweedie's formula."""
         told = time.detach().cpu().double().numpy()

@@ -14,6 +14,7 @@ from .base.engine import Engine
 from .base.interrupts import noticing
 from .base.progress import Progress
 from .base.step import Step
+from .journal.journal import Journal, journalled
 from .results.posterior import Posterior
 from .session import Session
 
@@ -25,8 +26,17 @@ Callback = Callable[[Step], Any]
 """Called after every step of every chain; returning True stops the run, which keeps what it has."""
 
 
-def steps(model: FeynmanKac[Any], engine: Engine, *, seed: int, budget: Budget | None = None) -> Session:
+def steps(
+    model: FeynmanKac[Any],
+    engine: Engine,
+    *,
+    seed: int,
+    budget: Budget | None = None,
+    journal: Journal | str | os.PathLike[str] | None = None,
+) -> Session:
     """Run an engine step by step: iterate over its steps, and take ``.posterior`` at any time.
+
+    A ``journal`` keeps what models answer, as in `infer`.
 
     >>> import feynkac as fk
     >>> @fk.program
@@ -43,7 +53,8 @@ def steps(model: FeynmanKac[Any], engine: Engine, *, seed: int, budget: Budget |
     np.True_
     """
     check_run("steps", [model], engine, budget)
-    return Session([model], engine, seed, budget)
+    with journalled(journal, [model], engine, seed):
+        return Session([model], engine, seed, budget)
 
 
 @overload
@@ -57,6 +68,7 @@ def infer(
     progress: bool | None = ...,
     workers: Workers | None = ...,
     save: None = ...,
+    journal: Journal | str | os.PathLike[str] | None = ...,
 ) -> list[Posterior]: ...
 @overload
 def infer(
@@ -68,6 +80,7 @@ def infer(
     callbacks: Sequence[Callback] = ...,
     progress: bool | None = ...,
     workers: Workers | None = ...,
+    journal: Journal | str | os.PathLike[str] | None = ...,
 ) -> Posterior: ...
 @overload
 def infer(
@@ -103,6 +116,7 @@ def infer(
     progress: bool | None = None,
     workers: Workers | None = None,
     save: str | os.PathLike[str] | None = None,
+    journal: Journal | str | os.PathLike[str] | None = None,
 ) -> Any:
     """Run an engine on a model and return its posterior; on a list of models, a list of posteriors.
 
@@ -123,6 +137,8 @@ def infer(
         save: a folder that posteriors are written into as they come, so that they may outgrow memory; a sequence that
             reads them on demand, `Posteriors`, is returned. A run that was cut short is gone on with by the same line.
             Without ``workers`` this process works, as ``fk.InProcess()``.
+        journal: a file, or a `Journal`, in which all that models, rewards and functions answer is kept. A run that was
+            killed is taken up by the same line: it plays what is in the file, and loses at most a wave.
 
     A run that is cut short, by the budget, a callback or Ctrl-C, gives a posterior for each model all the same: of the
     waves that were made whole, its `guarantee` "prefix", and empty where a model had no particles yet.
@@ -130,6 +146,7 @@ def infer(
     Raises:
         TypeError: for what is no model, no engine or no budget.
         CannotSend: for models that workers cannot be sent. FileExistsError: for a folder that holds something else.
+        JournalError: where the journal cannot be used, see `Journal`.
         Whatever the model raises, with a note naming the particle; the error's ``posterior`` holds the steps
         that were complete. Ctrl-C does not raise: it ends the run and returns what there is, flagged. (It does where
         no model has any particles yet, and in a run inside another one, which ends with it.)
@@ -145,15 +162,24 @@ def infer(
     """
     many = not hasattr(model, "advance") and isinstance(model, Iterable)
     models: list[Any] = list(model) if isinstance(model, Iterable) and many else [model]
-    if workers is not None or save is not None:
-        from .workers.dispatch import infer_apart
+    if workers is not None and journal is not None:
+        raise ValueError("a journal is of one process: leave out workers=, or journal=; with workers, save= goes on")
+    with journalled(journal, models, engine, seed):
+        if workers is not None or save is not None:
+            from .workers.dispatch import infer_apart
 
-        return infer_apart(models if many else model, engine, seed, budget, callbacks, progress, workers, save)
-    if not models:
-        return []
-    check_run("infer", models, engine, budget)
-    session = Session(models, engine, seed, budget, watched=bool(callbacks))
-    particles = len(models) * engine.chains * engine.particles
+            return infer_apart(models if many else model, engine, seed, budget, callbacks, progress, workers, save)
+        if not models:
+            return []
+        check_run("infer", models, engine, budget)
+        session = Session(models, engine, seed, budget, watched=bool(callbacks))
+        return _finish(session, many, len(models) * engine.chains * engine.particles, callbacks, progress)
+
+
+def _finish(
+    session: Session, many: bool, particles: int, callbacks: Sequence[Callback], progress: bool | None
+) -> Posterior | list[Posterior]:
+    """Drive a session of so many particles to its end, and return the posteriors."""
 
     def found() -> Posterior | list[Posterior]:
         return session.posteriors if many else session.posterior

@@ -9,7 +9,7 @@ from typing import Any
 from ..ppl import keys as _keys
 from ..ppl.compiled.deciding import prepare
 from ..ppl.cost import rows
-from ..ppl.errors import Unsupported
+from ..ppl.errors import JournalError, Unsupported
 from ..ppl.fibers import Failed
 from ..ppl.guard import guard
 from ..ppl.keys import Keys
@@ -24,6 +24,8 @@ def run_nested(requests: Sequence[Nested], keys: Keys) -> list[Any]:
     """Return the posterior of each request, or the error of its run in a `Failed`."""
     try:
         return _together(requests, keys)
+    except JournalError:
+        raise
     except Exception as error:
         if len(requests) == 1:
             return [Failed(error)]

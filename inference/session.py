@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..ppl import keys as _keys
+from ..ppl import recording
 from ..ppl.compiled.deciding import prepare
-from ..ppl.cost import Budget, Ledger, OutOfTime, assign, recording
+from ..ppl.cost import Budget, Ledger, OutOfTime, assign
+from ..ppl.cost import recording as accounting
 from ..ppl.errors import AllParticlesDead, FeynkacError
 from ..ppl.keys import Keys
 from ..ppl.memory import Epoch, current_epoch, enter
@@ -104,6 +106,7 @@ class Session:
         self.ledger = Ledger(len(problems))
         self.stopped: str | None = None
         self._epoch = current_epoch() or Epoch()  # see `afresh`
+        self._recorder = recording.current()
         self._interrupted = False
         self._problems = problems
         self._raises = len(problems) == 1
@@ -225,7 +228,8 @@ class Session:
 
     def _send(self, i: int, answer: Advance[Any] | None) -> Any:
         """Let an engine go on to what it yields next, and count what it computes itself, such as gradients."""
-        with recording(self.ledger):
+        recording.enter(self._recorder)
+        with accounting(self.ledger):
             assign(np.array([self._tasks[i].owner]))
             return self._tasks[i].run.send(answer)  # type: ignore[arg-type]
 
@@ -240,9 +244,10 @@ class Session:
     def _answers(self, asking: Sequence[int]) -> dict[int, Advance[Any]]:
         """Serve all programs in one wave of starts and one of moves, other models alone."""
         enter(self._epoch)
+        recording.enter(self._recorder)
         answers: dict[int, Advance[Any]] = {}
         requests = [(i, self._tasks[i], self._standings[i].request) for i in asking]
-        with recording(self.ledger):
+        with accounting(self.ledger):
             for kind, serve in ((Start, launch), (Move, resume)):
                 pooled = [one for one in requests if type(one[2]) is kind and isinstance(one[1].model, Program)]
                 if pooled:

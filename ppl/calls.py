@@ -11,7 +11,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .cost import OutOfTime, rows, seconds_left
+from .errors import JournalError
 from .fibers import Failed
+from .recording import Unkept, form_of, served
 from .score import Score, evaluate
 
 if TYPE_CHECKING:
@@ -24,13 +26,17 @@ class Pending:
     What a model gives inside a program where it would give a value outside one.
     """
 
-    __slots__ = ("fingerprint", "fn", "item", "name")
+    __slots__ = ("fingerprint", "fn", "item", "name", "source")
 
-    def __init__(self, name: str, fn: Callable[[list[Any]], Sequence[Any]], item: Any, fingerprint: Hashable) -> None:
+    def __init__(
+        self, name: str, fn: Callable[[list[Any]], Sequence[Any]], item: Any, fingerprint: Hashable, source: Any
+    ) -> None:
         self.name = name
         self.fn = fn
         self.item = item
         self.fingerprint = fingerprint
+        self.source = source
+        """The model that the value is of: with the item, it decides the value."""
 
     def __repr__(self) -> str:
         return f"<{self.name}, not computed yet>"
@@ -45,7 +51,46 @@ class Pending:
         raise AttributeError(f"{self!r} has no {name!r} yet: await fk.call(name, …) gives the value")
 
 
-def evaluate_calls(calls: Sequence[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
+Called = tuple[Any, tuple[Any, ...]]
+"""A function, or a value that is to be computed, and its arguments."""
+
+
+def recorded_calls(calls: Sequence[Called], keys: Sequence[int]) -> list[Any]:
+    """Evaluate those calls that a journal does not know; ``keys`` are those of the sites that they are made at.
+
+    What models say of their texts is known whoever asks; a function may be random, and answers a particle at a site.
+    Scores are known as such, and what a function raises is not kept.
+    """
+    forms = [_form(fn, args, key) for (fn, args), key in zip(calls, keys)]
+    free = [i for i, (fn, _) in enumerate(calls) if isinstance(fn, Score) or hasattr(fn, "score_batch")]
+    asked = [i for i in range(len(calls)) if i not in free]
+    results: list[Any] = [None] * len(calls)
+    if asked:
+
+        def make(places: list[int]) -> list[Any]:
+            made = evaluate_calls([calls[asked[place]] for place in places])
+            return [Unkept(one) if type(one) is Failed else one for one in made]
+
+        with rows(asked):
+            for i, value in zip(asked, served("call", [forms[i] for i in asked], make, asked)):
+                results[i] = value
+    if free:
+        with rows(free):
+            for i, value in zip(free, evaluate_calls([calls[i] for i in free])):
+                results[i] = value
+    return results
+
+
+def _form(fn: Any, args: tuple[Any, ...], key: int) -> Any:
+    """Return what a call's answer depends on."""
+    if isinstance(fn, Score) or hasattr(fn, "score_batch"):
+        return None
+    if isinstance(fn, Pending):
+        return form_of((fn.source, fn.item), f"what is read as {fn.name}")
+    return form_of((fn, args, key), f"answers of {getattr(fn, '__qualname__', None) or repr(fn)}")
+
+
+def evaluate_calls(calls: Sequence[Called]) -> list[Any]:
     """Evaluate ``fn(*args)`` for each call; what a call raises becomes its result, wrapped in `Failed`.
 
     Calls of one `batched` function share a call, all scores are evaluated together, and all asynchronous
@@ -90,6 +135,8 @@ def _alone(score: Score, i: int) -> Any:
 def _attempt(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     try:
         return fn(*args)
+    except JournalError:
+        raise  # it is not the function's
     except Exception as error:
         return Failed(error)
 

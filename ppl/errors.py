@@ -158,6 +158,26 @@ class WorkerError(FeynkacError, RuntimeError):
     """What a worker raised cannot be sent as it is: its name and its words."""
 
 
+class JournalError(FeynkacError):
+    """A journal cannot be used as it was asked to: it cannot be written, is of another schema, or of another model."""
+
+
+class UnreadableJournal(JournalError, ValueError):
+    """A file is no journal, or it is damaged. It is left as it is."""
+
+
+class NotRecorded(JournalError, LookupError):
+    """What a run asks for is not in the journal that it is replayed from.
+
+    Attributes:
+        row: the place of the request in its batch; None where the message names the particle and the site.
+    """
+
+    def __init__(self, message: str, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 class FeynkacWarning(UserWarning):
     """Base of all warnings given by feynkac."""
 
@@ -172,3 +192,7 @@ class CollapseWarning(FeynkacWarning):
 
 class PromptWarning(FeynkacWarning):
     """A prompt has tokens that its author may not want: two begin tokens, or an end token."""
+
+
+class JournalWarning(FeynkacWarning):
+    """A journal is of another program, or some answers cannot be kept in it."""

@@ -147,7 +147,8 @@ class Kernel(Protocol):
     that ``other`` can; needed of a proposal that restricts its own support), ``fits(value)`` (whether a value has the
     shape and kind of its draws; one that has not is never drawn), and ``observing(value)`` (the request and the value
     that are meant where it is observed at a value of another kind, such as a string for a text). One whose draws have a
-    ``log_proposal`` has ``log_proposal_batch(requests, values)``, too, for values that are forced. With
+    ``log_proposal`` has ``log_proposal_batch(requests, values)``, too, for values that are forced.
+    ``journalled = True`` says that its draws are kept in journals, by itself or by what it calls. With
     ``expensive = True`` its calls wait until no particle has anything lighter to do, so that as many as possible share
     them.
     """

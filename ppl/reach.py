@@ -60,7 +60,8 @@ class Names(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _names_in(code: types.CodeType) -> Names:
+def names_in(code: types.CodeType) -> Names:
+    """Return the names in code."""
     reads, writes, takes, sets = set(), set(), set(), set()
     # What a method sets is, as a rule, its own object's: a memory, a count.
     method = "." in code.co_qualname.rpartition("<locals>.")[2]
@@ -75,7 +76,7 @@ def _names_in(code: types.CodeType) -> Names:
             sets.add(step.argval)
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
-            for names, inner in zip((reads, writes, takes, sets), _names_in(const)):
+            for names, inner in zip((reads, writes, takes, sets), names_in(const)):
                 names.update(inner)
     return Names(*(tuple(sorted(names)) for names in (reads, writes, takes, sets)))
 
@@ -160,7 +161,7 @@ class Reach:
             self.add(fn.__dict__, fn.__name__, depth - 1, shared=True)
         scope = fn.__globals__
         if self.mine(scope.get("__name__", "")):
-            reads, writes, takes, sets = _names_in(fn.__code__)
+            reads, writes, takes, sets = names_in(fn.__code__)
             self.sets.update(sets)
             for name in reads:
                 value = scope.get(name)
@@ -217,7 +218,7 @@ def around(fn: Any) -> dict[str, Any]:
     if code is None:
         return {}
     cells = {name: value for name, cell in zip(code.co_freevars, fn.__closure__ or ()) for value in contents(cell)}
-    return {**{name: fn.__globals__[name] for name in _names_in(code).reads if name in fn.__globals__}, **cells}
+    return {**{name: fn.__globals__[name] for name in names_in(code).reads if name in fn.__globals__}, **cells}
 
 
 def tensors(value: Any, name: str) -> list[Place]:

@@ -17,10 +17,11 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, Protocol, overload
 
 from .cost import charge, rows
-from .errors import AmbiguousScore, InvalidWeight
+from .errors import AmbiguousScore, InvalidWeight, NotRecorded
 from .memory import Memory
 from .pictures import lasting
 from .reals import ordered, real
+from .recording import current, form_of, served
 from .sites import short
 
 _ROUNDING = 1e-6  # of a float32 softmax, say
@@ -184,15 +185,9 @@ def evaluate(scores: Sequence[Score]) -> list[float]:
         fresh = [key for key in inputs if known[key] is None]
         if fresh:
             with rows([inputs[key][1][0][0] for key in fresh]):
-                charge(reward_calls=[1] * len(fresh))
-                found = _found(scorer, scorer.score_batch([inputs[key][0] for key in fresh]), inputs[fresh[0]][1][0][0])
-            if len(found) != len(fresh):
-                raise ScoreError(
-                    f"reward {scorer.name!r} got {len(fresh)} inputs and returned {len(found)} numbers",
-                    inputs[fresh[0]][1][0][0],
-                )
-            for key, number in zip(fresh, found):
-                known[key] = value = _checked(scorer, number, *inputs[key])
+                found = (_scored if current() is None else _recorded)(scorer, [inputs[key] for key in fresh])
+            for key, value in zip(fresh, found):
+                known[key] = value
                 _remember(scorer, key, value, version)
         for key, (_, places) in inputs.items():
             for i, j in places:
@@ -200,9 +195,38 @@ def evaluate(scores: Sequence[Score]) -> list[float]:
     return [_combined(score, leaves, i) for i, (score, leaves) in enumerate(zip(scores, results))]
 
 
+Wanted = tuple[tuple[Any, ...], list[tuple[int, int]]]
+"""Arguments, and where they are wanted."""
+
+
+def _scored(scorer: Scorer, wanted: Sequence[Wanted]) -> list[float]:
+    """Return the numbers of some inputs."""
+    charge(reward_calls=[1] * len(wanted))
+    first = wanted[0][1][0][0]
+    found = _found(scorer, scorer.score_batch([args for args, _ in wanted]), first)
+    if len(found) != len(wanted):
+        raise ScoreError(f"reward {scorer.name!r} got {len(wanted)} inputs and returned {len(found)} numbers", first)
+    return [_checked(scorer, number, *one) for number, one in zip(found, wanted)]
+
+
+def _recorded(scorer: Scorer, wanted: Sequence[Wanted]) -> list[float]:
+    """Return those numbers that a journal knows, and find the others."""
+    forms = [form_of((scorer, args), f"what {scorer!r} says") for args, _ in wanted]
+    try:
+        return served("reward", forms, lambda rows: _scored(scorer, [wanted[i] for i in rows]))
+    except NotRecorded as error:
+        if error.row is not None:
+            error.row = wanted[error.row][1][0][0]
+        raise
+
+
 def remember(scorer: Scorer, args: tuple[Any, ...], number: float) -> None:
     """Let a reward know a result that it did not find by being scored. Raises `ScoreError` as `evaluate` does."""
-    _remember(scorer, _key(args, 0, 0), _checked(scorer, number, args, [(0, 0)]), _version(scorer))
+    value = _checked(scorer, number, args, [(0, 0)])
+    _remember(scorer, _key(args, 0, 0), value, _version(scorer))
+    recorder = current()
+    if recorder is not None:
+        recorder.note("reward", form_of((scorer, args), f"what {scorer!r} says"), value)
 
 
 def _remember(scorer: Scorer, key: Hashable, number: float, version: Hashable) -> None:
@@ -299,6 +323,11 @@ class Reward:
     def version(self) -> Hashable:
         """Return None: of what the function depends on besides its arguments nothing is known."""
         return None
+
+    @property
+    def journal_key(self) -> Any:
+        """What tells it from other rewards in a journal: its function."""
+        return (self.kind, self.batched, self._fn)
 
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> Sequence[float]:
         """Return one number for each tuple of arguments."""

@@ -10,15 +10,16 @@ import numpy as np
 
 from . import keys as _keys
 from . import nesting
-from .calls import evaluate_calls
+from .calls import evaluate_calls, recorded_calls
 from .cost import assign
 from .cost import rows as cost_of
 from .effects import Call, Effect, Sample
-from .errors import CannotScore, ContextOverflow, InvalidWeight, UnsupportedProposal
+from .errors import CannotScore, ContextOverflow, InvalidWeight, JournalError, NotRecorded, UnsupportedProposal
 from .fibers import Failed, Fiber, Run, annotate, fail
 from .guard import guard
 from .keys import Keys
 from .reals import reals
+from .recording import current
 from .score import ScoreError, evaluate
 from .sites import MISSING, Site, address
 from .terms import Masked
@@ -75,9 +76,13 @@ class Server:
             elif what == "nested":
                 self._nested(fibers, rows)
             else:
-                results = evaluate_calls([(fiber.effect.fn, fiber.effect.args) for fiber in fibers])
-                for fiber, result in zip(fibers, results):
-                    self.called(fiber, result if type(result) is Failed else guard(result))
+                self._calls(fibers, rows)
+        except NotRecorded as error:
+            if error.row is None:  # of a run within this one, or of some of the batch
+                annotate(fibers[0].run, error)
+                raise
+            at = fibers[error.row]
+            fail(at, NotRecorded(f"{_at(at)}: {error}"))
         except ContextOverflow as error:
             if len(fibers) == 1:
                 fibers[0].run.overrun(error)
@@ -151,6 +156,7 @@ class Server:
     def _draw(self, fibers: list[Fiber], rows: Any) -> None:
         effects: list[Sample] = [fiber.effect for fiber in fibers]
         requests = [effect.proposal or effect.kernel for effect in effects]
+        self._check_kept(requests[0])
         draws = requests[0].sample_batch(requests, self._site_keys(effects, rows))
         values, log_probs = draws[:2]
         known = log_probs is not None
@@ -173,6 +179,13 @@ class Server:
                     fiber,
                     CannotScore(f"{_at(fiber)}: the proposal {effect.proposal!r} gives no log-probabilities"),
                 )
+
+    @staticmethod
+    def _check_kept(kernel: Any) -> None:
+        """Tell the user of a model whose draws no journal keeps."""
+        recorder = current()
+        if recorder is not None and getattr(kernel, "expensive", False) and not getattr(kernel, "journalled", False):
+            recorder.pass_over(f"draws of a {type(kernel).__name__}", "they have no part in journals")
 
     def _log_probs(self, fibers: list[Fiber]) -> None:
         effects: list[Sample] = [fiber.effect for fiber in fibers]
@@ -244,6 +257,8 @@ class Server:
     def _score(self, fibers: list[Fiber]) -> None:
         try:
             numbers = evaluate([fiber.effect.log_weight for fiber in fibers])
+        except JournalError:
+            raise
         except ScoreError as error:
             fail(fibers[error.index], InvalidWeight(f"{_at(fibers[error.index])}: {error}"))
         except Exception:
@@ -293,6 +308,15 @@ class Server:
         if effect.fixed is not MISSING:  # the evidence stays; what follows sees the intervention
             self._intervene(fiber, effect)
             fiber.value = effect.fixed
+
+    def _calls(self, fibers: list[Fiber], rows: Any) -> None:
+        calls = [(fiber.effect.fn, fiber.effect.args) for fiber in fibers]
+        if current() is None:
+            results = evaluate_calls(calls)
+        else:
+            results = recorded_calls(calls, self._site_keys([fiber.effect for fiber in fibers], rows).tolist())
+        for fiber, result in zip(fibers, results):
+            self.called(fiber, result if type(result) is Failed else guard(result))
 
     def _nested(self, fibers: list[Fiber], rows: Any) -> None:
         effects = [fiber.effect for fiber in fibers]

@@ -38,7 +38,7 @@ class WholeSteps(LanguageModel):
         self.requests.append(len(runs))
         tally.calls += 1
         for i, run in enumerate(runs):
-            tally.tokens_in[i] += run.node.length
+            tally.tokens_in[i] += 0 if run.over else run.node.length
             for offset in range(run.request.ending.max_tokens):
                 if run.over:
                     break

@@ -156,6 +156,11 @@ class _NextFrame:
         self._network = network
         self.prediction = network.prediction
 
+    @property
+    def journal_key(self) -> Any:
+        """What tells it from other denoisers in a journal."""
+        return self._network
+
     def __call__(self, x: Any, time: Any, condition: Any) -> Any:
         """Return the prediction (n, h, w), given the past (n, k, h, w) and how many of it there are (n,)."""
         past, known = condition["past"], condition["known"]

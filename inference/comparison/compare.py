@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from ...ppl import keys as _keys
 from ...ppl.cost import Budget, Cost
-from ...ppl.errors import FeynkacError
+from ...ppl.errors import FeynkacError, JournalError
 from ...ppl.memory import afresh
 from ...ppl.model import FeynmanKac
 from ...ppl.sites import short
@@ -122,6 +122,8 @@ class _Trials(Tolerant):
             with noticing(self.interrupt):
                 for _ in self:
                     pass
+        except JournalError:
+            raise
         except FeynkacError as error:
             for task, now in zip(self._tasks, self._standings):
                 if not now.over:

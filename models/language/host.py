@@ -92,6 +92,13 @@ class Host(Writing, Protocol):
     def remedy(self, offer: Offer) -> str:
         """Return what to do where something is not offered."""
 
+    @property
+    def journal_key(self) -> Any:
+        """What its laws depend on, the same in every process. Asked for it, it makes itself known to the journal."""
+
+    def recall(self, run: Run) -> None:
+        """Take note of a step that a journal has played."""
+
     def draw(self, runs: Sequence[Run], keys: Keys, tally: Tally) -> None:
         """Advance each run to the end of its step, with draws from its own key alone; ``tally[i]`` is of run i.
 

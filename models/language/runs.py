@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ...ppl.errors import JournalError
 from ...ppl.sites import short
 from .endings import Ending
 from .sampling import Mask, Sampling
@@ -58,6 +62,7 @@ class Run:
         over: whether the step is over.
         count: tokens taken so far.
         log_prob: their log-probability.
+        log_probs: that of each.
     """
 
     def __init__(self, request: Request) -> None:
@@ -71,12 +76,14 @@ class Run:
         self.over = self.start.finished
         self.count = 0
         self.log_prob = 0.0
+        self.log_probs: list[float] = []
         self._unread: list[int] = []
         self._cut: int | None = None
 
     def advance(self, token: int, log_prob: float) -> None:
         """Take one token; −1 says that there is none to take."""
         self.log_prob += log_prob
+        self.log_probs.append(log_prob)
         if token < 0:
             self.over = True
             return
@@ -107,6 +114,12 @@ class Run:
         self.reading = self.reading.read(self.request.lm.decode, self._unread)
         self._unread = []
 
+    @property
+    def told(self) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """What it took, as it is kept: the tokens, and the log-probabilities, of which there is one where none was."""
+        taken = self.node.tokens(self.node.length - self.count)
+        return np.array(taken, np.int32), np.array(self.log_probs)
+
     def text(self) -> Text:
         """Return the text reached."""
         if not self.count:
@@ -123,6 +136,25 @@ class Run:
             log_prob=self.log_prob,
             finish_reason=self.finish_reason,
         )
+
+
+def played(request: Request, told: Any) -> Run:
+    """Return the run of a request that took what one has told.
+
+    Raises JournalError where the step does not end there, as what was told is of another version of this library.
+    """
+    tokens, log_probs = told
+    run = Run(request)
+    for token, log_prob in zip(tokens.tolist() or [-1], log_probs.tolist()):
+        if run.over or token >= request.lm.vocab_size:
+            break
+        run.advance(token, log_prob)
+    if run.over and run.count == len(tokens) and len(log_probs) == max(1, len(tokens)):
+        return run
+    raise JournalError(
+        f"the journal has {len(tokens)} tokens for {request!r}, which ends otherwise: it was written by another "
+        "version of feynkac; use another file"
+    )
 
 
 def tokens_after(start: Text, value: Text) -> tuple[int, ...] | None:

@@ -82,6 +82,11 @@ class Mask:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Mask) and self._digest == other._digest and np.array_equal(self.allowed, other.allowed)
 
+    @property
+    def journal_key(self) -> bytes:
+        """The booleans."""
+        return np.packbits(self.allowed).tobytes()
+
     def __repr__(self) -> str:
         return f"<mask of {int(self.allowed.sum())} tokens>"
 

@@ -38,6 +38,11 @@ class OfModel:
         """Return what tells the model as it is now from what it was."""
         return self.lm.version()
 
+    @property
+    def journal_key(self) -> Any:
+        """What tells it from other scores in a journal: the model."""
+        return self.lm.journal_key
+
 
 class Likelihood(OfModel):
     """Scores log p of the tokens of a text from a position on, under the model's own law."""

@@ -13,14 +13,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...ppl.cost import charge
+from ...ppl.canonical import form
+from ...ppl.cost import charge, rows
 from ...ppl.errors import ContextOverflow
 from ...ppl.keys import Keys
 from ...ppl.model import Draws
+from ...ppl.recording import current, served
 from ...ppl.sites import short
 from .endings import Ending
 from .host import Floats, Host, Tally
-from .runs import Run, replay
+from .runs import Run, played, replay
 from .sampling import Mask, Sampling
 from .text import Text
 
@@ -42,6 +44,7 @@ class Step:
     sampling: Sampling
     mask: Mask | None = None
     expensive: ClassVar[bool] = True
+    journalled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, Text):
@@ -58,6 +61,13 @@ class Step:
         """The history and the settings."""
         return (self.text.digest, self.ending, self.sampling, self.mask)
 
+    @property
+    def journal_key(self) -> Any:
+        """All that its law depends on, the same in every process: the model, the history, the end and the settings."""
+        text = self.text
+        history = np.array(text.prompt_tokens, np.int32), np.array(text.tokens, np.int32)
+        return (self.lm.journal_key, *history, text.finish_reason, text.end, self.ending, self.sampling, self.mask)
+
     def __repr__(self) -> str:
         return f"<step of {self.lm.identity} from {self.text!r}>"
 
@@ -68,13 +78,37 @@ class Step:
         nothing; None where the model does not tell them.
         """
         runs = [Run(request) for request in requests]
+        if current() is None:
+            self._draw(runs, keys)
+        else:
+            self._recorded(runs, keys)
+        texts = [run.text() for run in runs]
+        known = self.lm.scores((self.sampling, self.mask))
+        return Draws(texts, np.array([run.log_prob for run in runs]) if known else None)
+
+    def _draw(self, runs: Sequence[Run], keys: Keys) -> None:
         tally = Tally(len(runs))
         if not all(run.over for run in runs):
             self.lm.draw(runs, keys, tally)
         charge(**tally.amounts)
-        texts = [run.text() for run in runs]
-        known = self.lm.scores((self.sampling, self.mask))
-        return Draws(texts, np.array([run.log_prob for run in runs]) if known else None)
+
+    def _recorded(self, runs: list[Run], keys: Keys) -> None:
+        """Draw what no journal knows, and play the rest. Finished texts are nobody's business."""
+        going = [i for i, run in enumerate(runs) if not run.over]
+        made: dict[int, Any] = {}
+
+        def make(places: list[int]) -> list[Any]:
+            mine = [going[place] for place in places]
+            self._draw([runs[i] for i in mine], keys[mine])
+            made.update((place, runs[i].told) for place, i in zip(places, mine))
+            return list(made.values())
+
+        with rows(going):
+            answers = served("draw", [form((runs[i].request, int(keys[i]))) for i in going], make, going)
+        for place, (i, told) in enumerate(zip(going, answers)):
+            if told is not made.get(place):
+                runs[i] = played(runs[i].request, told)
+                self.lm.recall(runs[i])
 
     def log_prob_batch(self, requests: Sequence[Step], values: Sequence[Any]) -> Floats:
         """Return log p of each text under its request, shape (n,).
@@ -90,14 +124,30 @@ class Step:
                 result[i] = -math.inf
             elif run.count:
                 jobs.append((i, request, run))
-        if jobs:
-            tally = Tally(len(requests))
-            laws = [(request.sampling, request.mask) for _, request, _ in jobs]
-            owners = [i for i, _, _ in jobs]
-            starts = [run.node.length - run.count for _, _, run in jobs]
-            result[owners] = self.lm.forced([run.node for _, _, run in jobs], starts, laws, owners, tally)
-            charge(**tally.amounts)
+        if not jobs:
+            return result
+        places = [i for i, _, _ in jobs]
+        if current() is None:
+            result[places] = self._forced(jobs, len(requests))
+            return result
+
+        def make(mine: list[int]) -> list[Any]:
+            return list(map(float, self._forced([(k, *jobs[j][1:]) for k, j in enumerate(mine)], len(mine))))
+
+        with rows(places):
+            forms = [form((request, run.told[0])) for _, request, run in jobs]
+            result[places] = served("log-probability", forms, make, places)
         return result
+
+    def _forced(self, jobs: Sequence[tuple[int, Step, Run]], n: int) -> Floats:
+        """Return the log-probability of what runs took, each charged to its place among n."""
+        tally = Tally(n)
+        laws = [(request.sampling, request.mask) for _, request, _ in jobs]
+        owners = [i for i, _, _ in jobs]
+        starts = [run.node.length - run.count for _, _, run in jobs]
+        found = self.lm.forced([run.node for _, _, run in jobs], starts, laws, owners, tally)
+        charge(**tally.amounts)
+        return found
 
     def observing(self, value: Any) -> tuple[Step, Any]:
         """Return the step and the text that it means to observe a string: appended in context, and ended as it says.

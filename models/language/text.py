@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
+
 from ...ppl.quick import quick, replaced
 from ...ppl.reals import whole_number
 from .tree import Node
@@ -288,6 +290,12 @@ class Text:
         if self.fingerprint and other.fingerprint:
             return self.fingerprint == other.fingerprint
         return self.identity == other.identity
+
+    @property
+    def journal_key(self) -> Any:
+        """What can be read of it, the same in every process, but for the log-probability."""
+        tokens = np.array(self.prompt_tokens, np.int64), np.array(self.tokens, np.int64)
+        return (self.fingerprint or self.identity, self.prompt, *tokens, self.steps, self.ends, self.finish_reason)
 
     def to_json(self) -> dict[str, Any]:
         """Return the text as plain data for JSON; `from_json` is its inverse."""

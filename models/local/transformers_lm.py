@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...ppl.canonical import digest, weights
 from ...ppl.keys import Keys
 from ...ppl.reals import whole_number
 from ..language.host import Floats, Offer, Sink, Tally
@@ -186,6 +188,13 @@ class TransformersLM(LanguageModel):
     def version(self) -> int:
         """Return a number that is another one whenever the model has been seen to change."""
         return self.forwarder.live.version()
+
+    def revision(self) -> Any:
+        """Return a digest of the weights (of a sample of the large ones), and of how the model runs them."""
+        config = core(self.model).config.to_dict()
+        told = {name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")}
+        with self.forwarder.hold():
+            return [weights(self.model), digest(json.dumps(told, sort_keys=True, default=str)).hex()]
 
     def refresh(self) -> None:
         """Forget all that was computed, scores included, after a change of the model that cannot be seen (see `Live`).

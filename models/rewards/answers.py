@@ -57,6 +57,11 @@ class Answers:
         question: Input = (("user", "?"),) if lm.chats else "?"
         self._tokens(ask(lm, question, name))  # what cannot be told apart is refused before anything is asked
 
+    @property
+    def journal_key(self) -> Any:
+        """The answers, as they may be written."""
+        return (self._answers, self._alone)
+
     def law(self, prompts: Sequence[Input], add: bool = False) -> NDArray[np.float64]:
         """Return the probability of each answer, given that it is one of them: shape (n, answers).
 

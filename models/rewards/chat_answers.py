@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import permutations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,11 @@ class ChatAnswers:
                     f"reward {name!r}: the answer {b!r} begins with the answer {a!r}, and {lm!r} does not tell how it "
                     "cuts them into tokens; choose others, such as letters"
                 )
+
+    @property
+    def journal_key(self) -> Any:
+        """The answers, as they may be spelled."""
+        return self._answers
 
     def law(self, prompts: Sequence[Input]) -> NDArray[np.float64]:
         """Return the probability of each answer, given that it is one of them: shape (n, answers).

@@ -99,6 +99,11 @@ class Classifier(TextReward):
         """Return a number that is another one whenever the model has been seen to change."""
         return self._reader.live.version()
 
+    @property
+    def journal_key(self) -> Any:
+        """What tells it from other rewards in a journal: the model, its tokenizer, and what is read of it."""
+        return (self.kind, self.head, self.label, self._reader.journal_key)
+
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> list[float]:
         """Return the probability of the label, or the output, for each input."""
         return self._reader.run([self._reader.encoder.encode(key) for (key,) in inputs], self._read)

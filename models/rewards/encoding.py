@@ -61,6 +61,13 @@ class Encoder:
         self._keys = ["input_ids", *("token_type_ids" for key in wanted if key == "token_type_ids")]
         self._tokenize("a")
 
+    @property
+    def journal_key(self) -> Any:
+        """How inputs become tokens: the vocabulary, some probes, the template of chats, and what is cut off."""
+        tokenizer = self.tokenizer
+        probes = [self._tokenize(probe)["input_ids"] for probe in ("a B", "1 2\n\tc", "Ü 日")]
+        return (tokenizer.get_vocab(), probes, str(tokenizer.chat_template), self.max_length, self.truncate)
+
     def encode(self, item: Input) -> Encoding:
         """Return the tokens of an input, with the special tokens that the model wants."""
         if isinstance(item, str):

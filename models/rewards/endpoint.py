@@ -43,6 +43,11 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"{self.client.url}{self.path}"
 
+    @property
+    def journal_key(self) -> Any:
+        """What tells it from others in a journal: where it is, and what is always asked."""
+        return (self.client.url, self.path, self.fixed)
+
     def ask(self, **columns: Sequence[Any]) -> list[Any]:
         """Return what the server says of each input, in order: an item for each row of the columns.
 

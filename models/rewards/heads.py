@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ...ppl.canonical import weights
 from ...ppl.cost import charge
 from ..local.weights.live import Live
 from ..local.weights.wrappers import accepted, core, first_position
@@ -34,6 +35,7 @@ class Reader:
     ) -> None:
         self.model = model.eval()
         self.live = Live(model)
+        self._signed: tuple[int, str] | None = None
         self.max_batch = max_batch
         names, inner = accepted(model), core(model)
         config, most = inner.config, getattr(inner.config, "max_position_embeddings", None)
@@ -44,6 +46,15 @@ class Reader:
         self._configs = [config] if text is config else [config, text]
         self._known: list[int] = [pad for each in (text, config, tokenizer) if (pad := each.pad_token_id) is not None]
         self._ends = _ends(text, config, tokenizer)
+
+    @property
+    def journal_key(self) -> Any:
+        """What tells it from others in a journal: its weights, and how inputs become tokens."""
+        version = self.live.version()
+        if self._signed is None or self._signed[0] != version:
+            with self.live.hold():
+                self._signed = version, weights(self.model)
+        return (self._signed[1], self.encoder.journal_key)
 
     def run(self, encodings: Sequence[Encoding], read: Callable[[Any, Sequence[int]], Sequence[R]]) -> list[R]:
         """Return a result for each encoding: ``read(output, rows)`` gives those of a pass over ``rows``."""

@@ -59,6 +59,11 @@ class Judge(TextReward):
         """Return a number that is another one whenever the model has been seen to change."""
         return self.lm.version()
 
+    @property
+    def journal_key(self) -> Any:
+        """What tells it from other rewards in a journal: the model and the answers."""
+        return (self.kind, self.lm.journal_key, self._answers.journal_key)
+
     def prepare(self, *args: Any, **named: Any) -> Any:
         """Return the prompt: a string, or a chat as (role, content) pairs."""
         return as_prompt(self, args, named)
@@ -114,6 +119,11 @@ class Grader(TextReward):
     def version(self) -> int:
         """Return a number that is another one whenever the model has been seen to change."""
         return self.lm.version()
+
+    @property
+    def journal_key(self) -> Any:
+        """What tells it from other rewards in a journal: the model, the answers and their grades."""
+        return (self.kind, self.lm.journal_key, self._answers.journal_key, list(self.grades.values()))
 
     def prepare(self, *args: Any, **named: Any) -> Any:
         """Return the prompt: a string, or a chat as (role, content) pairs."""

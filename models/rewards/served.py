@@ -109,6 +109,11 @@ class Served(TextReward):
             raise TypeError(f"reward {self.name!r} reads {wanted}: give a template that makes one")
         return made
 
+    @property
+    def journal_key(self) -> Any:
+        """What tells it from other rewards in a journal: the server, its model, and what is read of it."""
+        return (self.kind, self.task, self.label, self.reduce, self._given, self._endpoint.journal_key)
+
     def score_batch(self, inputs: Sequence[tuple[Any, ...]]) -> list[float]:
         """Return one number for each input."""
         keys = [key for (key,) in inputs]

@@ -8,11 +8,13 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NoReturn
 
+from ...ppl.canonical import form
 from ...ppl.cost import charge, rows
 from ...ppl.errors import CannotScore, ContextOverflow, ServerError, TokenizerMismatch, Unsupported, UnusableAnswer
 from ...ppl.keys import Keys
 from ...ppl.model import Draws
 from ...ppl.reals import whole_number
+from ...ppl.recording import current, served
 from ...ppl.sites import short
 from ..language.host import Offer
 from ..language.sampling import Sampling
@@ -173,8 +175,13 @@ class ChatLM:
         choices = self._post(payloads, same_seed=True)[0]
         return [self._shown(choice) for choice in choices]
 
-    def answers(self, wanted: Sequence[Answer], seeds: Sequence[int]) -> list[Text]:
-        """Return what the server answers, all requests at once, each with a seed of its own."""
+    @property
+    def journal_key(self) -> Any:
+        """What tells it from other models in a journal: where it is, what it is called, and what is always asked."""
+        return (self.client.url, self._path, self.identity, self._extra)
+
+    def answers(self, wanted: Sequence[Answer], seeds: Sequence[int]) -> list[tuple[str, FinishReason | None]]:
+        """Return what the server answers, all requests at once, each with a seed of its own, and whether it ended."""
         payloads = []
         for request, seed in zip(wanted, seeds):
             law = request.sampling
@@ -186,7 +193,7 @@ class ChatLM:
             payloads.append(self._payload(shape))
         choices, drawn = self._post(payloads, same_seed=self.seeded)
         charge(tokens_out=drawn)
-        return [self._answered(request.text, choice) for request, choice in zip(wanted, choices)]
+        return [self._answered(choice) for choice in choices]
 
     def _payload(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         said = {"model": self.identity, **fields, **self._extra}
@@ -212,22 +219,13 @@ class ChatLM:
         charge(model_calls=1, tokens_in=read)
         return choices, drawn
 
-    def _answered(self, text: Text, choice: Mapping[str, Any]) -> Text:
+    def _answered(self, choice: Mapping[str, Any]) -> tuple[str, FinishReason | None]:
         message = choice.get("message")
         content = message.get("content", 0) if isinstance(message, Mapping) else 0
         if not isinstance(content, str | None):
             self._unusable(f"there is no content in {short(choice, 200)}")
-        known = (content or "").encode(errors="replace")
-        string = known.decode()
-        reason: FinishReason | None = None if choice.get("finish_reason") == "length" else "eos"
-        return replace(
-            text,
-            steps=(string,),
-            finish_reason=reason,
-            reading=Reading(raw=string),
-            ends=(End(len(known), None, len(string)),),
-            _tokens=tuple(known),
-        )
+        string = (content or "").encode(errors="replace").decode()
+        return string, None if choice.get("finish_reason") == "length" else "eos"
 
     def _shown(self, choice: Mapping[str, Any]) -> dict[str, float]:
         said = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs")
@@ -258,6 +256,7 @@ class Answer:
     max_tokens: int
     sampling: Sampling
     expensive: ClassVar[bool] = True
+    journalled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.text.steps and not self.text.finished:
@@ -272,6 +271,11 @@ class Answer:
         return (Answer, id(self.lm))
 
     @property
+    def journal_key(self) -> Any:
+        """All that its law depends on: the model, the messages and the settings."""
+        return (self.lm, bytes(self.text.prompt_tokens), self.max_tokens, self.sampling)
+
+    @property
     def fingerprint(self) -> Hashable:
         """The messages and the settings."""
         return (self.text.digest, self.max_tokens, self.sampling)
@@ -283,12 +287,32 @@ class Answer:
         """Draw an answer for each request, with a seed of its own key; no log-probabilities come with them."""
         going = [i for i, request in enumerate(requests) if not request.text.finished]
         texts = [request.text for request in requests]
+
+        def make(places: list[int]) -> Sequence[tuple[str, FinishReason | None]]:
+            mine = [going[place] for place in places]
+            return self.lm.answers([requests[i] for i in mine], [int(keys[i]) >> 2 for i in mine])
+
         if going:
             with rows(going):
-                drawn = self.lm.answers([requests[i] for i in going], [int(keys[i]) >> 2 for i in going])
-            for i, text in zip(going, drawn):
-                texts[i] = text
+                if current() is None:
+                    drawn = make(list(range(len(going))))
+                else:
+                    drawn = served("draw", [form((requests[i], int(keys[i]))) for i in going], make, going)
+            for i, (string, reason) in zip(going, drawn):
+                texts[i] = requests[i].ended(string, reason)
         return Draws(texts, None)
+
+    def ended(self, string: str, reason: FinishReason | None) -> Text:
+        """Return the text with an answer."""
+        known = string.encode()
+        return replace(
+            self.text,
+            steps=(string,),
+            finish_reason=reason,
+            reading=Reading(raw=string),
+            ends=(End(len(known), None, len(string)),),
+            _tokens=tuple(known),
+        )
 
     def log_prob_batch(self, requests: Sequence[Answer], values: Sequence[Any]) -> NoReturn:
         """Raise CannotScore: an observed, forced or proposed answer has no log-probability that is known."""

@@ -45,6 +45,7 @@ class Completions:
         self.client = client
         self.where = client.url
         self.seeded = True
+        self.named = model is not None
         known = {str(entry.get("id")): entry for entry in _entries(client.get("/v1/models"), self.where)}
         if model is None and len(known) == 1:
             [model] = known

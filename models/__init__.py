@@ -9,6 +9,7 @@ from .language.text import Text
 from .language.thinking import think
 
 if TYPE_CHECKING:
+    from .language.recorded_lm import RecordedLM
     from .language.sampling import Sampling
     from .local.transformers_lm import TransformersLM
     from .rewards.judge import Judge
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
     from .served.server_lm import ServerLM
     from .served.vllm import VLLM
 
-__all__ = ["VLLM", "ChatLM", "Client", "Judge", "Sampling", "ServerLM", "Text", "TransformersLM", "think"]
+__all__ = ["VLLM", "ChatLM", "Client", "Judge", "RecordedLM", "Sampling", "ServerLM", "Text", "TransformersLM", "think"]
 
 _HOME = {
     "ChatLM": "served.chat_lm",
     "Client": "served.client",
     "Judge": "rewards.judge",
+    "RecordedLM": "language.recorded_lm",
     "Sampling": "language.sampling",
     "ServerLM": "served.server_lm",
     "TransformersLM": "local.transformers_lm",

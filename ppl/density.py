@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from .model import Floats, Index
+from .model import Advance, Floats, Index
 
 
 class Evaluation(NamedTuple):
@@ -58,6 +58,9 @@ class Density:
         estimated: the address of a site by which the potential is a random estimate (a run inside the program), or
             None. ``choices`` leaves that site free, a replay draws it anew, and ``evaluate`` gives ``log_prior`` alone:
             its ``log_potential`` means nothing.
+        runs: ``runs(u, rows)``: the whole runs of some rows at their positions in u (n, d), as the `Advance` of each
+            step, made without running the model's code for each; or None where that is to be done. None as a whole
+            where it always is.
     """
 
     rows: Index
@@ -73,6 +76,7 @@ class Density:
     signature: Hashable = ()
     sites: tuple[str, ...] = ()
     estimated: str | None = None
+    runs: Callable[[Floats, Index], list[Advance[Any]] | None] | None = None
 
     @property
     def named(self) -> str:

@@ -54,6 +54,14 @@ class Particle:
         if run.done:
             run.drop()
 
+    @staticmethod
+    def ended(program: Any, depth: int, result: Any, output: Any) -> Particle:
+        """Return a particle that has returned."""
+        one = Particle.__new__(Particle)
+        one.program, one.depth, one.done, one.dead, one.result, one.output = program, depth, True, False, result, output
+        one.cells, one.overflow, one.relies, one.stood, one.run, one.snapshot = {}, None, False, None, None, None
+        return one
+
     def __del__(self) -> None:
         # What a dropped particle holds (a text's cache, say) is freed now, not when garbage is next collected.
         try:

@@ -212,6 +212,14 @@ def run_on(
         wave += 1
 
 
+def linked(steps: Sequence[Advance[Any]]) -> list[Path]:
+    """Return the paths of n runs, of which there are all steps."""
+    paths: list[Path] | None = None
+    for step in steps:
+        paths = _adopt(paths or [None] * len(step.choices), step)
+    return paths or []
+
+
 def _adopt(before: Sequence[Path | None], advance: Advance[Any]) -> list[Path]:
     """Link the rows of an advance to the paths that they came from."""
     increments = np.asarray(advance.log_increment, float)

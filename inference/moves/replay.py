@@ -13,7 +13,7 @@ from ...ppl.errors import ImpossibleStart, InconsistentDensity, Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, Index
 from ...ppl.sites import Site
-from ..base.paths import Asking, Path, extend
+from ..base.paths import Asking, Path, extend, linked
 
 
 def densities_of(name: str, model: FeynmanKac[Any], paths: Sequence[Path], horizon: int | None) -> list[Density]:
@@ -77,7 +77,10 @@ def rebuild(
     rows: Index,
     keys: Keys,
 ) -> Asking[list[Path]]:
-    """Return the paths of some rows of a density, at their positions (of all rows, (n, d)); see `replay`."""
+    """Return the paths of some rows of a density, at positions of all rows (n, d): from arrays, or by `replay`."""
+    made = None if density.runs is None else density.runs(position, rows)
+    if made is not None:
+        return linked(made)
     choices = density.choices(position)
     lengths = [olds[i].length for i in rows.tolist()]
     return (yield from replay(model, [choices[i] for i in rows.tolist()], lengths, keys[rows]))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..errors import ImpossibleChoice
 from ..model import Index
 from ..sites import Site, Tentative, address
+from ..traced.returned import plain
 
 
 class Line(NamedTuple):
@@ -115,15 +116,6 @@ def _site(line: Line, column: Column, row: int, t: int) -> Site:
         0.0 if log_proposal is None else float(log_proposal[row]),
         line.hidden,
     )
-
-
-def plain(value: Any) -> Any:
-    """Return a number of Python for one of an array, and a read-only view of a row of one."""
-    if isinstance(value, np.ndarray) and value.ndim:
-        view = value.view()
-        view.flags.writeable = False
-        return view
-    return value.item() if hasattr(value, "item") else value
 
 
 class Forced(NamedTuple):

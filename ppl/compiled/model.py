@@ -15,11 +15,11 @@ from ..keys import Keys
 from ..model import Advance, Floats, Index, retry
 from ..program import Program
 from ..traced.laws import words
+from ..traced.returned import Place, build, plain
 from .batch import Batch, Trail, concat, put, resolve
-from .choices import Choices, Column, Forced, Line, Piece, alike, force, plain
+from .choices import Choices, Column, Forced, Line, Piece, alike, force
 from .pieces import Piece as Traced
 from .pieces import Pieces
-from .returned import Place, build
 
 _EVEN = 1024
 """Up to here batches are padded to the next power of two, beyond it to a multiple."""

@@ -24,9 +24,9 @@ from ..program import Program
 from ..traced.driver import trace
 from ..traced.fiber import Stop
 from ..traced.loops import Outputs, stacked
+from ..traced.returned import skeleton
 from .choices import Line
 from .listening import Doing, stop
-from .returned import skeleton
 
 Shape = tuple[tuple[int, ...], Any]
 _AFTER = 1 << 20

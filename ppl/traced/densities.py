@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from ..density import Density, Evaluation
 from ..errors import NotTraceable
-from ..model import Floats
+from ..model import Advance, Floats
 from .coordinates import Coordinates, Layout, Pilot
 from .driver import trace
 from .equations import Equations, equations
 from .fiber import Stop
+from .runs import Runs, recorded
 from .shared import check_gradients, exact, with_values
 
 FOREVER = np.iinfo(np.int64).max
@@ -52,6 +53,7 @@ class Signature:
             self._scored, self._numbers = equations(self._parts, jnp.zeros(self.layout.size), row[1])
             self._inverted, self._inward = equations(self._coordinates, *row)
             self._gaussian = self._normal(row)
+            self._recorded = self._recording(row[1])
         self.logdensity = Partial(self._scored.once("logdensity", _logdensity), self._numbers)
 
         self._sites = tuple(
@@ -75,6 +77,10 @@ class Signature:
         """The latents, by address, whose values are constants of what is compiled."""
         return tuple(self.layout.constants)
 
+    @property
+    def _tolerance(self) -> float:
+        return 1e-3 if self.layout.single else 1e-6
+
     # -- what is traced ---------------------------------------------------------------------------------------------
 
     def _parts(self, u: Any, fixed: Any) -> tuple[Any, Any, Any, Any]:
@@ -94,6 +100,21 @@ class Signature:
             beyond = listener.stopped >= fixed["horizon"]
             listener.log_potential = jnp.where(beyond, listener.log_potential, -jnp.inf)
         return listener
+
+    def _recording(self, fixed: Any) -> tuple[Equations, Any, Runs] | None:
+        """Return what gives whole runs as arrays, where all of the program is traced."""
+        if self.layout.requests or self.layout.estimated or self.layout.of("forced"):
+            return None
+        seen: dict[str, Any] = {}
+
+        def run(u: Any, fixed: Any) -> Any:
+            return recorded(self._program, self.layout, self.layout.unpack(u), fixed, seen)
+
+        try:
+            found, numbers = equations(run, jnp.zeros(self.layout.size), fixed)
+        except (NotTraceable, Stop):
+            return None
+        return found, numbers, Runs(self._program, seen["spots"], seen["form"], self._tolerance)
 
     def _coordinates(self, values: Any, fixed: Any) -> Any:
         """Return the coordinates (d,) of values by slot, and what is known of their prior as a normal law."""
@@ -150,6 +171,17 @@ class Signature:
                 *_, parts = outward(self._numbers, u[take], jax.tree.map(lambda column: column[take], fixed))
             return self._forced({slot: np.asarray(part)[:n] for slot, part in parts.items()}, paths)
 
+        def runs(u: Floats, which: Any) -> list[Advance[Any]] | None:
+            assert self._recorded is not None
+            record, numbers, made = self._recorded
+            place = which[_padded(len(which))]
+            with jax.enable_x64(True):
+                given = np.asarray(u, np.float64)[place], jax.tree.map(lambda column: column[place], fixed)
+                found = record.jitted("outward", _mapped(lambda run: run))(numbers, *given)
+            columns, leaves = jax.tree.map(lambda column: np.asarray(column)[: len(which)], found)
+            forced = choices(u)
+            return made.make(columns, leaves, [paths[i] for i in which], [forced[i] for i in which])
+
         return Density(
             rows=np.asarray(rows, np.intp),
             position=position,
@@ -162,8 +194,9 @@ class Signature:
             signature=self.signature,
             sites=self._sites,
             estimated=self.layout.estimated,
-            tolerance=1e-3 if self.layout.single else 1e-6,
+            tolerance=self._tolerance,
             gaussian=self._gaussian if not self.layout.of("fixed", "stays") else None,
+            runs=runs if self._recorded is not None and horizon is None else None,
         )
 
     def _columns(self, values: Sequence[Mapping[str, Any]], paths: Sequence[Any], horizon: int | None) -> Any:

@@ -168,3 +168,23 @@ def test_results_may_be_larger_than_memory(tmp_path):
     assert peak < total / 2
     head = json.loads((tmp_path / "run" / "run.json").read_text())
     assert head["problems"] == 20
+
+
+def test_long_arguments_and_code_tell_runs_apart(tmp_path):
+    @fk.program
+    async def total(numbers, lift):
+        return await fk.sample("x", fk.dist.Normal(float(numbers.sum()) + lift(0.0), 1.0))
+
+    @fk.program
+    async def other(numbers, lift):
+        return await fk.sample("x", fk.dist.Normal(float(numbers.sum()) - lift(0.0), 1.0))
+
+    other.__name__ = other.__qualname__ = "total"
+    numbers = np.zeros(5000)
+    fk.infer([total(numbers, abs)], fk.SMC(2), seed=0, save=tmp_path / "run")
+    fk.infer([total(numbers.copy(), abs)], fk.SMC(2), seed=0, save=tmp_path / "run")
+    changed = numbers.copy()
+    changed[2500] = 1.0
+    for model in (total(changed, abs), other(numbers, abs)):
+        with pytest.raises(FileExistsError, match="holds another run"):
+            fk.infer([model], fk.SMC(2), seed=0, save=tmp_path / "run")

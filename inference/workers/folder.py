@@ -65,7 +65,7 @@ class Folder:
 
         Raises FileExistsError for a folder of something else, which is left as it is.
         """
-        digest = hashlib.sha256(json.dumps([*map(plain, facts.names)]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(facts.marks).encode()).hexdigest()
         head = {
             "kind": _KIND,
             "format": _FORMAT,

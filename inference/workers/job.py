@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from ...ppl.canonical import NoForm, digest, form
 from ...ppl.cost import Budget
 from ...ppl.program import ProgramFactory
 from ...ppl.sites import short
@@ -32,6 +34,8 @@ class Facts(NamedTuple):
     """Whether the units are models; else they are the chains of one."""
     version: str
     """Of feynkac, where the models were made."""
+    marks: tuple[str, ...]
+    """What tells each unit from others in any process: its name, and the program and arguments behind it."""
 
 
 @dataclass(frozen=True)
@@ -97,5 +101,15 @@ class Units:
     @property
     def facts(self) -> Facts:
         """What a run on them is on."""
-        names = tuple(map(repr, self.models)) * (1 if self.many else self.job.engine.chains)
-        return Facts(names, self.many, importlib.metadata.version("feynkac"))
+        each = 1 if self.many else self.job.engine.chains
+        names, marks = tuple(map(repr, self.models)) * each, tuple(map(_mark, self.models)) * each
+        return Facts(names, self.many, importlib.metadata.version("feynkac"), marks)
+
+
+def _mark(model: Any) -> str:
+    """Return a digest of a model: a repr leaves out the middle of a long array, and says nothing of code."""
+    parts: list[Any] = [plain(repr(model))]
+    for part in getattr(model, "reachable", ()):
+        with suppress(NoForm):  # such a thing is known by its repr alone
+            parts.append(form(part))
+    return digest(parts).hex()

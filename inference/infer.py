@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+from ..ppl import recording
 from ..ppl.collector import patience
 from ..ppl.cost import Budget, recorded
 from ..ppl.model import FeynmanKac
@@ -162,7 +163,7 @@ def infer(
     """
     many = not hasattr(model, "advance") and isinstance(model, Iterable)
     models: list[Any] = list(model) if isinstance(model, Iterable) and many else [model]
-    if workers is not None and journal is not None:
+    if workers is not None and (journal is not None or recording.current() is not None):
         raise ValueError("a journal is of one process: leave out workers=, or journal=; with workers, save= goes on")
     with journalled(journal, models, engine, seed):
         if workers is not None or save is not None:

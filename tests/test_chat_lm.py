@@ -116,6 +116,10 @@ def test_texts_are_values_that_are_saved(server, lm, tmp_path):
     assert pickle.loads(pickle.dumps(lm)).identity == "fake"
     one, two = lm.prompt("Who?"), lm.prompt([{"role": "user", "content": "Who?"}])
     assert one != two or one.prompt_tokens == two.prompt_tokens
+    with pytest.raises(TypeError, match=r"contents that are strings or texts, not .*image"):
+        lm.prompt([{"role": "user", "content": [{"type": "image_url", "image_url": "http://host/a.png"}]}])
+    with pytest.raises(TypeError, match="and not its name"):
+        lm.prompt([{"role": "user", "content": "Who?", "name": "Ann"}])
     with pytest.raises(TokenizerMismatch, match=r"no chat: use lm\.prompt"):
         lm.attach(fk.models.Text("tiny", "Who?", (1, 2), fingerprint="of a tokenizer"))
 
@@ -212,6 +216,8 @@ def test_a_wrong_model_and_other_forms(server, lm, monkeypatch):
         ({"choices": [{}, {}]}, "not one choice"),
         ({"choices": [{"finish_reason": "stop"}]}, "no content"),
         ({"choices": [{"message": {"content": 3}}]}, "no content"),
+        ({"choices": [{"message": {"content": "I"}, "finish_reason": "content_filter"}]}, "ended by 'content_filter'"),
+        ({"choices": [{"message": {"content": None}, "finish_reason": "tool_calls"}]}, "ended by 'tool_calls'"),
     ]:
         monkeypatch.setattr(lm.client, "post", lambda *_, answer=answer, **__: [answer])
         with pytest.raises(UnusableAnswer, match=what):

@@ -15,6 +15,7 @@ from whole_steps import WholeSteps
 import feynkac as fk
 from dying import ENGINES, Forge, Unseeded, short, story, unseeded
 from feynkac.inference.journal.packing import pack, unpack
+from feynkac.ppl import recording
 from feynkac.ppl.errors import JournalError, JournalWarning, NotRecorded, UnreadableJournal
 
 
@@ -189,6 +190,16 @@ def test_what_a_server_drew_stays_known_for_given_tokens(tmp_path):
     alike(alone, again)
 
 
+def test_draws_whose_log_probabilities_were_not_told_are_not_taken_for_others(tmp_path):
+    path, (law, _), hot = tmp_path / "run.fkj", few_tokens(), fk.models.Sampling(temperature=0.7)
+    lm, _ = served(law, mode="raw_logprobs", sampling=hot)
+    fk.infer(story(lm), fk.SMC(4), seed=0, journal=path)
+    lm, client = served(law, sampling=hot)
+    with pytest.raises(JournalError, match=r"did not tell it under .*0\.7.* then, and does now: use another file"):
+        fk.infer(story(lm), fk.SMC(4), seed=0, journal=path)
+    assert not client.asked
+
+
 def changed(lm):
     @fk.program
     async def story(lm):
@@ -200,8 +211,9 @@ def changed(lm):
 def test_another_program_is_warned_of(tmp_path):
     path = tmp_path / "run.fkj"
     fk.infer(story(WholeSteps()), fk.SMC(4), seed=0, journal=path)
-    with pytest.warns(JournalWarning, match="was written by another program \\(story\\)"):
+    with pytest.warns(JournalWarning, match="was written by another program \\(story\\)") as told:
         fk.infer(changed(WholeSteps()), fk.SMC(4), seed=0, journal=path)
+    assert told[0].filename == __file__
     fk.infer(story(WholeSteps()), fk.SMC(4), seed=5, journal=path)  # other seeds and engines are no reason
 
 
@@ -306,6 +318,29 @@ def test_threads_share_a_journal(tmp_path):
     for seed in (0, 1, 2):
         assert found[seed].values == fk.infer(story(WholeSteps()), fk.SMC(4), seed=seed).values
     journal.close()
+
+
+def test_threads_are_within_one_journal_at_once(tmp_path):
+    journal, inside, found = fk.Journal(tmp_path / "run.fkj"), threading.Barrier(2, timeout=20), {}
+
+    def run(seed):
+        with journal:
+            inside.wait()
+            fk.infer(story(WholeSteps()), fk.SMC(4), seed=seed)
+            inside.wait()  # the one that came first leaves first or last, as it happens
+        found[seed] = recording.current()
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {0: None, 1: None}
+    with journal, fk.Journal(tmp_path / "other.fkj") as other:
+        with journal:
+            assert recording.current() is journal
+        assert recording.current() is other
+    assert recording.current() is None
 
 
 def test_two_processes_on_one_file_agree(forge, tmp_path):
@@ -587,3 +622,5 @@ def test_a_journal_stands_for_a_server_that_is_gone(tmp_path):
 def test_workers_take_no_journal(tmp_path):
     with pytest.raises(ValueError, match="a journal is of one process"):
         fk.infer([story(WholeSteps())], fk.SMC(4), seed=0, workers=fk.InProcess(), journal=tmp_path / "run.fkj")
+    with fk.Journal(tmp_path / "run.fkj"), pytest.raises(ValueError, match="a journal is of one process"):
+        fk.infer([story(WholeSteps())], fk.SMC(4), seed=0, workers=fk.InProcess())

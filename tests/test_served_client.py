@@ -14,6 +14,7 @@ import time
 import cloudpickle
 import pytest
 
+import feynkac as fk
 from feynkac.models.served.client import Client
 from feynkac.models.served.gate import Gate
 from feynkac.models.testing import FakeServer, Faults
@@ -295,6 +296,27 @@ def test_a_key_is_sent_and_nowhere_seen(monkeypatch, caplog):
             pickle.loads(saved[0]).get("/v1/models")
         monkeypatch.setenv("FEYNKAC_API_KEY", KEY + "\n")
         assert pickle.loads(saved[1]).get("/v1/models")["data"]
+
+
+def test_a_key_that_is_no_secret_leaves_words_alone():
+    """Servers that want any key are given "x" or "token", and say of a long prompt that it exceeds input_tokens."""
+    for given in ("x", "token"):
+        key = Client("http://host", api_key=given).key
+        said = "maximum context length: input_tokens exceeds 512 tokens"
+        assert key.hide(said) == said
+        assert given not in key.hide(f"no such key: {given}").split()
+
+
+def test_a_key_beside_a_client_is_not_lost():
+    client = Client("http://host")
+    for make in (
+        lambda: fk.models.ServerLM(client, api_key=KEY),
+        lambda: fk.models.ChatLM(client, "some", api_key=KEY),
+        lambda: fk.rewards.Served(client, "classify", api_key=KEY),
+    ):
+        with pytest.raises(ValueError, match="has its key already") as caught:
+            make()
+        assert KEY not in str(caught.value)
 
 
 def test_openai_alone_gets_the_key_of_openai(monkeypatch):

@@ -87,6 +87,16 @@ def test_a_folder_of_another_run_is_left_alone(models, engine, seed, budget, wor
     assert before == {path.name: path.read_bytes() for path in other.iterdir()}
 
 
+def test_engines_that_are_written_alike_are_told_apart(tmp_path):
+    one, two = (fk.SelfConsistency(3, key) for key in (lambda value: value, lambda value: -value))
+    fk.infer(MODELS[:2], one, seed=3, save=tmp_path / "a")
+    assert fk.infer(MODELS[:2], one, seed=3, save=tmp_path / "a").missing == ()
+    with pytest.raises(FileExistsError, match=r"another run \(engine: .* with other functions or arrays\)"):
+        fk.infer(MODELS[:2], two, seed=3, save=tmp_path / "a")
+    with pytest.raises(FileExistsError, match=r"another run \(models: of other code or arguments\)"):
+        fk.infer([walk(2, 1.5), walk(2, 1.25)], one, seed=3, save=tmp_path / "a")
+
+
 def test_what_is_no_folder_of_posteriors_is_refused(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("…")

@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, get_args
@@ -31,6 +32,8 @@ from .store import SCHEMA, Answer, Call, Store
 
 Mode: TypeAlias = Literal["record", "replay"]
 _UNITS = tuple(unit for unit in UNITS if unit != "model_calls")
+_outside: ContextVar[tuple[Any, ...]] = ContextVar("feynkac_outside", default=())
+"""What recorded around each ``with`` block that this thread or asynchronous task is in."""
 
 
 class Journal:
@@ -98,7 +101,6 @@ class Journal:
         self._told: set[str] = set()
         self._met: dict[str, str] = {}
         self._functions: dict[tuple[int, int], tuple[Any, Any]] = {}
-        self._tokens: list[Any] = []
 
     def __repr__(self) -> str:
         return f"<Journal {self.path}, {self.mode}>"
@@ -132,13 +134,16 @@ class Journal:
         self._store.close()
 
     def __enter__(self) -> Journal:
-        self._tokens.append(recording.enter(self))
+        _outside.set((*_outside.get(), recording.current()))
+        recording.enter(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        recording.leave(self._tokens.pop())
+        *others, before = _outside.get()
+        _outside.set(tuple(others))
+        recording.enter(before)
         self.close()
 
     @contextmanager
@@ -163,7 +168,7 @@ class Journal:
                 f"the journal {self.path} was written by another program ({known[-1][3]}): what it asked as "
                 f"{', '.join(names)} does now is played, and all else is asked anew",
                 JournalWarning,
-                stacklevel=5,
+                stacklevel=7,  # at the line that calls `infer` or `steps`
             )
 
     # What runs ask of it, see `Recorder`

@@ -12,7 +12,7 @@ from typing import Any, Protocol, overload
 from ...ppl.errors import UnreadablePosterior
 from ..results.files import LIMIT, writing
 from ..results.posterior import Posterior
-from .job import Facts, Job, plain
+from .job import Facts, Job, mark, plain
 from .travel import unpack
 
 _HEAD = "run.json"
@@ -71,7 +71,7 @@ class Folder:
             "format": _FORMAT,
             "problems": len(facts.names),
             "models": digest,
-            "engine": plain(repr(job.engine)),
+            "engine": [plain(repr(job.engine)), mark(job.engine)],
             "seed": int(job.seed),
             "budget": repr(job.budget),
         }
@@ -79,7 +79,7 @@ class Folder:
             before = _head(self.path)
             other = [name for name in head if before.get(name) != head[name]]
             if other:
-                told = ", ".join(f"{name}: {before.get(name)!r}, and not {head[name]!r}" for name in other)
+                told = ", ".join(_differing(name, before.get(name), head[name]) for name in other)
                 raise FileExistsError(f"{self.path} holds another run ({told}): give another folder, or delete it")
             return {unit for unit in range(len(facts.names)) if (self.path / _name(unit)).exists()}
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -173,6 +173,17 @@ class Posteriors(Sequence[Posterior]):
 
     def __repr__(self) -> str:
         return f"<{self._count - len(self.missing)} of {self._count} posteriors in {self.folder}>"
+
+
+def _differing(name: str, before: Any, now: Any) -> str:
+    """Return in what two runs differ, without the digests of code and arguments."""
+    if name == "models":
+        return "models: of other code or arguments"
+    if name == "engine" and isinstance(before, list):
+        (before, _), (now, _) = before, now
+        if before == now:
+            return f"engine: {now} with other functions or arrays"
+    return f"{name}: {before!r}, and not {now!r}"
 
 
 def _name(unit: int) -> str:

@@ -102,14 +102,14 @@ class Units:
     def facts(self) -> Facts:
         """What a run on them is on."""
         each = 1 if self.many else self.job.engine.chains
-        names, marks = tuple(map(repr, self.models)) * each, tuple(map(_mark, self.models)) * each
+        names, marks = tuple(map(repr, self.models)) * each, tuple(map(mark, self.models)) * each
         return Facts(names, self.many, importlib.metadata.version("feynkac"), marks)
 
 
-def _mark(model: Any) -> str:
-    """Return a digest of a model: a repr leaves out the middle of a long array, and says nothing of code."""
+def mark(model: Any) -> str:
+    """Return a digest of a model or an engine: a repr leaves out the middle of long arrays, and says nothing of code."""
     parts: list[Any] = [plain(repr(model))]
-    for part in getattr(model, "reachable", ()):
-        with suppress(NoForm):  # such a thing is known by its repr alone
+    for part in getattr(model, "reachable", (model,)):
+        with suppress(NoForm, RecursionError):  # such a thing is known by its repr alone
             parts.append(form(part))
     return digest(parts).hex()

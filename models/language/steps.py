@@ -15,7 +15,7 @@ import numpy as np
 
 from ...ppl.canonical import form
 from ...ppl.cost import charge, rows
-from ...ppl.errors import ContextOverflow
+from ...ppl.errors import ContextOverflow, JournalError
 from ...ppl.keys import Keys
 from ...ppl.model import Draws
 from ...ppl.recording import current, served
@@ -108,6 +108,11 @@ class Step:
         for place, (i, told) in enumerate(zip(going, answers)):
             if told is not made.get(place):
                 runs[i] = played(runs[i].request, told)
+                if math.isnan(runs[i].log_prob) and self.lm.scores((self.sampling, self.mask)):
+                    raise JournalError(
+                        f"the journal has no log-probability for {runs[i].request!r}, as {self.lm!r} did not tell it "
+                        f"under {self.sampling} then, and does now: use another file, or start the server as it was"
+                    )
                 self.lm.recall(runs[i])
 
     def log_prob_batch(self, requests: Sequence[Step], values: Sequence[Any]) -> Floats:

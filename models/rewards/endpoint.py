@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from ...ppl.cost import charge
 from ...ppl.errors import ContextOverflow, ServerError, UnusableAnswer
 from ...ppl.sites import short
-from ..served.client import Client, too_long
+from ..served.client import Client, client_of, too_long
 
 
 class Endpoint:
@@ -36,7 +36,7 @@ class Endpoint:
         max_batch: int,
         fixed: Mapping[str, Any],
     ) -> None:
-        self.client = server if isinstance(server, Client) else Client(server, api_key=api_key)
+        self.client = client_of(server, api_key)
         self.path, self.name, self.max_batch = path, name, max_batch
         self.fixed = dict(fixed) if model is None else {"model": model, **fixed}
 

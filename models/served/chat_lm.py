@@ -20,11 +20,13 @@ from ..language.host import Offer
 from ..language.sampling import Sampling
 from ..language.text import End, FinishReason, Reading, Text
 from ..language.writing import Message
-from .client import Client, too_long
+from .client import Client, client_of, too_long
 
 _BYTES = "utf-8"
 """The fingerprint of texts whose tokens are bytes."""
 _MOST_SHOWN = 20
+_NO_ANSWER = ("content_filter", "tool_calls", "function_call", "error")
+"""How answers end that somebody cut off, or that are none."""
 _NOTHING = -9999.0
 _REMEDY = (
     "an API of strings draws whole answers alone (lm.complete) and gives no log-probabilities: use fk.models.ServerLM, "
@@ -101,7 +103,7 @@ class ChatLM:
         api_key: str | None = None,
         path: str = "/v1/chat/completions",
     ) -> None:
-        self.client = Client(url, api_key=api_key) if isinstance(url, str) else url
+        self.client = client_of(url, api_key)
         self.identity = model
         self.sampling = sampling or Sampling()
         self.seeded = seeded
@@ -224,8 +226,11 @@ class ChatLM:
         content = message.get("content", 0) if isinstance(message, Mapping) else 0
         if not isinstance(content, str | None):
             self._unusable(f"there is no content in {short(choice, 200)}")
+        reason = choice.get("finish_reason")
+        if reason in _NO_ANSWER:
+            self._unusable(f"an answer ended by {reason!r}, so that it is not the whole one of the model")
         string = (content or "").encode(errors="replace").decode()
-        return string, None if choice.get("finish_reason") == "length" else "eos"
+        return string, None if reason == "length" else "eos"
 
     def _shown(self, choice: Mapping[str, Any]) -> dict[str, float]:
         said = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs")
@@ -326,4 +331,9 @@ class Answer:
 def _message(lm: ChatLM, message: Any) -> dict[str, str]:
     if not (isinstance(message, Mapping) and {"role", "content"} <= message.keys()):
         raise TypeError(f"{lm!r} answers a string or messages with a role and a content, not {short(message, 80)}")
-    return {"role": str(message["role"]), "content": str(message["content"])}
+    role, content = message["role"], message["content"]
+    if not (isinstance(role, str) and isinstance(content, str | Text)):
+        raise TypeError(f"{lm!r} reads contents that are strings or texts, not {short(content, 80)}")
+    if more := message.keys() - {"role", "content"}:
+        raise TypeError(f"{lm!r} reads role and content of a message, and not its {', '.join(sorted(map(str, more)))}")
+    return {"role": role, "content": str(content)}

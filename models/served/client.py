@@ -303,6 +303,15 @@ class Client:
         _refused(response, content.decode(errors="replace"), self.key)
 
 
+def client_of(server: str | Client, api_key: str | None) -> Client:
+    """Return what speaks to a server, given as its URL or as a client. Raises ValueError for a client and a key."""
+    if isinstance(server, str):
+        return Client(server, api_key=api_key)
+    if api_key is not None:
+        raise ValueError(f"{server!r} has its key already: leave out api_key=, or give it to the client")
+    return server
+
+
 def too_long(error: ServerError) -> bool:
     """Return whether a server refused what it was sent as too long for its model."""
     return error.status in (400, 422) and any(words in error.body for words in _TOO_LONG)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 
 _ANY = "FEYNKAC_API_KEY"
 _OPENAI = "OPENAI_API_KEY"
 _HIDDEN = "***"
+_SHORT = 8
+"""A key of fewer characters, such as "x" where a server wants any, is hidden where it is a word alone."""
 
 
 class Key:
@@ -62,4 +65,6 @@ class Key:
 
     def hide(self, string: str) -> str:
         """Return a string without the key."""
-        return string.replace(self._value, _HIDDEN) if self else string
+        if len(self._value) < _SHORT:
+            return re.sub(rf"(?<!\w){re.escape(self._value)}(?!\w)", _HIDDEN, string) if self else string
+        return string.replace(self._value, _HIDDEN)

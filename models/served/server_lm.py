@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..language.sampling import Sampling
-from .client import Client
+from .client import Client, client_of
 from .completions import Completions
 from .served_lm import ServedLM
 from .tokenizers import find_tokenizer
@@ -66,7 +66,7 @@ class ServerLM(ServedLM):
         tolerance: float = 0.05,
         api_key: str | None = None,
     ) -> None:
-        client = Client(url, api_key=api_key) if isinstance(url, str) else url
+        client = client_of(url, api_key)
         transport = Completions(client, model)
         found, ends = find_tokenizer(tokenizer, (transport.identity, transport.root), f"the model at {client.url}")
         if eos is None and ends is not None:

@@ -176,6 +176,24 @@ def test_another_model_at_the_url_is_refused(tmp_path):
     assert not client.asked
 
 
+def test_models_of_one_name_at_two_urls_are_two(tmp_path):
+    """A server that does not say what it loaded is known by its URL; a journal of both plays each."""
+    from feynkac.models.testing import tiny_tokenizer
+
+    path, here = tmp_path / "run.fkj", served(few_tokens(seed=1)[0])[0]
+    there, client = served(few_tokens(seed=2)[0])
+    there.transport.where = "http://elsewhere"
+    first = fk.infer(story(here), fk.SMC(4), seed=0, journal=path)
+    second = fk.infer(story(there), fk.SMC(4), seed=0, journal=path)
+    assert client.asked
+    assert second.values == fk.infer(story(there), fk.SMC(4), seed=0).values != first.values
+    with fk.Journal(path, "replay") as journal:
+        with pytest.raises(LookupError, match=r"several models.*http://nowhere.*http://elsewhere"):
+            fk.models.RecordedLM(journal, tiny_tokenizer())
+        lm = fk.models.RecordedLM(journal, tiny_tokenizer(), "http://elsewhere")
+        alike(second, fk.infer(story(lm), fk.SMC(4), seed=0, journal=journal))
+
+
 def test_what_a_server_drew_stays_known_for_given_tokens(tmp_path):
     """A law whose given tokens the server does not score: they are known as they were drawn, or played."""
     law, _ = few_tokens()

@@ -107,7 +107,7 @@ class Units:
 
 
 def mark(model: Any) -> str:
-    """Return a digest of a model or an engine: a repr leaves out the middle of long arrays, and says nothing of code."""
+    """Return a digest of a model or an engine: a repr leaves out the middle of long arrays, and the code."""
     parts: list[Any] = [plain(repr(model))]
     for part in getattr(model, "reachable", (model,)):
         with suppress(NoForm, RecursionError):  # such a thing is known by its repr alone

@@ -33,7 +33,7 @@ class RecordedLM(LanguageModel):
     Args:
         journal: in which the model answered.
         tokenizer: the model's own.
-        name: what the model was called, where several answered.
+        name: what the model was called, where several answered, or where it was, such as ``"http://localhost:8000"``.
 
     Raises LookupError where the journal knows no such model, or several and none is named, and TokenizerMismatch for
     another tokenizer.
@@ -55,11 +55,12 @@ class RecordedLM(LanguageModel):
     def __init__(
         self, journal: Played, tokenizer: Any, name: str | None = None, *, sampling: Sampling | None = None
     ) -> None:
-        known = {place: facts for place, facts in journal.models().items() if name in (None, facts["name"])}
+        known = {place: facts for place, facts in journal.models().items() if name in (None, facts["name"], place)}
         if len(known) != 1:
+            found = [f"{facts['name']} (at {place})" for place, facts in journal.models().items()]
             raise LookupError(
                 f"{journal!r} knows {'several models' if known else 'no such model'}, of which name= says one: "
-                f"{[facts['name'] for facts in journal.models().values()]}"
+                f"{', '.join(found) or 'none'}"
             )
         [(self._place, facts)] = known.items()
         self._facts, start = facts, facts["start"]

@@ -140,8 +140,8 @@ class ServedLM(LanguageModel):
         return f"{where} ({self.identity})" if getattr(self.transport, "named", False) else where
 
     def revision(self) -> Any:
-        """Return what the engine calls the model, and what it was loaded from."""
-        return [self.identity, getattr(self.transport, "root", None)]
+        """Return what the engine calls the model, and what it was loaded from: where it is, if nobody says that."""
+        return [self.identity, getattr(self.transport, "root", None) or self.transport.where]
 
     def recall(self, run: Run) -> None:
         """Take note of the log-probabilities of a step that a journal has played, as of one that was drawn."""

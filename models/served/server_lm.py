@@ -41,7 +41,8 @@ class ServerLM(ServedLM):
 
     Raises ServerError where the server cannot be reached or has no such model, UnusableAnswer where it does not say
     token ids or draws the same under all seeds, TokenizerMismatch for a tokenizer that is not the server's,
-    FeynkacError where none is found, and Unsupported for a ``sampling`` that it has not.
+    FeynkacError where none is found, Unsupported for a ``sampling`` that it has not, and ValueError for an ``api_key``
+    beside a `Client`, which has its own.
 
     >>> import feynkac as fk
     >>> from feynkac.models.testing import FakeServer, tiny_tokenizer

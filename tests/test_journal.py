@@ -628,6 +628,10 @@ def test_a_journal_stands_for_a_server_that_is_gone(tmp_path):
         alike(first, fk.infer(story(lm), fk.SuffixMH(4), seed=0, journal=journal))
         with pytest.raises(NotRecorded, match="particle 0, sample 'words'"):
             fk.infer(story(lm), fk.SMC(4), seed=1, journal=journal)
+        for law, known in ((fk.models.Sampling(top_p=1.0), True), (fk.models.Sampling(temperature=0.7), False)):
+            raw, _ = served(few_tokens()[0], mode="raw_logprobs")
+            lm._facts = raw.facts
+            assert lm.scores((law, None)) is raw.scores((law, None)) is known
     with pytest.raises(NotRecorded, match="known by its journal alone"):
         fk.infer(story(lm), fk.SMC(4), seed=0)
     with pytest.raises(LookupError, match="no such model"):

@@ -13,7 +13,7 @@ from ...ppl.keys import Keys
 from .host import Floats, Sink, Tally
 from .model import LanguageModel
 from .runs import Run
-from .sampling import Law, Sampling
+from .sampling import Law, Sampling, canonical
 from .tree import Node, Tree
 
 
@@ -93,7 +93,7 @@ class RecordedLM(LanguageModel):
 
     def scores(self, law: Law) -> bool:
         """Return whether the model told the log-probabilities of what it drew."""
-        own = law == (Sampling(), None)
+        own = canonical(law, self.vocab_size) == (Sampling(), None)
         told: list[str] = self._facts["scores"]
         return law[0].temperature == 0 or ("own" if own else "other") in told
 

@@ -95,6 +95,21 @@ Law: TypeAlias = tuple[Sampling, Mask | None]
 """How a token is drawn, and the tokens that it is drawn from, if not from all."""
 
 
+_OWN = Sampling()
+
+
+def canonical(law: Law, size: int) -> Law:
+    """Return a law over so many tokens without settings that change nothing, so that equal laws are equal."""
+    sampling, mask = law
+    if sampling == _OWN:
+        return law
+    if sampling.temperature == 0:
+        return Sampling(temperature=0), mask
+    top_k = sampling.top_k if sampling.top_k is not None and sampling.top_k < size else None
+    top_p = sampling.top_p if sampling.top_p is not None and sampling.top_p < 1 else None
+    return Sampling(sampling.temperature, top_k, top_p, sampling.min_p or None), mask
+
+
 def as_mask(mask: Any, size: int) -> Mask:
     """Return a mask of a boolean array or tensor (V,). A shorter one is false beyond its end.
 

@@ -16,7 +16,7 @@ from ...ppl.score import Score
 from ..language.host import Floats, Offer, Tally, require
 from ..language.model import LanguageModel
 from ..language.runs import Run
-from ..language.sampling import Law, Sampling, as_mask
+from ..language.sampling import Law, Sampling, as_mask, canonical
 from ..language.text import Text
 from ..language.tree import Node, Tree
 from .abilities import Abilities, meet
@@ -180,15 +180,7 @@ class ServedLM(LanguageModel):
         raise Unsupported(f"{what} is not offered by {self!r}, as {why}: {remedy}")
 
     def _canonical(self, law: Law) -> Law:
-        """Return a law without settings that change nothing, so that equal laws are equal."""
-        sampling, mask = law
-        if sampling == _OWN[0]:
-            return law
-        if sampling.temperature == 0:
-            return Sampling(temperature=0), mask
-        top_k = sampling.top_k if sampling.top_k is not None and sampling.top_k < self.vocab_size else None
-        top_p = sampling.top_p if sampling.top_p is not None and sampling.top_p < 1 else None
-        return Sampling(sampling.temperature, top_k, top_p, sampling.min_p or None), mask
+        return canonical(law, self.vocab_size)
 
     # Steps
 

@@ -7,6 +7,7 @@ from test_unconstrained import draw
 import feynkac as fk
 from feynkac.inference.moves import replay
 from feynkac.ppl import keys
+from feynkac.ppl.errors import InconsistentDensity
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
@@ -75,3 +76,19 @@ def test_what_does_not_agree_is_left_to_the_interpreter():
     model = odd()
     (density,) = model.unconstrained(draw(model, 2), None)
     assert density.runs(density.position, np.arange(2)) is None
+
+
+def test_what_changes_around_a_program_after_its_trace_is_found():
+    around = {"y": 1.0}
+
+    @fk.program
+    async def model():
+        x = await fk.sample("x", D.Normal(0.0, 1.0))
+        await fk.observe("y", D.Normal(x, 0.1), around["y"])
+        return x
+
+    bound, engine = model(), fk.MCMC(fk.RandomWalk(step=0.1), draws=30, warmup=0, chains=1)
+    fk.infer(bound, engine, seed=0)
+    around["y"] = -1.0
+    with pytest.raises(InconsistentDensity):
+        fk.infer(bound, engine, seed=0)

@@ -174,6 +174,8 @@ class Signature:
         def runs(u: Floats, which: Any) -> list[Advance[Any]] | None:
             assert self._recorded is not None
             record, numbers, made = self._recorded
+            if not self._still(run(outward, position), which[0], paths[which[0]]):
+                return None
             place = which[_padded(len(which))]
             with jax.enable_x64(True):
                 given = np.asarray(u, np.float64)[place], jax.tree.map(lambda column: column[place], fixed)
@@ -198,6 +200,16 @@ class Signature:
             gaussian=self._gaussian if not self.layout.of("fixed", "stays") else None,
             runs=runs if self._recorded is not None and horizon is None else None,
         )
+
+    def _still(self, parts: Any, row: int, path: Any) -> bool:
+        """Whether the density is that of a path yet: what the code reads around it may have changed since the trace."""
+        sites = [site for choices in path for site in choices]
+        said = [float(parts[0][row] - parts[2][row]), float(parts[1][row])]
+        found = [
+            sum(site.log_prob for site in sites if site.kind == "sample"),
+            sum(site.value if site.kind == "factor" else site.log_prob for site in sites if site.kind != "sample"),
+        ]
+        return bool(np.allclose(said, found, rtol=self._tolerance, atol=self._tolerance))
 
     def _columns(self, values: Sequence[Mapping[str, Any]], paths: Sequence[Any], horizon: int | None) -> Any:
         """Return the values of what moves, by slot, and all that is fixed: arrays with a leading axis of paths."""

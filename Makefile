@@ -56,7 +56,7 @@ test: venv
 	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not real" $(ARGS)
 
 test-slow: fetch-all
-	$(BIN)/python -m pytest -m "slow or real" $(ARGS)
+	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 2 -m "slow or real" $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check .

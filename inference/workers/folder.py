@@ -122,7 +122,7 @@ class Posteriors(Sequence[Posterior]):
     ... async def coin(p):
     ...     return await fk.sample("heads", fk.dist.Bernoulli(p))
     >>> folder = tempfile.TemporaryDirectory()
-    >>> found = fk.infer([coin(0.1 * i) for i in range(1, 10)], fk.SMC(100), seed=0, save=folder.name)
+    >>> found = fk.infer([coin(0.1 * i) for i in range(1, 10)], fk.SMC(2000), seed=0, save=folder.name)
     >>> len(found), found.missing
     (9, ())
     >>> [round(p.expect(float), 1) for p in fk.Posteriors(folder.name)[1::4]]

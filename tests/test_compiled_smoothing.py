@@ -180,6 +180,7 @@ def log_evidence(path, scale=1.0):
     return sum(float(-0.5 * (y - x) ** 2 - 0.5 * np.log(2 * np.pi)) for x, y in zip(path, Y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_steps", [False, True])
 def test_an_iteration_without_latents_is_smoothed(by_steps):
     """Choices that hold no values are counted all the same: all latents forced from outside, or none but at the end."""

@@ -108,6 +108,7 @@ def test_perfect_twists_and_proposals_have_zero_variance():
         assert posterior.log_evidence == pytest.approx(truth.log_evidence, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_t3_is_right_where_resampling_and_then_selecting_by_the_weight_is_not():
     """At N=2, P(a) = .700 by one resampling; weighing twice would give .736."""
     posteriors = fk.infer([t3()] * 20_000, fk.SMC(2), seed=3)

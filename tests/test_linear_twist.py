@@ -99,6 +99,7 @@ def test_what_was_learned_and_its_proposal_leave_no_variance():
     assert spreads[1] < 0.05 * spreads[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1.0, -2.0])
 def test_whatever_was_learned_the_evidence_is_unbiased(sign):
     learned = fk.LinearTwist.fit(fk.infer(chain(fk.LinearTwist()), fk.SMC(100), seed=0), "phi")

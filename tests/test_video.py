@@ -236,6 +236,7 @@ def test_frames_refuse_bad_settings():
 # Blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_blocks_keep_the_law(size):
     check_unbiased(fk.Blocks(t2(), size), fk.SMC(4), T2_LAW, math.log(T2_Z), runs=1500)
@@ -281,6 +282,7 @@ def best_of(n):
     return np.diff(below**n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("judged", "keep"), [(None, 1), ((0,), 2), ((1,), 1)])
 def test_the_law_of_the_winner(judged, keep):
     roots, children = 3, 2

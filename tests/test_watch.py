@@ -490,6 +490,7 @@ async def grown():
     return total
 
 
+@pytest.mark.slow
 def test_a_recursive_gather_of_spawned_branches_stays_exact():
     # By hand: a node that has seen s ones, with d levels below, weighs each child for itself, so the law of a total is
     # a convolution of those of its children; enumeration of the program must agree, and SMC with it.

@@ -392,3 +392,30 @@ def test_a_proposal_that_cannot_reach_all_is_refused():
 
     with pytest.raises(UnsupportedProposal, match="'x': the proposal cannot reach all"):
         fk.infer(narrow(), fk.SMC(24), seed=0)
+
+
+def test_functions_that_are_called_back_are_told_apart():
+    """Programs of the same equations but for a function outside JAX do not share what is compiled."""
+
+    def following(sign):
+        async def step(x, _):
+            x = await fk.sample("x", fk.dist.Normal(x, 1.0))
+            found = jax.pure_callback(
+                lambda x: np.asarray(sign * x, np.float32),
+                jax.ShapeDtypeStruct((), np.float32),
+                jax.numpy.float32(x),
+                vmap_method="expand_dims",
+            )
+            await fk.factor("near 3", -0.5 * (found - 3.0) ** 2)
+            return x, x
+
+        @fk.program
+        async def follow(ys):
+            return await fk.scan(step, 0.0, ys, compiled=True)
+
+        return follow(np.zeros(5))
+
+    for sign in (1.0, -1.0):
+        posterior = fk.infer(following(sign), fk.SMC(500), seed=0)
+        assert posterior.info["compiled"] == "yes"
+        assert sign * posterior.expect(lambda value: float(value[0])) > 2

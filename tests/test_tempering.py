@@ -128,13 +128,13 @@ def test_waste_free_evidence_is_unbiased_on_a_fixed_ladder():
 @pytest.mark.parametrize(
     ("engine", "mean", "error"),
     [
-        (fk.TemperedSMC(10, Exact(), moves=1), 1.0052, 0.0020),
-        pytest.param(fk.TemperedSMC(100, Exact(), moves=1), 0.9991, 0.0011, marks=pytest.mark.slow),
+        (fk.TemperedSMC(10, Exact(), moves=1), 1.0324, 0.0017),
+        pytest.param(fk.TemperedSMC(100, Exact(), moves=1), 1.0037, 0.0005, marks=pytest.mark.slow),
         (fk.PersistentSampling(20, Exact(), moves=1), 1.0031, 0.0019),
     ],
 )
 def test_the_bias_of_adaptive_ladders_is_the_small_one_that_it_is(engine, mean, error):
-    """3 comparisons at |z| < 4.26: 6e-5."""
+    """3 comparisons at |z| < 4.26: 6e-5. The means of TemperedSMC are those of 60,000 runs written in NumPy alone."""
     assert engine.guarantee == "consistent"
     found, _ = ratios(G1, engine, 400)
     own = found.std(ddof=1) / math.sqrt(len(found))
@@ -145,7 +145,7 @@ def test_the_bias_of_adaptive_ladders_is_the_small_one_that_it_is(engine, mean, 
 @pytest.mark.parametrize(
     ("engine", "mean", "error"),
     [
-        (fk.TemperedSMC(10, Exact(), moves=1), 1.0052, 0.0020),
+        (fk.TemperedSMC(10, Exact(), moves=1), 1.0324, 0.0017),
         (fk.WasteFreeSMC(20, Exact(), length=5, ladder=RUNGS), 0.9997, 0.0011),
         (fk.PersistentSampling(20, Exact(), moves=1), 1.0031, 0.0019),
     ],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from threading import Lock
@@ -22,6 +22,7 @@ import numpy as np
 from ..errors import NotTraceable
 from ..program import Program
 from ..traced.driver import trace
+from ..traced.equations import outside
 from ..traced.fiber import Stop
 from ..traced.loops import Outputs, stacked
 from ..traced.returned import skeleton
@@ -39,13 +40,14 @@ FREE, GIVEN, FORCED = "free", "given", "forced"
 class Code:
     """A traced function: the equations, and the arrays in them, which are given when it runs.
 
-    ``key`` is the same for the same equations on arrays of the same shapes, so that what is compiled can be shared.
+    ``key`` is the same for the same equations on arrays of the same shapes, so that what is compiled can be shared, and
+    another for each function outside JAX that they call.
     """
 
     jaxpr: Any
     constants: list[Any]
     tree: Any
-    key: str
+    key: Hashable
 
     def __call__(self, constants: Sequence[Any], *args: Any) -> Any:
         """Run it on one particle, in JAX."""
@@ -71,7 +73,8 @@ def code(fn: Callable[..., Any], *args: Any) -> Code:
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     inside = [(np.shape(c), str(getattr(c, "dtype", type(c)))) for c in closed.consts]
     text = re.sub(r" at 0x[0-9a-f]+", "", f"{closed.jaxpr} {inside} {jax.tree.structure((args, shapes))}")
-    return Code(closed.jaxpr, closed.consts, jax.tree.structure(shapes), hashlib.sha256(text.encode()).hexdigest())
+    key = (hashlib.sha256(text.encode()).hexdigest(), *outside(closed.jaxpr))
+    return Code(closed.jaxpr, closed.consts, jax.tree.structure(shapes), key)
 
 
 @dataclass(frozen=True, eq=False)

@@ -143,7 +143,7 @@ class _Key:
         return isinstance(other, _Key) and self._hash == other._hash and bool(self.what == other.what)
 
 
-class _This:
+class This:
     """An object that equals itself alone; as long as there is a key with it, no other has its place in memory."""
 
     __slots__ = ("_what",)
@@ -155,7 +155,20 @@ class _This:
         return id(self._what)
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _This) and self._what is other._what
+        return isinstance(other, This) and self._what is other._what
+
+
+def outside(jaxpr: Any) -> list[This]:
+    """Return the functions outside JAX that equations call, such as that of a ``pure_callback``."""
+    found = []
+    for eqn in jaxpr.eqns:
+        for value in eqn.params.values():
+            if "callback" in eqn.primitive.name and callable(value):
+                found.append(This(value))
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, ClosedJaxpr | Jaxpr):
+                    found += outside(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
+    return found
 
 
 def _spelled(jaxpr: Any, rules: bool = True) -> Any:
@@ -219,5 +232,5 @@ def _said(value: Any, rules: bool) -> Any:
     try:
         hash(value)
     except TypeError:
-        return _This(value)
+        return This(value)
     return type(value), value

@@ -19,7 +19,8 @@ from ..ppl.errors import AllParticlesDead, FeynkacError
 from ..ppl.keys import Keys
 from ..ppl.memory import Epoch, current_epoch, enter
 from ..ppl.model import Advance, FeynmanKac
-from ..ppl.program import Particles, Program, launch, resume
+from ..ppl.particle import Particles
+from ..ppl.program import Program, launch, resume
 from ..ppl.wave import Surroundings
 from .base.chain import Chain, detach, detach_choices
 from .base.engine import Ask, Engine, Growing, Guarantee, Move, Report, Run, Start, ranking_of, weaker

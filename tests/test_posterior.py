@@ -14,7 +14,7 @@ import pytest
 
 import feynkac as fk
 from feynkac.ppl.fibers import Fiber, Run
-from feynkac.ppl.program import Particle, Particles
+from feynkac.ppl.particle import Particle, Particles
 from laws import z_score
 
 

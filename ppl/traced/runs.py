@@ -12,7 +12,7 @@ import numpy as np
 from .. import keys as _keys
 from ..errors import NotTraceable
 from ..model import Advance
-from ..program import Particle, Particles
+from ..particle import Particle, Particles
 from ..sites import MISSING, Site
 from .coordinates import Coordinates
 from .driver import trace

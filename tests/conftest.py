@@ -31,6 +31,13 @@ def pytest_runtest_setup() -> None:
 
 
 @pytest.fixture
+def no_keys(monkeypatch):
+    """Take the keys of servers out of the environment."""
+    for name in ("FEYNKAC_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
 def training(monkeypatch, tmp_path):
     """Put the training scripts on the path, with checkpoints in a folder of their own."""
     scripts = Path(__file__).resolve().parent.parent / "training"

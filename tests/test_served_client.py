@@ -24,10 +24,7 @@ from feynkac.ppl.errors import ServerError
 KEY = "sk-very-secret"
 
 
-@pytest.fixture(autouse=True)
-def no_keys(monkeypatch):
-    for name in ("FEYNKAC_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("no_keys")
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,7 @@ LAW, SUPPORT = few_tokens(TOKENIZER)
 LAW.logits[:, SUPPORT[-1]] -= 2.0  # so that texts have some tokens
 
 
-@pytest.fixture(autouse=True)
-def no_keys(monkeypatch):
-    for name in ("FEYNKAC_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("no_keys")
 
 
 @pytest.fixture(scope="module")

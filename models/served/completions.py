@@ -7,8 +7,9 @@ from typing import Any, NoReturn
 
 from ...ppl.errors import ContextOverflow, ServerError, Unsupported, UnusableAnswer
 from ...ppl.sites import short
+from ..language.sampling import Sampling
 from .client import Client, too_long
-from .transport import Draw, Drawn, Scored, as_log_prob
+from .transport import Draw, Drawn, Scored, as_log_prob, spelled
 
 _PATH = "/v1/completions"
 _NAMED = "token_id:"
@@ -66,7 +67,7 @@ class Completions:
 
     def score(self, histories: Sequence[tuple[int, ...]]) -> list[Scored]:
         """Score given histories under the model's own law."""
-        fixed = {"model": self.identity, **_NEUTRAL, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0}
+        fixed = {"model": self.identity, **_NEUTRAL, **spelled(Sampling())}
         payloads = [
             {**fixed, "prompt": list(tokens), "max_tokens": 0, "echo": True, "logprobs": 0} for tokens in histories
         ]
@@ -88,17 +89,13 @@ class Completions:
         return tuple(tokens) or None
 
     def _payload(self, request: Draw) -> dict[str, Any]:
-        law = request.sampling
         payload = {
             "model": self.identity,
             **_NEUTRAL,
             "prompt": list(request.history),
             "max_tokens": request.most,
             "seed": request.seed,
-            "temperature": float(law.temperature),
-            "top_p": 1.0 if law.top_p is None else float(law.top_p),
-            "top_k": -1 if law.top_k is None else int(law.top_k),
-            "min_p": 0.0 if law.min_p is None else float(law.min_p),
+            **spelled(request.sampling),
             "stop": list(request.stops[:_STOPS]),
             "stop_token_ids": list(request.ends),
             "logprobs": request.top,

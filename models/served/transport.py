@@ -46,6 +46,16 @@ class Draw:
     top: int = 0
 
 
+def spelled(law: Sampling) -> dict[str, float | int]:
+    """Return a law as engines are told it, all of it: what is left out they would take from defaults of their own."""
+    return {
+        "temperature": float(law.temperature),
+        "top_p": 1.0 if law.top_p is None else float(law.top_p),
+        "top_k": -1 if law.top_k is None else int(law.top_k),
+        "min_p": 0.0 if law.min_p is None else float(law.min_p),
+    }
+
+
 class Drawn(NamedTuple):
     """What came of a `Draw`.
 

@@ -13,7 +13,7 @@ from ..fetch import resolve
 from ..language.sampling import Sampling
 from .served_lm import ServedLM
 from .tokenizers import find_tokenizer
-from .transport import Draw, Drawn, Scored, as_log_prob
+from .transport import Draw, Drawn, Scored, as_log_prob, spelled
 
 
 class VLLM(ServedLM):
@@ -147,14 +147,10 @@ class Engine:
 
 def _asked(request: Draw) -> dict[str, Any]:
     """Return what vLLM calls the settings of a request."""
-    law = request.sampling
     fields: dict[str, Any] = {
         "max_tokens": request.most,
         "seed": request.seed,
-        "temperature": float(law.temperature),
-        "top_p": 1.0 if law.top_p is None else float(law.top_p),
-        "top_k": -1 if law.top_k is None else int(law.top_k),
-        "min_p": 0.0 if law.min_p is None else float(law.min_p),
+        **spelled(request.sampling),
         "stop": list(request.stops),
         "stop_token_ids": list(request.ends),
         "logprobs": None if request.shown else request.top,  # in process one excludes the other

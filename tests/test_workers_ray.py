@@ -12,7 +12,8 @@ from test_workers import ALONE, ENGINE, MODELS, Trouble, facts, walk
 
 import feynkac as fk
 
-pytestmark = pytest.mark.slow
+# Ray forks to run another program at once, which is safe beside JAX's threads; JAX warns of every fork in its process.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")]
 
 
 @pytest.fixture(scope="module", autouse=True)

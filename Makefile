@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN := $(VENV)/bin
 # BRISQUE's support vector machine is compiled when it is installed; without a compiler its tests are skipped.
-EXTRAS := $(if $(shell command -v c++),quality$(COMMA))text,diffusion,jax,onnx,plots,progress,server,scale,dev
+EXTRAS := $(if $(shell command -v c++),quality$(COMMA))text,diffusion,jax,onnx,plots,progress,server,scale,tune,dev
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict --editable
 
 # A strict editable install links each file of the library, so it is made again whenever the list of files changes:

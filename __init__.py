@@ -20,7 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import diffusion, models
-from .models import constraints, rewards, tasks
+from .models import constraints, programs, rewards, tasks
 from .ppl import dist, errors, handlers, keys, oracles
 from .ppl.blocks import Blocks
 from .ppl.cells import cell
@@ -41,7 +41,7 @@ from .ppl.simulation import Simulation, simulate
 from .ppl.sites import Site
 
 if TYPE_CHECKING:
-    from .inference import plots
+    from .inference import plots, scaling, tuning
     from .inference.base.engine import Engine
     from .inference.base.paths import MarkovKernel
     from .inference.base.step import Step
@@ -224,16 +224,19 @@ __all__ = [
     "param",
     "plots",
     "program",
+    "programs",
     "report",
     "reward",
     "rewards",
     "sample",
+    "scaling",
     "scan",
     "simulate",
     "smooth",
     "steps",
     "tasks",
     "to_numpyro",
+    "tuning",
     "twist",
 ]
 
@@ -314,8 +317,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plots":
-        return import_module(".inference.plots", __name__)
+    if name in ("plots", "scaling", "tuning"):
+        return import_module(f".inference.{name}", __name__)
     return find(__name__, _HOME, name, "all")
 
 

@@ -19,7 +19,7 @@ class Progress:
         installed = importlib.util.find_spec("rich") is not None
         if show and not installed:
             raise ImportError("progress=True needs rich: pip install feynkac[progress]")
-        notebook = "ipykernel" in sys.modules
+        notebook = _in_notebook()
         self._describe = describe
         self._bar: Any = None
         self._line = notebook and importlib.util.find_spec("ipywidgets") is None
@@ -57,3 +57,9 @@ class Progress:
             print(f"\r{text:<79}", end="", file=sys.stderr)
         else:
             self._bar.update(self._task, description=text, completed=done, total=total)
+
+
+def _in_notebook() -> bool:
+    """Return whether a kernel runs this: that somebody has imported one is not enough."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")

@@ -1,0 +1,1 @@
+"""Methods of several roles: layers of calls, plans and threads, judges, memories."""

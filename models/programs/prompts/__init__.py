@@ -1,0 +1,1 @@
+"""Methods that choose what is asked, of which model, and among the answers."""

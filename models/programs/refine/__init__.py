@@ -1,0 +1,1 @@
+"""Methods that go over what they have written: drafts, revisions, early exits, calls of tools."""

@@ -7,19 +7,27 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
+from ...ppl.cards import Card
+from ...ppl.cards import index as _index
 from ...ppl.lazy import find
 
 if TYPE_CHECKING:
     from .hgf import HGF, Beliefs
 
-__all__ = ["HGF", "Beliefs"]
+__all__ = ["HGF", "Beliefs", "index"]
 
 _HOME = {
     "Beliefs": "hgf",
     "HGF": "hgf",
 }
+
+
+def index() -> tuple[Card, ...]:
+    """Return the index cards of what is here: paper, promise, engines, and what was measured, see `Card`."""
+    return _index(sys.modules[__name__], "fk.programs")
 
 
 def __getattr__(name: str) -> Any:

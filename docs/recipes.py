@@ -1,0 +1,27 @@
+"""Write the tables of ``docs/recipes.md`` from the docstrings of the methods.
+
+python docs/recipes.py
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import feynkac as fk
+from feynkac.ppl.cards import table
+
+PAGE = Path(__file__).with_name("recipes.md")
+
+
+def page(text: str) -> str:
+    """Return the page with the tables that the docstrings say."""
+    for name in ("programs", "scaling", "tuning"):
+        begin, end = f"<!-- {name}: from docstrings -->", f"<!-- end of {name} -->"
+        said = table(getattr(fk, name).index())
+        text = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n\n{said}\n\n{end}", text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,68 @@
+"""Every published method that comes as a program runs under engines of each kind, and is charged what its models saw.
+
+A method is an entry: a function of a scripted language model, which returns the program, and the script.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import feynkac as fk
+from feynkac.models.testing import ScriptedLM
+
+ENTRIES: dict[str, tuple] = {}
+"""Name of a method: (script, lm → program, names of the engines that it cannot run under)."""
+
+ENGINES = {
+    "importance": fk.ImportanceSampling(6),
+    "smc": fk.SMC(6, ess_threshold=1.0),
+    "best": fk.BestOfN(6),
+    "beam": fk.BeamSearch(4),
+    "mh": fk.SuffixMH(6),
+}
+
+
+class Counted(ScriptedLM):
+    """Counts for itself what it is asked."""
+
+    calls = tokens_in = tokens_out = 0
+
+    def draw(self, runs, keys, tally):
+        self._count(tally, lambda: super(Counted, self).draw(runs, keys, tally))
+
+    def forced(self, nodes, starts, laws, owners, tally):
+        return self._count(tally, lambda: super(Counted, self).forced(nodes, starts, laws, owners, tally))
+
+    def laws(self, nodes, owners, tally, sink):
+        self._count(tally, lambda: super(Counted, self).laws(nodes, owners, tally, sink))
+
+    def _count(self, tally, ask):
+        before = tally.calls, tally.tokens_in.sum(), tally.tokens_out.sum()
+        result = ask()
+        self.calls += tally.calls - before[0]
+        self.tokens_in += tally.tokens_in.sum() - before[1]
+        self.tokens_out += tally.tokens_out.sum() - before[2]
+        return result
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_method_runs_under_every_kind_of_engine_and_is_charged_what_was_used(name):
+    script, make, cannot = ENTRIES[name]
+    for kind in [kind for kind in ENGINES if kind not in cannot]:
+        lm = Counted(script)
+        posterior = fk.infer(make(lm), ENGINES[kind], seed=0)
+        assert len(posterior.values), kind
+        assert np.isfinite(posterior.chains[0].log_weights).any(), kind
+        cost = posterior.cost
+        assert (cost.model_calls, cost.tokens_in, cost.tokens_out) == (lm.calls, lm.tokens_in, lm.tokens_out), kind
+        again = fk.infer(make(Counted(script)), ENGINES[kind], seed=0)
+        assert list(map(str, again.values)) == list(map(str, posterior.values)), kind
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_engines_that_cannot_say_so(name):
+    script, make, cannot = ENTRIES[name]
+    for kind in cannot:
+        with pytest.raises(fk.errors.FeynkacError):
+            fk.infer(make(ScriptedLM(script)), ENGINES[kind], seed=0)

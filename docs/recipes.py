@@ -5,7 +5,6 @@ python docs/recipes.py
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import feynkac as fk
@@ -18,8 +17,8 @@ def page(text: str) -> str:
     """Return the page with the tables that the docstrings say."""
     for name in ("programs", "scaling", "tuning"):
         begin, end = f"<!-- {name}: from docstrings -->", f"<!-- end of {name} -->"
-        said = table(getattr(fk, name).index())
-        text = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n\n{said}\n\n{end}", text, flags=re.DOTALL)
+        before, after = text.split(begin)[0], text.split(end)[1]
+        text = "\n\n".join([before + begin, table(getattr(fk, name).index()), end + after])
     return text
 
 

@@ -68,7 +68,9 @@ def table(cards: Sequence[Card]) -> str:
     """Return the cards as a table in Markdown."""
     head = "| where | what | paper | lines | promise | engines | measured |"
     rows = [
-        f"| `{c.name}` | {c.line} | {c.source} | {c.lines} | {c.guarantee} | {c.engines} | {c.measured} |" for c in cards
+        f"| `{card.name}` | {card.line} | {card.source} | {card.lines} | {card.guarantee} | {card.engines} | "
+        f"{card.measured} |"
+        for card in cards
     ]
     return "\n".join([head, "|---|---|---|---|---|---|---|", *(row.replace("``", "`") for row in rows)])
 

@@ -14,6 +14,7 @@ from served import Direct, few_tokens, served
 import feynkac as fk
 from feynkac.models.served.completions import Completions
 from feynkac.models.served.served_lm import ServedLM
+from feynkac.models.served.transport import used
 from feynkac.models.testing import FakeServer, Faults, tiny_tokenizer
 from feynkac.ppl.errors import Unsupported, UnusableAnswer
 from walks import keys_of
@@ -45,6 +46,26 @@ def test_what_a_server_does_not_do_is_found_out(lacks, missing):
     lm, _ = served(lacks=lacks)
     assert lm.can == ALL - missing
     assert set(lm.lacks) == missing
+
+
+def test_there_are_no_variants_of_weights_elsewhere():
+    lm, _ = served()
+    with pytest.raises(fk.errors.Unsupported, match="no weights here that could be run otherwise"):
+        lm.variant(layers=1)
+
+
+@pytest.mark.parametrize(
+    ("usage", "found"),
+    [
+        ({"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}}, (5, 2)),
+        ({"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}, (0, 0)),
+        ({"prompt_tokens": "3", "completion_tokens": None, "prompt_tokens_details": [4]}, (0, 0)),
+        ("much", (0, 0)),
+    ],
+    ids=str,
+)
+def test_usage_is_what_a_server_says_in_whole_numbers(usage, found):
+    assert used({"usage": usage}) == found
 
 
 def test_log_probs_of_another_law_are_not_taken_for_those_of_the_draws(tmp_path):

@@ -12,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ppl.calls import Pending
-from ...ppl.canonical import digest, form
 from ...ppl.effects import batched
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
-from ...ppl.recording import current
 from ...ppl.score import Score
 from ...ppl.sites import Running
 from .endings import Ending
 from .host import Floats, Offer, Sink, Tally, require
+from .journalled import Journalled
 from .reads import Read, What, read_all
 from .runs import Run
 from .sampling import Law, Sampling, as_mask
@@ -34,7 +33,7 @@ from .writing import Message, Writer
 _A_TOKEN = Ending(1)
 
 
-class LanguageModel(ABC):
+class LanguageModel(Journalled, ABC):
     """What all language models have in common. Their steps are kernels for ``fk.sample``.
 
     Those who inherit from it draw steps (`draw`) and score given tokens (`forced`), and say by ``offers`` what else
@@ -75,7 +74,6 @@ class LanguageModel(ABC):
         self.context, self.prompt_context = context, prompt_context
         self.sampling = sampling or Sampling()
         self._writer = Writer(self, start)
-        self._signed: tuple[int, str, dict[str, Any]] | None = None
         self._likelihood = Likelihood(self)
         self._mass = Mass(self)
 
@@ -136,6 +134,13 @@ class LanguageModel(ABC):
         """What writes texts side by side, for `together`. Raises Unsupported where there is nothing that does."""
         raise Unsupported(f"{self!r} cannot write texts side by side: use a model that runs here (TransformersLM)")
 
+    def variant(self, *, experts: int | None = None, layers: int | None = None, adapter: Any = ...) -> LanguageModel:
+        """Return a model with the same weights that runs them otherwise. Raises Unsupported where none are here."""
+        raise Unsupported(
+            f"{self!r} has no weights here that could be run otherwise: use a model that runs here (TransformersLM), "
+            "or serve the other one, too"
+        )
+
     @property
     def depth(self) -> int:
         """How many hidden states a token has, see `Host`. Raises Unsupported where they are not offered."""
@@ -147,56 +152,6 @@ class LanguageModel(ABC):
     ) -> None:
         """Say a hidden state at the end of each history, see `Host`. Raises Unsupported where they are not offered."""
         require(self, "hidden", "this")
-
-    # Journals
-
-    @property
-    def place(self) -> str:
-        """Where the model answers: a journal refuses another model in the place of the one that it knows."""
-        return repr(self)
-
-    def revision(self) -> Any:
-        """Return what tells the model's laws from others, the same in every process: by itself, what it is called.
-
-        It is asked for once for each `version`.
-        """
-        return self.identity
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What there is to know of the model without its weights, as plain data, see `RecordedLM`."""
-        settings = (self.vocab_size, sorted(self.eos), self.context, self.prompt_context, self._writer.start)
-        laws = {"own": Sampling(), "other": Sampling(temperature=0.5)}
-        template = digest(str(getattr(self.tokenizer, "chat_template", ""))).hex()
-        return {
-            "name": self.identity,
-            **dict(zip(("vocab_size", "eos", "context", "prompt_context", "start"), settings)),
-            "tokenizer": self._writer.codec.fingerprint,
-            "prompts": [template, *self.tokenizer("a").input_ids],
-            "revision": self.revision(),
-            "offers": sorted(self.offers),
-            "scores": [name for name, law in laws.items() if self.scores((law, None))],
-        }
-
-    @property
-    def journal_key(self) -> Any:
-        """What its laws depend on, the same in every process, see `Host`; not what it is called.
-
-        Raises JournalError where the journal of the run in progress knows another model in its place.
-        """
-        version = self.version()
-        if self._signed is None or self._signed[0] != version:
-            facts = self.facts
-            kept = {name: facts[name] for name in facts if name not in ("name", "offers", "scores")}
-            self._signed = version, digest(form(kept)).hex(), facts
-        _, key, facts = self._signed
-        recorder = current()
-        if recorder is not None:
-            recorder.meet(self.place, key, facts)
-        return key
-
-    def recall(self, run: Run) -> None:  # noqa: B027  # most have nothing to note
-        """Take note of a step that a journal has played, see `Host`."""
 
     # Texts
 

@@ -21,6 +21,7 @@ from ..language.sampling import Sampling
 from ..language.text import End, FinishReason, Reading, Text
 from ..language.writing import Message
 from .client import Client, client_of, too_long
+from .transport import used
 
 _BYTES = "utf-8"
 """The fingerprint of texts whose tokens are bytes."""
@@ -214,10 +215,9 @@ class ChatLM:
             if not isinstance(said, list) or len(said) != 1 or not isinstance(said[0], Mapping):
                 self._unusable(f"there is not one choice in {short(answer, 200)}")
             choices.append(said[0])
-            usage = answer.get("usage") or {}
-            cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-            drawn.append(usage.get("completion_tokens") or 0)
-            read.append((usage.get("prompt_tokens") or 0) - cached + drawn[-1])
+            new, out = used(answer)
+            drawn.append(out)
+            read.append(new + out)
         charge(model_calls=1, tokens_in=read)
         return choices, drawn
 

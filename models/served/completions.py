@@ -9,7 +9,7 @@ from ...ppl.errors import ContextOverflow, ServerError, Unsupported, UnusableAns
 from ...ppl.sites import short
 from ..language.sampling import Sampling
 from .client import Client, too_long
-from .transport import Draw, Drawn, Scored, as_log_prob, spelled
+from .transport import Draw, Drawn, Scored, as_log_prob, spelled, used
 
 _PATH = "/v1/completions"
 _NAMED = "token_id:"
@@ -137,7 +137,7 @@ class Completions:
         lacks = [token for token in request.shown if token not in shown]
         if lacks:
             self._unusable(f"there are no log-probabilities of the tokens {lacks[:8]} that logprob_token_ids asks for")
-        return Drawn(tokens, log_probs, stopped, shown, _forwarded(answer))
+        return Drawn(tokens, log_probs, stopped, shown, sum(used(answer)))
 
     def _shown(self, told: Mapping[str, Any]) -> dict[int, float]:
         first = (told.get("top_logprobs") or [None])[0] or {}
@@ -149,7 +149,7 @@ class Completions:
         if not isinstance(log_probs, list) or len(log_probs) != len(tokens):
             count = len(log_probs) if isinstance(log_probs, list) else "no"
             self._unusable(f"there are {count} log-probabilities for the {len(tokens)} tokens of an echo")
-        return Scored([self._number(number) for number in log_probs[1:]], _forwarded(answer))
+        return Scored([self._number(number) for number in log_probs[1:]], sum(used(answer)))
 
     def _choice(self, answer: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Return the one choice of an answer, and what it tells of log-probabilities."""
@@ -174,10 +174,3 @@ def _entries(answer: Any, where: str) -> list[Mapping[str, Any]]:
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         raise ServerError(f"{where}/v1/models lists no models, but {short(answer, 200)}: check the URL", where)
     return entries
-
-
-def _forwarded(answer: Any) -> int:
-    """Return the positions that went through the model: those that no cache had, and the drawn; 0 where nobody says."""
-    usage = answer.get("usage") or {}
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return max(0, (usage.get("prompt_tokens") or 0) - cached) + (usage.get("completion_tokens") or 0)

@@ -107,6 +107,23 @@ class Transport(Protocol):
         """Return the engine's own tokens of a string, none added; None where it does not say."""
 
 
+def used(answer: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the prompt's tokens that no cache had, and the drawn ones, as an answer's usage says; 0 where it does not.
+
+    What is no whole number there says nothing.
+    """
+    usage = answer.get("usage")
+    usage = usage if isinstance(usage, Mapping) else {}
+    details = usage.get("prompt_tokens_details")
+    cached = _count(details, "cached_tokens") if isinstance(details, Mapping) else 0
+    return max(0, _count(usage, "prompt_tokens") - cached), _count(usage, "completion_tokens")
+
+
+def _count(usage: Mapping[str, Any], name: str) -> int:
+    number = usage.get(name)
+    return number if isinstance(number, int) and number > 0 else 0
+
+
 def as_log_prob(number: Any, where: str) -> float:
     """Return a log-probability of what an engine wrote. Raises UnusableAnswer, naming the engine, for what is none."""
     if type(number) not in (int, float) or math.isnan(number) or number > 1e-3:

@@ -82,3 +82,12 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
 def _name(dtype: Any) -> str:
     """Return a dtype's name: "float64", "bool", …"""
     return getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
+
+
+def plain(value: Any) -> Any:
+    """Return a number of Python for one of an array, and a read-only view of a row of one."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        view = value.view()
+        view.flags.writeable = False
+        return view
+    return value.item() if hasattr(value, "item") else value

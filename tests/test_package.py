@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.resources
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -56,6 +57,50 @@ def import_afresh(folder: Path) -> tuple[float, set[str]]:
 def test_import_is_light(tmp_path: Path) -> None:
     _, modules = import_afresh(tmp_path)
     assert not HEAVY & modules
+
+
+ALONE = """
+import feynkac as fk
+
+@fk.program
+async def walk(steps):
+    async def step(x, t):
+        x = await fk.sample("x", fk.dist.Normal(x, 1.0))
+        await fk.observe("y", fk.dist.Normal(x, 0.5), 1.0)
+        return x, x
+    x, _ = await fk.scan(step, 0.0, range(steps))
+    if x > 0 and await fk.sample("b", fk.dist.Bernoulli(0.5)):
+        await fk.gather(fk.factor("f", 0.1), fk.twist("t", 0.0))
+    return x
+
+engines = [
+    fk.SMC(8), fk.ImportanceSampling(8), fk.ParticleFilter(8), fk.BestOfN(8), fk.SelfConsistency(4), fk.BeamSearch(4),
+    fk.DVTS(4), fk.Rebase(4), fk.MCTS(8), fk.AStar(4), fk.TreeSampling(8), fk.SuffixMH(4), fk.ParticleGibbs(4, 3),
+    fk.MCMC(fk.Sweep(fk.SuffixMH(1), fk.RandomWalk()), draws=3, warmup=3), fk.SMC(8, move=fk.SuffixMH(1)), fk.SMC(8, move=fk.RandomWalk()),
+]
+for engine in engines:
+    posterior = fk.infer(walk(3), engine, seed=0)
+    posterior.save("posterior.npz")
+    repr(fk.Posterior.load("posterior.npz"))
+    posterior._repr_html_()
+    fk.infer([walk(2), walk(3)], engine, seed=0, journal="run.fkj")
+print("all of them")
+"""
+
+
+def test_numpy_is_enough_for_programs_and_engines(tmp_path: Path) -> None:
+    """In a process that finds no other library."""
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    numpy = Path(sys.modules["numpy"].__file__ or "").parent
+    (shelf / "feynkac").symlink_to(Path(feynkac.__file__).parent)
+    for folder in (numpy, numpy.with_name("numpy.libs")):
+        if folder.exists():
+            (shelf / folder.name).symlink_to(folder)
+    found = {**os.environ, "PYTHONPATH": str(shelf)}
+    command = [sys.executable, "-S", "-c", ALONE]
+    done = subprocess.run(command, cwd=tmp_path, env=found, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "all of them\n", done.stderr
 
 
 def test_engines_wait_until_they_are_named(tmp_path: Path) -> None:

@@ -248,25 +248,33 @@ def test_what_cannot_be_traced_is_run_for_each_path():
     assert (across.evaluate(far, False).log_prior == -np.inf).all()
 
 
-def test_the_interpreted_jacobian_is_that_of_the_traced_density():
+@fk.program
+async def bounded():
+    a = await fk.sample("a", D.Exponential(2.0))
+    await fk.sample("b", D.Uniform(0.0, 1.0 + a))
+    await fk.factor("e", 0.5 * a)
+    await fk.sample("c", D.Normal(np.zeros(2), 1.0 + a))
+    await fk.factor("f", -a)
+
+
+@pytest.mark.parametrize(
+    ("model", "horizon"), [(bounded(), None), (bounded(), 1), (LINEAR, 1), (LINEAR, 3), (LINEAR, None)], ids=repr
+)
+def test_the_interpreted_density_is_the_traced_one(model, horizon):
+    """At a horizon the program has come to its next draw, which is none of the path's."""
     from feynkac.ppl.program import launch
     from feynkac.ppl.traced.interpreted import Interpreted
 
-    @fk.program
-    async def bounded():
-        a = await fk.sample("a", D.Exponential(2.0))
-        await fk.sample("b", D.Uniform(0.0, 1.0 + a))
-        await fk.sample("c", D.Normal(np.zeros(2), 1.0 + a))
-        await fk.factor("f", -a)
-
-    model = bounded()
-    paths = draw(model, 4)
-    (density,) = model.unconstrained(paths, None)
-    other = Interpreted(model, "", (), launch).density(range(4), [[s.choices for s in p.steps()] for p in paths], None)
+    paths = draw(model, 4, horizon)
+    (density,) = model.unconstrained(paths, horizon)
+    choices = [[step.choices for step in path.steps()] for path in paths]
+    other = Interpreted(model, "", (), launch).density(range(4), choices, horizon)
     np.testing.assert_allclose(other.position, density.position, rtol=1e-9)
     v = density.position + 0.3
-    np.testing.assert_allclose(other.log_jacobian(v), density.log_jacobian(v), rtol=1e-9)
-    np.testing.assert_allclose(other.evaluate(v, False)[:2], density.evaluate(v, False)[:2], rtol=1e-9)
+    np.testing.assert_allclose(other.log_jacobian(v), density.log_jacobian(v), rtol=1e-9, atol=1e-12)
+    found = density.evaluate(v, False)[:2]
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(other.evaluate(v, False)[:2], found, rtol=1e-9)
 
 
 def test_a_recorded_call_that_would_be_asked_something_else_is_refused():

@@ -94,7 +94,7 @@ class Interpreted:
             for i in going:
                 choices[i].append(advance.choices[i])
             steps += 1
-        met = np.array([place.met for place in places])
+        met = np.array([place.met(chosen) for place, chosen in zip(places, choices)])
         jacobian = np.array([place.log_jacobian for place in places])
         return _Made(np.where(met, log_prob, -np.inf), log_potential, jacobian, choices, places)
 
@@ -132,16 +132,19 @@ class Place(Handler):
         self._values = values
         self._given = given
         self._left = set(values)
-        self._strange = False
+        self._strange: set[str] = set()
         self._known = asked
         self.coordinates: dict[str, Floats] = {}
         self.log_jacobian = 0.0
         self.asked: dict[str, Any] = {}
 
-    @property
-    def met(self) -> bool:
-        """Whether the program asked for these values, and for no others."""
-        return not self._strange and not self._left
+    def met(self, choices: list[Any]) -> bool:
+        """Return whether the program, which made these choices, asked for these values, and for no others.
+
+        At a horizon it has come to a site of the next step, which it has not drawn.
+        """
+        made = {site.address for step in choices for site in step}
+        return not self._left and not self._strange & made
 
     def touch(self, effect: Effect, address: str, length: int) -> bool:
         """Force a sample or a call."""
@@ -150,7 +153,7 @@ class Place(Handler):
         if isinstance(effect, Sample) and (effect.obs is not MISSING or effect.fixed is not MISSING):
             return False
         if address not in self._values:
-            self._strange = True
+            self._strange.add(address)
             return False
         self._left.discard(address)
         if effect.forced is MISSING:

@@ -8,16 +8,8 @@ import jax
 import numpy as np
 
 from ..errors import NotTraceable
+from ..reals import plain
 from .loops import Outputs
-
-
-def plain(value: Any) -> Any:
-    """Return a number of Python for one of an array, and a read-only view of a row of one."""
-    if isinstance(value, np.ndarray) and value.ndim:
-        view = value.view()
-        view.flags.writeable = False
-        return view
-    return value.item() if hasattr(value, "item") else value
 
 
 class Place(NamedTuple):

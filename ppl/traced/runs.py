@@ -13,12 +13,13 @@ from .. import keys as _keys
 from ..errors import NotTraceable
 from ..model import Advance
 from ..particle import Particle, Particles
+from ..reals import plain
 from ..sites import MISSING, Site
 from .coordinates import Coordinates
 from .driver import trace
 from .fiber import Stop
 from .met import Met, Spot
-from .returned import build, plain, skeleton
+from .returned import build, skeleton
 
 
 class Recorder(Coordinates):

@@ -76,7 +76,8 @@ async def walk(steps):
 engines = [
     fk.SMC(8), fk.ImportanceSampling(8), fk.ParticleFilter(8), fk.BestOfN(8), fk.SelfConsistency(4), fk.BeamSearch(4),
     fk.DVTS(4), fk.Rebase(4), fk.MCTS(8), fk.AStar(4), fk.TreeSampling(8), fk.SuffixMH(4), fk.ParticleGibbs(4, 3),
-    fk.MCMC(fk.Sweep(fk.SuffixMH(1), fk.RandomWalk()), draws=3, warmup=3), fk.SMC(8, move=fk.SuffixMH(1)), fk.SMC(8, move=fk.RandomWalk()),
+    fk.MCMC(fk.Sweep(fk.SuffixMH(1), fk.RandomWalk()), draws=3, warmup=3),
+    fk.SMC(8, move=fk.SuffixMH(1)), fk.SMC(8, move=fk.RandomWalk()),
 ]
 for engine in engines:
     posterior = fk.infer(walk(3), engine, seed=0)

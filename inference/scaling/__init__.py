@@ -1,17 +1,77 @@
-"""What posteriors and budgets say together: curves, saturation, cost models, allocation, closed forms."""
+"""What posteriors and budgets say together: curves, saturation, cost models, allocation, closed forms.
+
+    from feynkac import scaling
+    scaling.bounds_at_k([True, False, False], 2).best       # pass@k
+    scaling.Saturation.fit([1, 2, 4, 8], accuracies).enough(0.01)
+    scaling.greedy([0.9, 0.3, 0.05], budget=12)
+
+None of it draws anything.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...ppl.cards import Card
 from ...ppl.cards import index as _index
 from ...ppl.lazy import find
 
-__all__: list[str] = ["index"]
+if TYPE_CHECKING:
+    from .allocation import Allocation, greedy, gvm
+    from .costs import Kinetics, Runtime
+    from .curves import Saturation, anytime, regret
+    from .samples import Bounds, Curve, Gap, Variability, bounds_at_k, length_gap, pass_at_k, prefix_diversity, tail
+    from .verdicts import Judge, conformal, majority, verify_or_vote
 
-_HOME: dict[str, str] = {}
+_HOME = {
+    "Allocation": "allocation",
+    "Bounds": "samples",
+    "Curve": "samples",
+    "Gap": "samples",
+    "Judge": "verdicts",
+    "Kinetics": "costs",
+    "Runtime": "costs",
+    "Saturation": "curves",
+    "Variability": "samples",
+    "anytime": "curves",
+    "bounds_at_k": "samples",
+    "conformal": "verdicts",
+    "greedy": "allocation",
+    "gvm": "allocation",
+    "length_gap": "samples",
+    "majority": "verdicts",
+    "pass_at_k": "samples",
+    "prefix_diversity": "samples",
+    "regret": "curves",
+    "tail": "samples",
+    "verify_or_vote": "verdicts",
+}
+
+__all__ = [
+    "Allocation",
+    "Bounds",
+    "Curve",
+    "Gap",
+    "Judge",
+    "Kinetics",
+    "Runtime",
+    "Saturation",
+    "Variability",
+    "anytime",
+    "bounds_at_k",
+    "conformal",
+    "greedy",
+    "gvm",
+    "index",
+    "length_gap",
+    "majority",
+    "pass_at_k",
+    "prefix_diversity",
+    "regret",
+    "tail",
+    "verify_or_vote",
+]
 
 
 def index() -> tuple[Card, ...]:

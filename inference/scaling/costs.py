@@ -1,0 +1,113 @@
+"""What a run costs on hardware, from the shape of its model and of its texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..base.checks import positive
+
+_INTENSITY = 562.5
+"""Floating-point operations that a byte of memory traffic costs (FLOPs per byte of a B200), times bytes of a number."""
+
+
+@dataclass(frozen=True)
+class Kinetics:
+    """The cost of n answers of L tokens to a prompt of c tokens, where attention reads memory: the kinetics model.
+
+    compute = n·(2P·L + 2(2c + L)·L·H·d) and memory = 562.5·2·(2c + n·L)·L·H_kv·d, in equivalents of FLOPs, with d the
+    head's size times the number of layers. Prompts are shared, and reads of parameters left out. So long answers are
+    dear by memory, which grows as L², where a count of parameters sees none of it.
+
+    Attributes:
+        parameters: P.
+        heads: H, of queries.
+        kv_heads: H_kv.
+        width: d = size of a head × layers.
+
+    Source: Kinetics: Rethinking Test-Time Scaling Laws (2025), arXiv:2506.05333.
+    Guarantee: closed form; a model of costs, not a measurement.
+    Engines: all: n is the number of particles, L their length.
+    Not shown here: the machine at hand has no accelerator.
+
+    >>> cost = Kinetics(parameters=1e9, heads=16, kv_heads=8, width=3584)
+    >>> cost(prompt=100, length=1000, n=4)
+    (8550502400000.0, 135475200000000.0)
+    """
+
+    parameters: float
+    heads: int
+    kv_heads: int
+    width: int
+
+    def __post_init__(self) -> None:
+        for name in ("parameters", "heads", "kv_heads", "width"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is positive, not {getattr(self, name)!r}")
+
+    @classmethod
+    def of(cls, model: Any) -> Kinetics:
+        """Return the costs of a model of transformers (or of an lm, by its ``model``)."""
+        model = getattr(model, "model", model) if not hasattr(model, "config") else model
+        config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        count = sum(p.numel() for p in model.parameters())
+        return cls(count, heads, getattr(config, "num_key_value_heads", heads), size * config.num_hidden_layers)
+
+    def __call__(self, prompt: float, length: float, n: int = 1) -> tuple[float, float]:
+        """Return (compute, memory) of n answers, in FLOPs and their equivalents."""
+        positive("n", n)
+        c, size = prompt, self.width
+        compute = n * (2 * self.parameters * length + 2 * (2 * c + length) * length * self.heads * size)
+        return float(compute), float(_INTENSITY * 2 * (2 * c + n * length) * length * self.kv_heads * size)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Seconds of an answer, as the idealised runtime has it: a + b·p + Σ_{i=1}^{o−1} (c + d·(p + i)).
+
+    The prompt of p tokens is read in one pass that costs a + b·p; each of the o − 1 tokens after the first costs c,
+    and d for each position that it attends to.
+
+    Attributes:
+        start: a.
+        read: b, for each token of the prompt.
+        write: c, for each token.
+        attend: d, for each token and position before it.
+
+    Source: Idealised inference runtime, Narayanan et al. (2023), arXiv:2305.02440.
+    Guarantee: closed form; `fit` is least squares.
+    Engines: none; it is a model's time, alone on its machine.
+    Not shown here: fit it to your own machine's times by `fit`.
+
+    >>> round(float(Runtime(0.1, 2e-4, 0.02, 1e-6)(prompt=512, out=64)), 6)
+    1.496672
+    """
+
+    start: float
+    read: float
+    write: float
+    attend: float
+
+    def __call__(self, prompt: ArrayLike, out: ArrayLike) -> Any:
+        """Return seconds for prompts and outputs of so many tokens; arrays give arrays."""
+        p, o = np.asarray(prompt, float), np.asarray(out, float)
+        return (_terms(p, o) @ np.array([self.start, self.read, self.write, self.attend]))[()]
+
+    @classmethod
+    def fit(cls, prompt: ArrayLike, out: ArrayLike, seconds: ArrayLike) -> Runtime:
+        """Return the runtime nearest to what was measured, (k,) each. Raises ValueError where that says too little."""
+        terms = _terms(np.asarray(prompt, float), np.asarray(out, float))
+        found, _, rank, _ = np.linalg.lstsq(terms, np.asarray(seconds, float), rcond=None)
+        if rank < terms.shape[1]:
+            raise ValueError("the four numbers cannot be told from so few lengths of prompts and outputs")
+        return cls(*map(float, found))
+
+
+def _terms(p: Any, o: Any) -> Any:
+    steps = o - 1
+    return np.stack(np.broadcast_arrays(1.0, p, steps, steps * p + steps * o / 2), -1)

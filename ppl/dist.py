@@ -30,6 +30,7 @@ from .batching import Bounds, Ragged
 from .distribution import Distribution, Elementwise, Integers, Values
 from .keys import Keys
 from .model import Draws, Floats
+from .permutations import Permutation
 
 __all__ = [
     "Bernoulli",
@@ -40,6 +41,7 @@ __all__ = [
     "Exponential",
     "MultivariateNormal",
     "Normal",
+    "Permutation",
     "Uniform",
 ]
 

@@ -9,10 +9,40 @@ import numpy as np
 import pytest
 
 import feynkac as fk
+from feynkac.models.programs.agents import archon
 from feynkac.models.testing import ScriptedLM
 
-ENTRIES: dict[str, tuple] = {}
+P = fk.programs
+
+
+def answers(before):
+    """Say something for every prompt of the methods."""
+    if "Rank" in before:
+        return {"[2] [1]": 0.5, "[1] [2]": 0.5}
+    if "Scores" in before:
+        return {"9 1": 0.5, "3 4": 0.5}
+    if "say Yes or No" in before:
+        return {"Yes": 0.7, "No": 0.3}
+    if before.endswith("\n"):
+        return "end"
+    return {"four": 0.4, "five": 0.3, "six": 0.3}
+
+
+def threaded(before):
+    return "<" + "a|b" + ">\n" if "start" in before and not before.endswith("\n") else {"one": 0.5, "two": 0.5}
+
+
+ENTRIES: dict[str, tuple] = {
+    "archon": (answers, lambda lm: P.archon([archon.generate(lm, 2), archon.rank(lm, 1)], "2+2?"), ()),
+    "plan_and_verify": (answers, lambda lm: P.plan_and_verify(lm, lambda p, c, plan: len(plan), "2+2?", rounds=2), ()),
+    "grm_vote": (answers, lambda lm: P.grm_vote(lm, "2+2?", ["four", "five"], k=2), ()),
+    "solve_or_verify": (answers, lambda lm: P.solve_or_verify(lm, lm, "2+2?", solutions=2), ()),
+    "threads": (threaded, lambda lm: P.threads(lm, "start", spawn="<", join=">"), ()),
+    "unlearn": (answers, lambda lm: P.unlearn(lm, lambda a, t: t in a, lambda q, a: len(a), "2+2?", ["f"]), ()),
+}
 """Name of a method: (script, lm → program, names of the engines that it cannot run under)."""
+ELSEWHERE = {"Beliefs", "HGF", "Memory", "hogwild", "index", "memorise"}
+"""Names that are no programs of a scripted model: they have tests of their own."""
 
 ENGINES = {
     "importance": fk.ImportanceSampling(6),
@@ -44,6 +74,10 @@ class Counted(ScriptedLM):
         self.tokens_in += tally.tokens_in.sum() - before[1]
         self.tokens_out += tally.tokens_out.sum() - before[2]
         return result
+
+
+def test_every_method_has_an_entry():
+    assert set(ENTRIES) | ELSEWHERE == set(P.__all__)
 
 
 @pytest.mark.parametrize("name", ENTRIES)

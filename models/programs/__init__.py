@@ -15,13 +15,43 @@ from ...ppl.cards import index as _index
 from ...ppl.lazy import find
 
 if TYPE_CHECKING:
+    from .agents.archon import archon
+    from .agents.grm_vote import grm_vote
+    from .agents.hogwild import hogwild
+    from .agents.memorise import Memory, memorise
+    from .agents.plan_and_verify import plan_and_verify
+    from .agents.solve_or_verify import solve_or_verify
+    from .agents.threads import threads
+    from .agents.unlearn import unlearn
     from .hgf import HGF, Beliefs
 
-__all__ = ["HGF", "Beliefs", "index"]
+__all__ = [
+    "HGF",
+    "Beliefs",
+    "Memory",
+    "archon",
+    "grm_vote",
+    "hogwild",
+    "index",
+    "memorise",
+    "plan_and_verify",
+    "solve_or_verify",
+    "threads",
+    "unlearn",
+]
 
 _HOME = {
     "Beliefs": "hgf",
     "HGF": "hgf",
+    "Memory": "agents.memorise",
+    "archon": "agents.archon",
+    "grm_vote": "agents.grm_vote",
+    "hogwild": "agents.hogwild",
+    "memorise": "agents.memorise",
+    "plan_and_verify": "agents.plan_and_verify",
+    "solve_or_verify": "agents.solve_or_verify",
+    "threads": "agents.threads",
+    "unlearn": "agents.unlearn",
 }
 
 

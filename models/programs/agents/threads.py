@@ -1,0 +1,89 @@
+"""Adaptive parallel reasoning: a text that hands parts of its work to others, and reads only what they report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ....ppl.effects import deterministic, gather, sample
+from ....ppl.program import program
+from ...language.host import Host
+from ...language.text import Text
+from ..asking import ask
+
+
+@program
+async def threads(
+    lm: Host,
+    prompt: str | Text,
+    *,
+    spawn: str = "<spawn>",
+    join: str = "<join>",
+    between: str = "|",
+    depth: int = 2,
+    child: str = "{task}",
+    report: str = "{messages}\n",
+    max_tokens: int = 256,
+    **law: Any,
+) -> Text:
+    """Write a text in which ``<spawn> task | task <join>`` starts children; each writes on its task, side by side.
+
+    A child begins with its own task alone, may spawn in turn while ``depth`` is left, and reports what it has written.
+    The parent goes on after the reports, and never sees the rest of its children. So the longest of a family tells how
+    long one waits, and the sum what is paid: "latency" and "tokens" are recorded, in tokens drawn.
+
+    Args:
+        lm: writes all texts.
+        prompt: of the parent, or a text to go on from.
+        spawn: after this string a line of tasks begins.
+        join: ends the line of tasks.
+        between: separates tasks.
+        depth: how deep children may spawn; at 0 the tag is text like any other.
+        child: the prompt of a child.
+        report: what the parent reads of its children's messages, which ``between`` separates.
+        max_tokens: most tokens of a draw.
+        law: keywords of `Sampling`.
+
+    Source: Learning Adaptive Parallel Reasoning with Language Models (2025), arXiv:2504.15466; ThreadWeaver (2025),
+        arXiv:2512.07843, is the same with tags of its own, such as ``spawn="<Parallel>"``.
+    Guarantee: exact for the law that the program defines.
+    Engines: ImportanceSampling, SMC, BestOfN, BeamSearch, SuffixMH; a run is one step unless something in it is
+        weighed.
+    Not shown here: a model has to be trained to spawn. Latency and tokens are counted on scripts.
+
+    >>> import feynkac as fk
+    >>> from feynkac.models.testing import ScriptedLM
+    >>> says = {"sum?": "I ask <spawn>1+1|2+2<join>\\n", "1+1": "2", "2+2": "4", "2|4": "6 in all"}
+    >>> lm = ScriptedLM(lambda before: next(said for key, said in reversed(says.items()) if key in before))
+    >>> run = fk.simulate(fk.programs.threads(lm, "sum?"), seed=0)
+    >>> str(run.value).splitlines()
+    ['I ask <spawn>1+1|2+2<join>2|4', '6 in all']
+    """
+    text, latency, tokens = await _write(
+        lm, ask(lm, prompt) if isinstance(prompt, str) else prompt, depth, (spawn, join, between, child, report),
+        {"max_tokens": max_tokens, **law},
+    )  # fmt: skip
+    deterministic("latency", latency)
+    deterministic("tokens", tokens)
+    deterministic("output", text)
+    return text
+
+
+async def _write(lm: Host, text: Text, depth: int, tags: tuple[str, ...], law: dict[str, Any]) -> tuple[Text, int, int]:
+    """Return a whole text, and how many tokens one waits for, and pays for."""
+    spawn, join, between, child, report = tags
+    latency = tokens = 0
+    while True:
+        before = len(text.tokens)
+        kernel = lm.until(text, join, include_stop=True, **law) if depth else lm.complete(text, **law)
+        text = await sample("text", kernel)
+        drawn = len(text.tokens) - before
+        latency, tokens = latency + drawn, tokens + drawn
+        _, tag, tasks = str(text).rpartition(spawn)
+        if not depth or text.finished or not tag or not tasks.endswith(join):
+            if depth and not text.finished and drawn and str(text).endswith(join):
+                continue  # a join without a spawn is text like any other
+            return text, latency, tokens
+        asked = [ask(lm, child.format(task=task.strip())) for task in tasks.removesuffix(join).split(between)]
+        found = await gather(*(_write(lm, one, depth - 1, tags, law) for one in asked), name="children")
+        text = text.append(report.format(messages=between.join(str(one) for one, _, _ in found)))
+        latency, tokens = latency + max(wait for _, wait, _ in found), tokens + sum(paid for _, _, paid in found)

@@ -1,0 +1,67 @@
+"""Unlearning by agents: an answer is audited for what is to be forgotten, and written again without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ....ppl.effects import call, deterministic, gather, sample
+from ....ppl.program import program
+from ...language.host import Host
+from ..asking import ask
+
+
+@program
+async def unlearn(
+    lm: Host,
+    audit: Callable[[str, str], Any],
+    critic: Callable[[str, str], Any],
+    question: str,
+    targets: Sequence[str],
+    *,
+    top: int = 2,
+    erase: str = "{answer}\nWrite this again so that nothing of {target} is in it.",
+    **law: Any,
+) -> str:
+    """Answer a question, and for each target that the answer gives away write ``top`` variants without it, and keep
+    one.
+
+    The critic chooses among the variants; the first of the best is kept, even where it leaks, too. If an answer leaks
+    each of k targets with probability l and a variant is clean with e, then with one variant each the answer is clean
+    with probability (1 − l·(1 − e))^k. It costs an answer, an audit for each target, and ``top`` variants for a leak.
+
+    Args:
+        lm: writes answers and variants.
+        audit: from an answer and a target to whether it gives it away: a string check, or a judge's probability (≥ ½).
+        critic: from question and variant to a number, the larger the better.
+        question: what is asked.
+        targets: what is to be forgotten.
+        top: how many variants.
+        erase: the prompt of a variant.
+        law: keywords of `Sampling`, and ``max_tokens``.
+
+    Source: Agentic LLM Unlearning (2025), arXiv:2502.00406.
+    Guarantee: exact for the law that the program defines; nothing is promised of what variants hide in other words.
+        Its prompt is ours: not a replication.
+    Engines: ImportanceSampling, SMC, BestOfN, BeamSearch, SuffixMH; a run is one step.
+    Not shown here: no model that rewrites reliably comes with the library.
+
+    >>> import feynkac as fk
+    >>> from feynkac.models.testing import ScriptedLM
+    >>> lm = ScriptedLM(lambda before: "He is a wizard." if "again" in before else "Harry is a wizard.")
+    >>> model = fk.programs.unlearn(lm, lambda answer, target: target in answer, lambda q, a: len(a), "Who?", ["Harry"])
+    >>> fk.simulate(model, seed=0).value
+    'He is a wizard.'
+    """
+    answer = str(await sample("answer", lm.complete(ask(lm, question), **law)))
+    for target in targets:
+        if float(await call("audit", audit, answer, target)) < 0.5:
+            continue
+        start = ask(lm, erase.format(answer=answer, target=target))
+        found = await gather(*(sample("variant", lm.complete(start, **law)) for _ in range(top)), name="variants")
+        variants = list(map(str, found))
+        worth = await gather(*(call("critic", critic, question, text) for text in variants), name="critics")
+        leaks = await gather(*(call("check", audit, text, target) for text in variants), name="checks")
+        answer = max(zip(variants, worth, leaks), key=lambda one: (one[2] < 0.5, one[1]))[0]
+    deterministic("output", answer)
+    return answer

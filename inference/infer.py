@@ -61,7 +61,7 @@ def steps(
 @overload
 def infer(
     model: Iterable[FeynmanKac[Any]],
-    engine: Engine,
+    engine: Engine | Sequence[Engine],
     *,
     seed: int,
     budget: Budget | None = ...,
@@ -109,7 +109,7 @@ def infer(
 ) -> Any: ...
 def infer(
     model: Any,
-    engine: Engine,
+    engine: Engine | Sequence[Engine],
     *,
     seed: int,
     budget: Budget | None = None,
@@ -125,7 +125,8 @@ def infer(
 
     Args:
         model: a bound program, or any `FeynmanKac` model; or a sequence of them.
-        engine: an engine with its settings, such as ``SMC(32)``.
+        engine: an engine with its settings, such as ``SMC(32)``; or a list of them, one for each of a list of models:
+            the i-th posterior is what the i-th engine finds alone, and batches are shared all the same.
         seed: an integer. Same seed and arguments, same posterior.
         budget: limits on the cost of the whole call; the unfinished particles are kept and flagged.
         callbacks: functions of each `Step`; one that returns True (NumPy's, torch's and JAX's too) ends the run.
@@ -145,7 +146,8 @@ def infer(
     waves that were made whole, its `guarantee` "prefix", and empty where a model had no particles yet.
 
     Raises:
-        TypeError: for what is no model, no engine or no budget.
+        TypeError: for what is no model, no engine or no budget. ValueError: for another number of engines than of
+            models, and for several on workers.
         CannotSend: for models that workers cannot be sent. FileExistsError: for a folder that holds something else.
         JournalError: where the journal cannot be used, see `Journal`.
         Whatever the model raises, with a note naming the particle; the error's ``posterior`` holds the steps
@@ -165,16 +167,32 @@ def infer(
     models: list[Any] = list(model) if isinstance(model, Iterable) and many else [model]
     if workers is not None and (journal is not None or recording.current() is not None):
         raise ValueError("a journal is of one process: leave out workers=, or journal=; with workers, save= goes on")
+    engines = _each(engine, models, many, workers is not None or save is not None)
     with journalled(journal, models, engine, seed):
         if workers is not None or save is not None:
             from .workers.dispatch import infer_apart
 
-            return infer_apart(models if many else model, engine, seed, budget, callbacks, progress, workers, save)
+            (one,) = engines
+            return infer_apart(models if many else model, one, seed, budget, callbacks, progress, workers, save)
         if not models:
             return []
-        check_run("infer", models, engine, budget)
-        session = Session(models, engine, seed, budget, watched=bool(callbacks))
-        return _finish(session, many, len(models) * engine.chains * engine.particles, callbacks, progress)
+        for one in engines:
+            check_run("infer", models, one, budget)
+        each = engines * (len(models) // len(engines))
+        session = Session(models, each, seed, budget, watched=bool(callbacks))
+        particles = sum(one.chains * one.particles for one in each)
+        return _finish(session, many, particles, callbacks, progress)
+
+
+def _each(engine: Any, models: Sequence[Any], many: bool, apart: bool) -> list[Engine]:
+    """Return the engines of models: one for all of them, or one for each."""
+    if not many or not isinstance(engine, list | tuple):
+        return [engine]
+    if apart:
+        raise ValueError("workers= and save= run one engine on all models: call infer once for each engine")
+    if len(engine) != len(models):
+        raise ValueError(f"infer takes one engine, or as many as models, not {len(engine)} for {len(models)}")
+    return list(engine)
 
 
 def _finish(

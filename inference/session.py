@@ -86,6 +86,7 @@ class Session:
     something raises, the posterior is that of the waves before it.
 
     Args:
+        engine: one for all models, or as many as these.
         watched: whether somebody looks at its steps; else a compiled program may be run as a whole.
     """
 
@@ -94,13 +95,14 @@ class Session:
     def __init__(
         self,
         models: Sequence[FeynmanKac[Any]],
-        engine: Engine,
+        engine: Engine | Sequence[Engine],
         seed: int,
         budget: Budget | None = None,
         watched: bool = True,
     ) -> None:
         self._watched = watched or (budget is not None and budget.limited)
-        self._begin([pose(model, engine, seed, i) for i, model in enumerate(models)], budget)
+        engines = engine if isinstance(engine, Sequence) else [engine] * len(models)
+        self._begin([pose(*pair, seed, i) for i, pair in enumerate(zip(models, engines))], budget)
 
     def _begin(self, problems: Sequence[Problem], budget: Budget | None = None) -> None:
         self.budget = budget or Budget()

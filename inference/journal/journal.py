@@ -162,7 +162,9 @@ class Journal:
         told = sorted({json.dumps(function_form(one.reachable[0])) if isinstance(one, Program) else repr(one)
                        for one in models})  # fmt: skip
         program = hashlib.sha256("\n".join(told).encode()).hexdigest()
-        known = self._store.began(program, type(engine).__name__, str(int(seed)), ", ".join(names)[:200])
+        several = engine if isinstance(engine, list | tuple) else [engine]
+        kinds = ", ".join(dict.fromkeys(type(one).__name__ for one in several))
+        known = self._store.began(program, kinds, str(int(seed)), ", ".join(names)[:200])
         if known and program not in [run[0] for run in known]:
             warnings.warn(
                 f"the journal {self.path} was written by another program ({known[-1][3]}): what it asked as "

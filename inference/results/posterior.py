@@ -27,6 +27,7 @@ from ..base.weights import ess, logmeanexp, normalize
 from ..drawing.html import posterior_html
 from ..drawing.summary import summary
 from .best import best_particle
+from .consensus import most_liked
 from .files import LIMIT, load, save
 from .khat import khat
 from .markov import Mixing, mixing
@@ -342,8 +343,10 @@ class Posterior:
     def vote(self, key: Callable[[Any], Hashable] | None = None) -> dict[Any, float]:
         """Return the total weight of each ``key(value)``, largest first: a weighted majority vote.
 
-        Without a key the values vote, or the answers of an engine that holds a vote (`SelfConsistency`). None abstains,
-        and NaN is one answer. It is empty where no particle ran to its end with an answer.
+        The weights are the engine's: under `ImportanceSampling` with a reward as the last factor it is the vote in
+        which rewards are added up. Without a key the values vote, or the answers of an engine that holds a vote
+        (`SelfConsistency`). None abstains, and NaN is one answer. It is empty where no particle ran to its end with an
+        answer.
         """
         voters = self._answers if key is None and self._answers is not None else self.values
         totals: dict[Any, float] = {}
@@ -353,6 +356,30 @@ class Posterior:
                 if choice is not None:
                     totals[choice] = totals.get(choice, 0.0) + weight
         return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+    def mbr(self, utility: Callable[[Any, Any], float] | NDArray[Any]) -> Any:
+        """Return the value of the most expected utility, argmax_i Σ_j w_j·u(v_i, v_j): the minimum Bayes risk.
+
+        It is the value that the posterior likes best as a whole, where `best` is the one of the largest weight: with
+        u = 1 for equal values and else 0 it is the winner of `vote`. Particles that did not run to their end are left
+        out; of equal ones the first is returned.
+
+        Args:
+            utility: of a value to another, such as a similarity; or a table (n, n). It is asked n² times.
+
+        Raises ValueError where it is NaN, for a table of another shape, and where no particle ran to its end.
+
+        Source: Bickel and Doksum (1977); for text Eikema and Aziz (2020), arXiv:2005.10283.
+
+        >>> import feynkac as fk
+        >>> @fk.program
+        ... async def guess():
+        ...     return await fk.sample("x", fk.dist.Categorical([0.4, 0.0, 0.3, 0.3], values=[0, 1, 8, 9]))
+        >>> posterior = fk.infer(guess(), fk.ImportanceSampling(500), seed=0)
+        >>> max(posterior.vote(), key=posterior.vote().get), posterior.mbr(lambda x, y: -abs(x - y))
+        (0, 8)
+        """
+        return most_liked(self, utility)
 
     # -- history ------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from .ppl.model import Advance, Draws, FeynmanKac, Kernel
 from .ppl.nesting import nested
 from .ppl.params import estimator, param
 from .ppl.program import Program, program
+from .ppl.racing import race
 from .ppl.score import Reward, Score, reward
 from .ppl.simulation import Simulation, simulate
 from .ppl.sites import Site
@@ -225,6 +226,7 @@ __all__ = [
     "plots",
     "program",
     "programs",
+    "race",
     "report",
     "reward",
     "rewards",

@@ -80,6 +80,8 @@ class Finished(NamedTuple):
 
     value: Any
     writes: Writes
+    rank: int | None = None
+    """Of a race: how many had returned by the step ends before; None until the step ends."""
 
 
 class Watching(Protocol):
@@ -185,9 +187,9 @@ class Fiber:
             fail(
                 self,
                 WriteConflict(
-                    f"particle {self.run.row}: branches of gather {self.effect.name!r} wrote to cell {conflict!r} in "
-                    "the same step, and one of them set it, so that another's write would be lost: let all of them "
-                    "`add` (fk.cell(…, merge=) says how that is done), or one of them set it"
+                    f"particle {self.run.row}: branches of {self.effect.kind} {self.effect.name!r} wrote to cell "
+                    f"{conflict!r} in the same step, and one of them set it, so that another's write would be lost: "
+                    "let all of them `add` (fk.cell(…, merge=) says how that is done), or one of them set it"
                 ),
             )
         return writes
@@ -197,7 +199,7 @@ class Fiber:
         for child in self.children:
             if child is not None:
                 child.drop()
-        if type(self.effect) is Gather:
+        if isinstance(self.effect, Gather):
             self.effect.close()
         self.children, self.parent, self.effect = [], None, None
         del self.guide
@@ -208,7 +210,7 @@ class Fiber:
         """Return what rebuilds this fiber at the step end where it is."""
         if not self.children:
             return _new(Snapshot, (self.log, self.level, None, self.writes, self.recorded))
-        if type(self.effect) is Gather:
+        if isinstance(self.effect, Gather):
             inside = tuple(
                 self.results[i] if child is None else child.snapshot() for i, child in enumerate(self.children)
             )
@@ -224,8 +226,8 @@ class Run:
 
     __slots__ = (
         "batch", "cells", "dead", "done", "dropped", "given", "held", "keeps", "last", "log_potential",
-        "log_prob", "log_proposal", "output", "overflow", "program", "relies", "replaying", "result", "root", "row",
-        "scored", "sites", "tentative", "unawaited", "waiting", "written",
+        "log_prob", "log_proposal", "output", "overflow", "program", "races", "relies", "replaying", "result",
+        "root", "row", "scored", "sites", "tentative", "unawaited", "waiting", "written",
     )  # fmt: skip
 
     def __init__(self, program: Any) -> None:
@@ -236,6 +238,7 @@ class Run:
         self.dropped: str | None = None
         self.relies = False  # on an estimate that is not unbiased, see `nested`
         self.replaying = False
+        self.races = False  # whether it ever raced
         self.unawaited = 0
         self.result: Any = None
         self.output: Any = None

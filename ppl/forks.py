@@ -14,6 +14,7 @@ from .errors import NonDeterministicProgram
 from .fibers import Fiber, Finished, OpenScan, Run, Snapshot, fail, unroll
 from .guard import LEAVES
 from .pictures import awaiting, same, variables
+from .racing import Race
 from .sites import MISSING, address, short, shut
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Forks:
                 value, visits = entry
                 fiber.visits.clear()
                 fiber.visits.update(visits)
-            elif type(effect) is Gather:
+            elif isinstance(effect, Gather):
                 effect.close()
         fiber.log, fiber.level, inner, fiber.writes, recorded = snapshot
         if fiber.writes:
@@ -92,8 +93,9 @@ class Forks:
             fiber.visits.update(inner.checkpoint.visits)
             self._replay(self._wave.open_scan(fiber, effect, inner.checkpoint), inner.fiber)
             return
-        if type(effect) is not Gather or len(effect.branches) != len(inner):
+        if not isinstance(effect, Gather) or len(effect.branches) != len(inner):
             _strays(fiber, f"a gather of {len(inner)} branches", effect)
+        fiber.run.races = fiber.run.races or type(effect) is Race
         fiber.children = self._wave.branches(fiber, effect)
         fiber.results = [None] * len(inner)
         for i, (child, inside) in enumerate(zip(list(fiber.children), inner)):

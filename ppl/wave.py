@@ -23,6 +23,7 @@ from .guard import guard
 from .handling import Scope, handle
 from .keys import Keys
 from .nesting import Nested
+from .racing import Race, rank, settle, winners
 from .score import Score
 from .serving import Server
 from .sites import MISSING, Running, address, shut
@@ -158,17 +159,23 @@ class Wave:
                     self._commit(run)
                 for fiber in waiting:
                     self.ready.append((fiber, fiber.value))
-        for fiber, value in self.ready:
-            if fiber.run.dead:
-                continue
-            effect = self.next(fiber, value)
-            if effect is None:
-                continue
-            if type(effect) is Touch:
-                self._touch(fiber, effect)  # it depends on nothing else, either
-            else:
-                fiber.run.held.append((fiber, effect))
-        self.ready.clear()
+        while self.ready:
+            for fiber, value in self.ready:
+                if fiber.run.dead:
+                    continue
+                effect = self.next(fiber, value)
+                if effect is None:
+                    continue
+                if type(effect) is Touch:
+                    self._touch(fiber, effect)  # it depends on nothing else, either
+                else:
+                    fiber.run.held.append((fiber, effect))
+            self.ready.clear()
+            for run in self.runs:
+                if run.races and not run.dead and not run.done:
+                    for fiber, won in settle(run):
+                        self._join(fiber)
+                        self._complete(fiber, fiber.effect, won)
 
     def _act(self, fiber: Fiber, effect: Any) -> None:
         """Act on what a fiber awaits: queue it, answer it, or open what is inside it."""
@@ -188,7 +195,8 @@ class Wave:
                 self.server.called(fiber, value)
         elif kind is Touch:
             self._touch(fiber, effect)
-        elif kind is Gather:
+        elif kind is Gather or kind is Race:
+            fiber.run.races = fiber.run.races or kind is Race
             self._open_gather(fiber, effect)
         elif not len(effect.xs):
             self._complete(fiber, effect, (guard(effect.init), ()))
@@ -289,13 +297,13 @@ class Wave:
             run.result = value
             return
         effect = parent.effect
-        if type(effect) is Gather:
+        if isinstance(effect, Gather):
             parent.children[fiber.index] = None
             parent.results[fiber.index] = Finished(guard(value), fiber.writes)
             parent.guide.level += fiber.level  # it holds until the next twist, as in code without branches
             if not any(parent.children):
                 self._join(parent)
-                self._complete(parent, effect, tuple([ended.value for ended in parent.results]))
+                self._complete(parent, effect, self._gathered(parent, effect))
             return
         if not (isinstance(value, tuple) and len(value) == 2):
             fail(parent, TypeError(f"the step of fk.scan must return (carry, y), not {value!r}"))
@@ -314,10 +322,17 @@ class Wave:
             ys.append(y)
         self._complete(parent, effect, (carry, tuple(reversed(ys))))
 
+    def _gathered(self, parent: Fiber, effect: Gather) -> tuple[Any, ...]:
+        """Return what branches that have all returned give to the fiber that waited for them."""
+        if isinstance(effect, Race):
+            rank(parent)
+            return winners(parent)[: effect.k]
+        return tuple([ended.value for ended in parent.results])
+
     def _join(self, fiber: Fiber) -> None:
         """Hand what the branches of a gather wrote to cells to the fiber that waited for them."""
         if fiber.run.written:
-            fiber.writes = after(fiber.writes, fiber.joined([ended.writes for ended in fiber.results]))
+            fiber.writes = after(fiber.writes, fiber.joined([one.writes for one in fiber.results if one is not None]))
 
     def _open_gather(self, fiber: Fiber, effect: Gather) -> None:
         fiber.children = self.branches(fiber, effect)

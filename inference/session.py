@@ -223,8 +223,8 @@ class Session:
                 continue
             report = replace(item, step=None)
             if item.step is not None:
-                choices = detach_choices(item.step.choices)
-                made.append(item.step if choices is item.step.choices else replace(item.step, choices=choices))
+                used = self.ledger.of(self._tasks[i].owner)
+                made.append(replace(item.step, choices=detach_choices(item.step.choices), cost=used))
         for step in made:
             history = History(None if isinstance(report, Growing) else history, step)  # a tree is its own history
         return Standing(request, report, history, True, overflow), made

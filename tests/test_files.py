@@ -323,6 +323,7 @@ WRONG = {
     "entropy": one_step(1, entropy=lambda s: -1.0),
     "temperature": one_step(1, temperature=lambda s: 0.0),
     "scheme": one_step(1, scheme=lambda s: "<b>"),
+    "cost of a step": one_step(1, cost=lambda s: replace(s.cost, tokens_out=-1)),
     "choices": one_step(1, choices=lambda s: s.choices[:-1]),
     "sites of other steps": one_chain(swapped),
     "sites twice": one_step(1, choices=lambda s: [chosen * 2 for chosen in s.choices]),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...ppl.cost import Cost
 from ...ppl.model import Floats, Index
 
 
@@ -38,6 +39,10 @@ class Step:
         temperature: of the target at this step; 1 is the model's own.
         scheme: how the ancestors were drawn ("multinomial", …); None where they were not.
         acceptance: the share of the moves of a stage that were accepted; NaN where there were none.
+        cost: what the run of its model, all chains together, had used when the step was made: a step used the
+            difference from the one before, and what the last one has is the posterior's. Callbacks and `steps` always
+            see it; it is None in a history that is put together afterwards: of searches, Markov chains, tempered
+            engines, and programs that are compiled.
 
     All its arrays are read-only.
     """
@@ -56,6 +61,7 @@ class Step:
     temperature: float = 1.0
     scheme: str | None = None
     acceptance: float = math.nan
+    cost: Cost | None = field(default=None, compare=False, repr=False)  # it tells the time, which no seed repeats
 
     def __post_init__(self) -> None:
         freeze(self, "ancestors", "log_weights", "log_potential", "log_twist", "done")

@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...ppl.cost import Cost
+from ...ppl.cost import UNITS, Cost
 from ...ppl.errors import UnreadablePosterior
 from ..base.chain import Chain
 from ..base.search_tree import ARRAYS as TREE
@@ -35,6 +35,7 @@ LIMIT = 2**30
 _FACTS = ("guarantee", "engine", "model", "seed", "stopped", "ranking")
 _SCALARS = ("depth", "ess", "entropy", "log_evidence", "resampled", "temperature", "acceptance")
 _ARRAYS = ("ancestors", "log_weights", "log_potential", "log_twist", "done")
+_COSTS = (*UNITS, "seconds")
 _NODE = 120
 """Bytes of a piece of JSON in memory, at most, roughly; a character of it has at most four."""
 
@@ -113,6 +114,7 @@ def encode_steps(steps: Sequence[Step], where: str, encoder: Encoder) -> dict[st
     return {
         "sizes": encoder.array(np.array([len(step.done) for step in steps], np.int64)),
         "schemes": [step.scheme for step in steps],
+        "costs": [None if step.cost is None else [getattr(step.cost, name) for name in _COSTS] for step in steps],
         "scalars": {name: encoder.array(np.array([getattr(step, name) for step in steps])) for name in _SCALARS},
         "arrays": {name: encoder.array(_joined([getattr(step, name) for step in steps])) for name in _ARRAYS},
         "choices": [encoder.encode(rows, f"the choices of step {t} of {where}") for t, rows in enumerate(choices)]
@@ -232,6 +234,9 @@ def decode_steps(data: dict[str, Any], decoder: Decoder) -> tuple[Step, ...]:
     if any(len(column) != count for column in scalars.values()) or any(len(c) != total for c in columns.values()):
         raise ValueError("the columns of its steps differ in length")
     choices, schemes = decoder.many(data["choices"], count), data["schemes"]
+    costs = data.get("costs", [None] * count)  # older files have none
+    if len(costs) != count:
+        raise ValueError("the columns of its steps differ in length")
     ends = np.cumsum(sizes).tolist()
     return tuple(
         Step(
@@ -239,6 +244,7 @@ def decode_steps(data: dict[str, Any], decoder: Decoder) -> tuple[Step, ...]:
             **{name: column[end - size : end] for name, column in columns.items()},
             choices=choices[t],
             scheme=schemes[t],
+            cost=None if costs[t] is None else Cost(**dict(zip(_COSTS, costs[t], strict=True))),
         )
         for t, (size, end) in enumerate(zip(sizes, ends))
     )

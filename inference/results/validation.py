@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from ...ppl.cost import UNITS
+from ...ppl.cost import UNITS, Cost
 from ...ppl.sites import Site
 from ..base.chain import Chain
 from ..base.engine import Guarantee, Ranking
@@ -30,9 +30,7 @@ def check_posterior(fields: dict[str, Any]) -> None:
         _holds(type(fields[name]) is str, f"{name} is no text")
     _holds(type(fields["seed"]) is int, "seed is no integer")
     _holds(fields["stopped"] is None or type(fields["stopped"]) is str, "stopped is no text")
-    cost = fields["cost"]
-    _holds(all(type(getattr(cost, unit)) is int and getattr(cost, unit) >= 0 for unit in UNITS), "a cost is no count")
-    _holds(_number(cost.seconds) and 0.0 <= cost.seconds < math.inf, "its seconds are no time")
+    _check_cost(fields["cost"])
     _holds(len(fields["chains"]) > 0, "it has no chain")
     for c, chain in enumerate(fields["chains"]):
         _check_chain(chain, f"chain {c}")
@@ -72,6 +70,11 @@ def _check_chain(chain: Chain, where: str) -> None:
     _check_paths(chain, where)
 
 
+def _check_cost(cost: Cost) -> None:
+    _holds(all(type(getattr(cost, unit)) is int and getattr(cost, unit) >= 0 for unit in UNITS), "a cost is no count")
+    _holds(_number(cost.seconds) and 0.0 <= cost.seconds < math.inf, "its seconds are no time")
+
+
 def _check_step(step: Step, before: int | None, where: str) -> None:
     n = len(step.done)
     _array(step.ancestors, "iu", n, f"the ancestors of {where}")
@@ -88,6 +91,8 @@ def _check_step(step: Step, before: int | None, where: str) -> None:
     _holds(_number(step.entropy) and 0.0 <= step.entropy < math.inf, f"the entropy of {where} is {step.entropy!r}")
     _holds(_number(step.log_evidence) and step.log_evidence != math.inf, f"the evidence of {where} is none")
     _holds(_number(step.temperature) and step.temperature > 0.0, f"the temperature of {where} is {step.temperature!r}")
+    if step.cost is not None:
+        _check_cost(step.cost)
     rate = step.acceptance
     _holds(_number(rate) and (math.isnan(rate) or 0.0 <= rate <= 1.0), f"the acceptance of {where} is {rate!r}")
     known = step.scheme is None or (type(step.scheme) is str and re.fullmatch(r"[a-z_ ]{1,40}", step.scheme))

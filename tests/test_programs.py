@@ -32,6 +32,10 @@ def threaded(before):
     return "<" + "a|b" + ">\n" if "start" in before and not before.endswith("\n") else {"one": 0.5, "two": 0.5}
 
 
+def lettered(before):
+    return {"So B": 0.5, "[1], no, [2]": 0.3, "A": 0.2}
+
+
 ENTRIES: dict[str, tuple] = {
     "archon": (answers, lambda lm: P.archon([archon.generate(lm, 2), archon.rank(lm, 1)], "2+2?"), ()),
     "plan_and_verify": (answers, lambda lm: P.plan_and_verify(lm, lambda p, c, plan: len(plan), "2+2?", rounds=2), ()),
@@ -39,9 +43,17 @@ ENTRIES: dict[str, tuple] = {
     "solve_or_verify": (answers, lambda lm: P.solve_or_verify(lm, lm, "2+2?", solutions=2), ()),
     "threads": (threaded, lambda lm: P.threads(lm, "start", spawn="<", join=">"), ()),
     "unlearn": (answers, lambda lm: P.unlearn(lm, lambda a, t: t in a, lambda q, a: len(a), "2+2?", ["f"]), ()),
+    "choose_prompt": (answers, lambda lm: P.choose_prompt(lm, "2+2?", ["{question}", "Think. {question}"]), ()),
+    "chops": (lettered, lambda lm: P.chops(lm, "2+2?", ["four", "five"]), ()),
+    "continual": (answers, lambda lm: P.continual([[(1.0, "a")], [(3.0, "a")]]), ()),
+    "dynamic_experts": (answers, lambda lm: P.dynamic_experts({1: lm, 2: lm}, None, "2+2?", steps=2), ()),
+    "hedged": (answers, lambda lm: P.hedged(lm, lm.prompt("2+2?"), n=3), ()),
+    "iterative_rag": (answers, lambda lm: P.iterative_rag(lm, lambda q, k: ["2+2=4"], "2+2?", steps=2), ()),
+    "medprompt": (lettered, lambda lm: P.medprompt(lm, "2+2?", ["four", "five"]), ()),
+    "revise": (answers, lambda lm: P.revise(lm, lambda p, a: len(str(a)), "2+2?", rounds=2), ()),
 }
 """Name of a method: (script, lm → program, names of the engines that it cannot run under)."""
-ELSEWHERE = {"Beliefs", "HGF", "Memory", "hogwild", "index", "memorise"}
+ELSEWHERE = {"Belief", "Beliefs", "HGF", "Memory", "hogwild", "index", "memorise"}
 """Names that are no programs of a scripted model: they have tests of their own."""
 
 ENGINES = {

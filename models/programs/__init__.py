@@ -24,31 +24,57 @@ if TYPE_CHECKING:
     from .agents.threads import threads
     from .agents.unlearn import unlearn
     from .hgf import HGF, Beliefs
+    from .prompts.choose_prompt import choose_prompt
+    from .prompts.chops import chops
+    from .prompts.dynamic_experts import dynamic_experts
+    from .prompts.hedged import hedged
+    from .prompts.iterative_rag import iterative_rag
+    from .prompts.medprompt import medprompt
+    from .prompts.revise import revise
+    from .prototypes import Belief, continual
 
 __all__ = [
     "HGF",
+    "Belief",
     "Beliefs",
     "Memory",
     "archon",
+    "choose_prompt",
+    "chops",
+    "continual",
+    "dynamic_experts",
     "grm_vote",
+    "hedged",
     "hogwild",
     "index",
+    "iterative_rag",
+    "medprompt",
     "memorise",
     "plan_and_verify",
+    "revise",
     "solve_or_verify",
     "threads",
     "unlearn",
 ]
 
 _HOME = {
+    "Belief": "prototypes",
     "Beliefs": "hgf",
     "HGF": "hgf",
     "Memory": "agents.memorise",
     "archon": "agents.archon",
+    "choose_prompt": "prompts.choose_prompt",
+    "chops": "prompts.chops",
+    "continual": "prototypes",
+    "dynamic_experts": "prompts.dynamic_experts",
     "grm_vote": "agents.grm_vote",
+    "hedged": "prompts.hedged",
     "hogwild": "agents.hogwild",
+    "iterative_rag": "prompts.iterative_rag",
+    "medprompt": "prompts.medprompt",
     "memorise": "agents.memorise",
     "plan_and_verify": "agents.plan_and_verify",
+    "revise": "prompts.revise",
     "solve_or_verify": "agents.solve_or_verify",
     "threads": "agents.threads",
     "unlearn": "agents.unlearn",

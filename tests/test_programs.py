@@ -5,6 +5,8 @@ A method is an entry: a function of a scripted language model, which returns the
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,25 @@ def lettered(before):
     return {"So B": 0.5, "[1], no, [2]": 0.3, "A": 0.2}
 
 
+@fk.reward(kind="probability")
+def good(question, text):
+    return (1 + str(text).count("a")) / (2 + len(str(text)))
+
+
+def number(question, text):
+    return float(str(text).count("a"))
+
+
+def by_the_line(before):
+    """Two letters by the line, as steps, answers and thoughts."""
+    return {"a\n": 0.5, "bb\n": 0.3, "ab": 0.2}
+
+
+def thinking(before):
+    return {"a wait b wait a": 0.5, "a wait a wait": 0.3, "ba": 0.2}
+
+
+TWO = SimpleNamespace(prompt="Q\n", steps=2)
 ENTRIES: dict[str, tuple] = {
     "archon": (answers, lambda lm: P.archon([archon.generate(lm, 2), archon.rank(lm, 1)], "2+2?"), ()),
     "plan_and_verify": (answers, lambda lm: P.plan_and_verify(lm, lambda p, c, plan: len(plan), "2+2?", rounds=2), ()),
@@ -51,6 +72,53 @@ ENTRIES: dict[str, tuple] = {
     "iterative_rag": (answers, lambda lm: P.iterative_rag(lm, lambda q, k: ["2+2=4"], "2+2?", steps=2), ()),
     "medprompt": (lettered, lambda lm: P.medprompt(lm, "2+2?", ["four", "five"]), ()),
     "revise": (answers, lambda lm: P.revise(lm, lambda p, a: len(str(a)), "2+2?", rounds=2), ()),
+    "backtrack": (by_the_line, lambda lm: P.backtrack(lm, number, TWO, lines=6, reward=good), ()),
+    "cautious_completion": (
+        thinking,
+        lambda lm: P.cautious_completion(lm, lm.prompt("Q"), stop_below=0.4, max_tokens=6, reward=good),
+        (),
+    ),
+    "early_exit": (
+        thinking,
+        lambda lm: P.early_exit(lm, lambda text: 0.8, lm.prompt("Q"), threshold=0.5, reward=good),
+        (),
+    ),
+    "iterative_decoding": (by_the_line, lambda lm: P.iterative_decoding(lm, number, TWO, reward=good), ()),
+    "markovian": (
+        thinking,
+        lambda lm: P.markovian(lm, "Q", chunk=4, carry=2, chunks=3, head=1, reward=good),
+        (),
+    ),
+    "q_exit": (
+        thinking,
+        lambda lm: P.q_exit(lm, lambda i, state: 0.5, lm.prompt("Q")),
+        ("importance", "smc", "best", "beam", "mh"),
+    ),
+    "self_correct": (
+        by_the_line,
+        lambda lm: P.self_correct(lm, lambda text: str(text).endswith("a"), TWO, suffix=2, reward=good),
+        (),
+    ),
+    "specreason": (
+        by_the_line,
+        lambda lm: P.specreason(lm, lm, number, TWO, threshold=1.0, reward=good),
+        (),
+    ),
+    "stay_or_restart": (
+        lambda before: {"No": 0.6, "Yes": 0.4} if before.endswith("No)\n") else {"abc": 0.7, "cab": 0.3},
+        lambda lm: P.stay_or_restart(lm, lm.prompt("Q"), checks=[1, 2]),
+        (),
+    ),
+    "switch_thinking": (
+        thinking,
+        lambda lm: P.switch_thinking(lm, "Q", lambda question: 0.7, long="b", reward=good),
+        (),
+    ),
+    "trim": (
+        thinking,
+        lambda lm: P.trim(lm, lambda part: part.strip()[0], lm.prompt("Q"), stable=2, reward=good),
+        (),
+    ),
 }
 """Name of a method: (script, lm → program, names of the engines that it cannot run under)."""
 ELSEWHERE = {"Belief", "Beliefs", "HGF", "Memory", "hogwild", "index", "memorise"}

@@ -32,6 +32,17 @@ if TYPE_CHECKING:
     from .prompts.medprompt import medprompt
     from .prompts.revise import revise
     from .prototypes import Belief, continual
+    from .refine.backtrack import backtrack
+    from .refine.cautious_completion import cautious_completion
+    from .refine.early_exit import early_exit
+    from .refine.iterative_decoding import iterative_decoding
+    from .refine.markovian import markovian
+    from .refine.q_exit import q_exit
+    from .refine.self_correct import self_correct
+    from .refine.specreason import specreason
+    from .refine.stay_or_restart import stay_or_restart
+    from .refine.switch_thinking import switch_thinking
+    from .refine.trim import trim
 
 __all__ = [
     "HGF",
@@ -39,21 +50,32 @@ __all__ = [
     "Beliefs",
     "Memory",
     "archon",
+    "backtrack",
+    "cautious_completion",
     "choose_prompt",
     "chops",
     "continual",
     "dynamic_experts",
+    "early_exit",
     "grm_vote",
     "hedged",
     "hogwild",
     "index",
+    "iterative_decoding",
     "iterative_rag",
+    "markovian",
     "medprompt",
     "memorise",
     "plan_and_verify",
+    "q_exit",
     "revise",
+    "self_correct",
     "solve_or_verify",
+    "specreason",
+    "stay_or_restart",
+    "switch_thinking",
     "threads",
+    "trim",
     "unlearn",
 ]
 
@@ -63,20 +85,31 @@ _HOME = {
     "HGF": "hgf",
     "Memory": "agents.memorise",
     "archon": "agents.archon",
+    "backtrack": "refine.backtrack",
+    "cautious_completion": "refine.cautious_completion",
     "choose_prompt": "prompts.choose_prompt",
     "chops": "prompts.chops",
     "continual": "prototypes",
     "dynamic_experts": "prompts.dynamic_experts",
+    "early_exit": "refine.early_exit",
     "grm_vote": "agents.grm_vote",
     "hedged": "prompts.hedged",
     "hogwild": "agents.hogwild",
+    "iterative_decoding": "refine.iterative_decoding",
     "iterative_rag": "prompts.iterative_rag",
+    "markovian": "refine.markovian",
     "medprompt": "prompts.medprompt",
     "memorise": "agents.memorise",
     "plan_and_verify": "agents.plan_and_verify",
+    "q_exit": "refine.q_exit",
     "revise": "prompts.revise",
+    "self_correct": "refine.self_correct",
     "solve_or_verify": "agents.solve_or_verify",
+    "specreason": "refine.specreason",
+    "stay_or_restart": "refine.stay_or_restart",
+    "switch_thinking": "refine.switch_thinking",
     "threads": "agents.threads",
+    "trim": "refine.trim",
     "unlearn": "agents.unlearn",
 }
 

@@ -10,7 +10,7 @@ from ..ppl import recording
 from ..ppl.collector import patience
 from ..ppl.cost import Budget, recorded
 from ..ppl.model import FeynmanKac
-from .base.checks import check_run, is_true
+from .base.checks import check_run, each_engine, is_true
 from .base.engine import Engine
 from .base.interrupts import noticing
 from .base.progress import Progress
@@ -86,7 +86,7 @@ def infer(
 @overload
 def infer(
     model: Iterable[FeynmanKac[Any]] | Callable[..., Iterable[FeynmanKac[Any]]],
-    engine: Engine,
+    engine: Engine | Sequence[Engine],
     *,
     seed: int,
     budget: Budget | None = ...,
@@ -98,7 +98,7 @@ def infer(
 @overload
 def infer(
     model: Callable[..., FeynmanKac[Any] | Iterable[FeynmanKac[Any]]],
-    engine: Engine,
+    engine: Engine | Sequence[Engine],
     *,
     seed: int,
     budget: Budget | None = ...,
@@ -146,8 +146,7 @@ def infer(
     waves that were made whole, its `guarantee` "prefix", and empty where a model had no particles yet.
 
     Raises:
-        TypeError: for what is no model, no engine or no budget. ValueError: for another number of engines than of
-            models, and for several on workers.
+        TypeError: for what is no model, no engine or no budget. ValueError: for another number of engines than models.
         CannotSend: for models that workers cannot be sent. FileExistsError: for a folder that holds something else.
         JournalError: where the journal cannot be used, see `Journal`.
         Whatever the model raises, with a note naming the particle; the error's ``posterior`` holds the steps
@@ -167,32 +166,17 @@ def infer(
     models: list[Any] = list(model) if isinstance(model, Iterable) and many else [model]
     if workers is not None and (journal is not None or recording.current() is not None):
         raise ValueError("a journal is of one process: leave out workers=, or journal=; with workers, save= goes on")
-    engines = _each(engine, models, many, workers is not None or save is not None)
     with journalled(journal, models, engine, seed):
         if workers is not None or save is not None:
             from .workers.dispatch import infer_apart
 
-            (one,) = engines
-            return infer_apart(models if many else model, one, seed, budget, callbacks, progress, workers, save)
+            return infer_apart(models if many else model, engine, seed, budget, callbacks, progress, workers, save)
+        engines = each_engine("infer", models, engine, budget, many)
         if not models:
             return []
-        for one in engines:
-            check_run("infer", models, one, budget)
-        each = engines * (len(models) // len(engines))
-        session = Session(models, each, seed, budget, watched=bool(callbacks))
-        particles = sum(one.chains * one.particles for one in each)
+        session = Session(models, engines, seed, budget, watched=bool(callbacks))
+        particles = sum(one.chains * one.particles for one in engines)
         return _finish(session, many, particles, callbacks, progress)
-
-
-def _each(engine: Any, models: Sequence[Any], many: bool, apart: bool) -> list[Engine]:
-    """Return the engines of models: one for all of them, or one for each."""
-    if not many or not isinstance(engine, list | tuple):
-        return [engine]
-    if apart:
-        raise ValueError("workers= and save= run one engine on all models: call infer once for each engine")
-    if len(engine) != len(models):
-        raise ValueError(f"infer takes one engine, or as many as models, not {len(engine)} for {len(models)}")
-    return list(engine)
 
 
 def _finish(

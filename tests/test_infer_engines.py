@@ -97,13 +97,60 @@ def test_budgets_callbacks_and_journals_see_them_all(tmp_path):
     assert any(one.stopped for one in short)
 
 
-@pytest.mark.parametrize("more", [{"workers": fk.InProcess(2)}, {"save": "folder"}])
-def test_several_on_workers_are_refused(more, tmp_path):
-    lm = Counted()
-    more = {name: tmp_path / "f" if value == "folder" else value for name, value in more.items()}
-    with pytest.raises(ValueError, match="one engine on all models"):
-        fk.infer(models(lm), ENGINES, seed=0, **more)
-    assert lm.calls == 0
+@fk.program
+async def coin(steps, p):
+    x = 0
+    for _ in range(steps):
+        x += await fk.sample("x", fk.dist.Bernoulli(p))
+        await fk.factor("G", 0.5 * x)
+    return x
+
+
+COINS = [(2 + i % 3, 0.3 + i / 10) for i in range(len(ENGINES))]
+
+
+def coins():
+    return [coin(*one) for one in COINS]
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_workers_run_the_engine_of_each(chunk):
+    here = fk.infer(coins(), ENGINES, seed=4)
+    away = fk.infer(coins(), ENGINES, seed=4, workers=fk.InProcess(chunk))
+    made_there = fk.infer(coins, ENGINES, seed=4, workers=fk.InProcess(chunk))
+    assert list(map(facts, away)) == list(map(facts, made_there)) == list(map(facts, here))
+
+
+def test_a_folder_is_gone_on_with_by_the_same_engines_alone(tmp_path):
+    here = fk.infer(coins(), ENGINES, seed=4)
+    folder = tmp_path / "folder"
+    found = fk.infer(coins(), ENGINES, seed=4, save=folder)
+    assert list(map(facts, found)) == list(map(facts, here))
+    found.path(3).unlink()
+    again = fk.infer(coins(), tuple(ENGINES), seed=4, save=folder)
+    assert again.missing == ()
+    assert facts(again[3]) == facts(here[3])
+    voted = [fk.SelfConsistency(3, key=str), *ENGINES[1:]]
+    fk.infer(coins(), voted, seed=4, save=tmp_path / "other")
+    for other, before, told in (
+        ([*ENGINES[:5], fk.SMC(4)], folder, r"engine of problem 5: .SMC\(particles=3.*not .SMC\(particles=4"),
+        (ENGINES[0], folder, r"engine: \[.SMC.* and not .SMC"),
+        ([fk.SelfConsistency(3, key=repr), *ENGINES[1:]], tmp_path / "other", "with other functions"),
+    ):
+        with pytest.raises(FileExistsError, match=told):
+            fk.infer(coins(), other, seed=4, save=before)
+
+
+@pytest.mark.parametrize("models", [coins, coins()])
+@pytest.mark.parametrize("engines", [ENGINES[:2], ENGINES[:1], []])
+def test_workers_refuse_other_numbers_of_engines(models, engines, tmp_path):
+    with pytest.raises(ValueError, match=f"as many as models, not {len(engines)} for 6"):
+        fk.infer(models, engines, seed=0, workers=fk.InProcess(1))
+    with pytest.raises(ValueError, match=f"as many as models, not {len(engines)} for 6"):
+        fk.infer(models, engines, seed=0, save=tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    with pytest.raises(TypeError, match="one engine"):
+        fk.infer(coin(2, 0.5), ENGINES, seed=0, workers=fk.InProcess(1))
 
 
 def test_other_numbers_of_engines_are_refused():

@@ -80,6 +80,21 @@ def check_run(who: str, models: Sequence[Any], engine: Any, budget: Any) -> None
         raise TypeError(f"budget says what it limits, such as fk.Budget(tokens=1000), and is not {short(budget, 60)}")
 
 
+def each_engine(who: str, models: Sequence[Any], engine: Any, budget: Any, many: bool) -> list[Any]:
+    """Return the engine of each model: the one for all, or of many models that of a list in its place.
+
+    Raises TypeError as `check_run` does, and ValueError where there are not as many as models.
+    """
+    if not many or not isinstance(engine, list | tuple):
+        check_run(who, models, engine, budget)
+        return [engine] * len(models)
+    if len(engine) != len(models):
+        raise ValueError(f"{who} takes one engine, or as many as models, not {len(engine)} for {len(models)}")
+    for model, one in zip(models, engine):
+        check_run(who, [model], one, budget)
+    return list(engine)
+
+
 def check_engine(who: str, engine: Any) -> None:
     """Raise TypeError unless this is an engine with its settings."""
     if not isinstance(engine, type) and hasattr(engine, "run") and hasattr(engine, "chains"):

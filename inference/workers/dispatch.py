@@ -31,7 +31,7 @@ Found = Posterior | Sequence[Posterior]
 
 def infer_apart(
     model: Any,
-    engine: Engine,
+    engine: Engine | Sequence[Engine],
     seed: int,
     budget: Budget | None,
     callbacks: Sequence[Callable[[Step], Any]],
@@ -40,13 +40,15 @@ def infer_apart(
     save: Any,
 ) -> Found:
     """Run many models, or the chains of one, on workers; see `infer`."""
-    check_engine("infer", engine)
+    engines: Sequence[Engine] = engine if isinstance(engine, Sequence) else [engine]
+    for one in engines:
+        check_engine("infer", one)
     if workers is not None and (isinstance(workers, type) or not hasattr(workers, "open")):
         raise TypeError(f"workers= says who works, such as fk.Ray(num_workers=2), and is not {short(workers, 60)}")
     job = Job(model, engine, seed, budget, watched=bool(callbacks))
     run = Dispatch(job, workers or InProcess(), InMemory() if save is None else Folder(save), callbacks)
     try:
-        particles = run.chunk * engine.chains * engine.particles
+        particles = run.chunk * max((one.chains * one.particles for one in engines), default=0)
         with patience(particles), noticing(run.interrupt), Progress(run.standing, progress) as bar:
             run.go(bar)
     except Exception as error:
@@ -267,11 +269,11 @@ class Dispatch:
             chains=(Chain(np.zeros(0), np.zeros(0, bool), math.nan, ()),),
             cost=Cost(),
             guarantee="prefix",
-            engine=repr(self._job.engine),
+            engine=repr(self._job.engine_of(unit)),
             model=self._facts.names[unit],
             seed=int(self._job.seed),
             stopped="error" if unit in self.failures else self.stopped or "error",
-            ranking=ranking_of(self._job.engine),
+            ranking=ranking_of(self._job.engine_of(unit)),
         )
 
     def check(self) -> None:

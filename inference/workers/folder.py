@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, overload
 
 from ...ppl.errors import UnreadablePosterior
+from ...ppl.sites import short
 from ..results.files import LIMIT, writing
 from ..results.posterior import Posterior
 from .job import Facts, Job, mark, plain
@@ -71,7 +72,7 @@ class Folder:
             "format": _FORMAT,
             "problems": len(facts.names),
             "models": digest,
-            "engine": [plain(repr(job.engine)), mark(job.engine)],
+            "engine": _told(job.engine),
             "seed": int(job.seed),
             "budget": repr(job.budget),
         }
@@ -175,6 +176,14 @@ class Posteriors(Sequence[Posterior]):
         return f"<{self._count - len(self.missing)} of {self._count} posteriors in {self.folder}>"
 
 
+def _told(engine: Any) -> list[Any]:
+    """Return what a folder says of an engine, or of one for each problem: how it is written, and its digest."""
+    if not isinstance(engine, list | tuple):
+        return [plain(repr(engine)), mark(engine)]
+    digest = hashlib.sha256(json.dumps(list(map(mark, engine))).encode()).hexdigest()
+    return [[plain(repr(one)) for one in engine], digest]
+
+
 def _differing(name: str, before: Any, now: Any) -> str:
     """Return in what two runs differ, without the digests of code and arguments."""
     if name == "models":
@@ -182,8 +191,12 @@ def _differing(name: str, before: Any, now: Any) -> str:
     if name == "engine" and isinstance(before, list):
         (before, _), (now, _) = before, now
         if before == now:
-            return f"engine: {now} with other functions or arrays"
-    return f"{name}: {before!r}, and not {now!r}"
+            return f"engine: {short(now, 200)} with other functions or arrays"
+        if isinstance(before, list) and isinstance(now, list):
+            others = (pair for pair in enumerate(zip(before, now)) if pair[1][0] != pair[1][1])
+            i, (before, now) = next(others, (0, (f"{len(before)} engines", f"{len(now)} engines")))
+            name = f"engine of problem {i}"
+    return f"{name}: {short(before, 200)}, and not {short(now, 200)}"
 
 
 def _name(unit: int) -> str:

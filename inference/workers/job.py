@@ -13,7 +13,7 @@ from ...ppl.canonical import NoForm, digest, form
 from ...ppl.cost import Budget
 from ...ppl.program import ProgramFactory
 from ...ppl.sites import short
-from ..base.checks import check_run
+from ..base.checks import each_engine
 from ..base.engine import Engine
 from ..session import Problem, pose
 
@@ -46,10 +46,14 @@ class Job:
     """
 
     models: Any
-    engine: Engine
+    engine: Engine | Sequence[Engine]
     seed: int
     budget: Budget | None
     watched: bool
+
+    def engine_of(self, unit: int) -> Engine:
+        """Return the engine of a unit: the one of all, or its own."""
+        return self.engine[unit] if isinstance(self.engine, Sequence) else self.engine
 
     @property
     def made(self) -> bool:
@@ -69,13 +73,13 @@ class Job:
                 raise TypeError(f"the function that makes the models returned {short(found, 60)}, and no list of them")
         many = isinstance(found, Iterable) and not hasattr(found, "advance")
         models = list(found) if many else [found]
-        check_run("infer", models, self.engine, self.budget)
+        engines = each_engine("infer", models, self.engine, self.budget, many)
         if not many and self.budget is not None and self.budget.limited:
             raise ValueError(
                 "budget= of a single model counts all its chains, and on workers each runs apart: leave out budget= or "
                 "workers=, or set fewer particles"
             )
-        return Units(self, models, many)
+        return Units(self, models, engines, many)
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Units:
 
     job: Job
     models: Sequence[Any]
+    engines: Sequence[Engine]
     many: bool
 
     @property
@@ -95,13 +100,18 @@ class Units:
         """Return a unit as a problem, whose keys are the same wherever it is run, and beside whatever others."""
         job = self.job
         if self.many:
-            return pose(self.models[unit], job.engine, job.seed, unit)
-        return replace(pose(self.models[0], job.engine, job.seed, 0), chain=unit)
+            return pose(self.models[unit], self.engines[unit], job.seed, unit)
+        return replace(pose(self.models[0], self.engines[0], job.seed, 0), chain=unit)
+
+    @property
+    def particles(self) -> int:
+        """How many particles a unit has, at most, roughly."""
+        return max((one.particles * (one.chains if self.many else 1) for one in self.engines), default=0)
 
     @property
     def facts(self) -> Facts:
         """What a run on them is on."""
-        each = 1 if self.many else self.job.engine.chains
+        each = 1 if self.many else self.engines[0].chains
         names, marks = tuple(map(repr, self.models)) * each, tuple(map(mark, self.models)) * each
         return Facts(names, self.many, importlib.metadata.version("feynkac"), marks)
 

@@ -109,7 +109,7 @@ class Worker:
     @property
     def particles(self) -> int:
         """How many particles a unit has, roughly."""
-        return self._job.engine.particles * (self._job.engine.chains if self._units.many else 1)
+        return self._units.particles
 
     @property
     def over(self) -> bool:

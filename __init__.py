@@ -101,6 +101,7 @@ if TYPE_CHECKING:
     from .inference.tempering.persistent import PersistentSampling
     from .inference.tempering.tempered import TemperedSMC
     from .inference.tempering.waste_free import WasteFreeSMC
+    from .inference.tuning.settings import tune
     from .inference.variational.elbo import ELBO
     from .inference.variational.fit import fit
     from .inference.variational.forward_kl import ForwardKL
@@ -238,6 +239,7 @@ __all__ = [
     "steps",
     "tasks",
     "to_numpyro",
+    "tune",
     "tuning",
     "twist",
 ]
@@ -315,6 +317,7 @@ _HOME = {
     "smooth": "inference.smoothing.smooth",
     "steps": "inference.infer",
     "to_numpyro": "ppl.bridges.to_numpyro",
+    "tune": "inference.tuning.settings",
 }
 
 

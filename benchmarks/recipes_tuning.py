@@ -1,6 +1,6 @@
 """What bandits and Bayesian optimisation do on the shipped Countdown reasoner: the figures of the cards of `fk.tuning`.
 
-python benchmarks/recipes_tuning.py bandit | settings | throughput | likelihood
+python benchmarks/recipes_tuning.py bandit | settings | throughput
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def bandit(count=100, orders=200):
 
 
 def settings(count=40, trials=12, seeds=3):
-    """Temperature and number of particles by `bayes`, and at random: share solved less a hundredth for each particle."""
+    """Temperature and number of particles by `bayes`, and at random: share solved less .01 a particle."""
     lm, prm = fk.tasks.reasoner(), fk.tasks.verifier()
     used, others = fk.tasks.problems(count, numbers=4, split="train"), fk.tasks.problems(100, numbers=4)
 

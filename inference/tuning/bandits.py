@@ -97,7 +97,7 @@ class TsallisINF:
         grid of a solver's settings: Learning to Relax (2024), arXiv:2310.02246.
     Guarantee: regret of O(√(arms·t)) against the best arm in hindsight, in any order of rewards.
     Engines: any; see `play`.
-    Not shown here: on 200 problems its exploration costs about what the best arm gains; see `play` for the rule UCB.
+    Measured: .471 solved where UCB has .469, in the experiment of `play`: no difference.
 
     >>> [round(p, 6) for p in TsallisINF.solve([0, 1, 2], 1.0).tolist()]
     [0.534814, 0.286762, 0.178424]

@@ -46,8 +46,8 @@ def tune(
         models: a model for each problem.
         engine: makes the engine from settings: a class such as ``fk.SMC``, or a function such as
             ``lambda n, t: fk.SMC(n, ess_threshold=t)``.
-        space: what its settings may be: ``{"particles": (2, 64), "ess_threshold": (0.1, 1.0)}``, a range whole where both
-            ends are, or ``{"resampling": ["systematic", "ssp"]}``, a list of any objects; see `bayes`.
+        space: what its settings may be: ``{"particles": (2, 64), "ess_threshold": (0.1, 1.0)}``, a range whole
+            where both ends are, or ``{"resampling": ["systematic", "ssp"]}``, a list of any objects; see `bayes`.
         objective: gives the score of a posterior on a problem; larger is better.
         trials: how many in all, those in ``save`` included.
         seed: an integer. Same seed and arguments, same trials.
@@ -70,7 +70,7 @@ def tune(
     Source: Optuna (2019), arXiv:1907.10902; TPE: Algorithms for Hyper-Parameter Optimization (2011), NIPS 24.
     Guarantee: heuristic search; ``held_out`` is unbiased for problems like these.
     Engines: any.
-    Not shown here: placeholder.
+    Not shown here: the reasoner has few settings that matter; `bayes` is what was tried on it.
 
     >>> import feynkac as fk
     >>> @fk.program

@@ -78,9 +78,9 @@ def play(
     Source: PlanGEN (2025), arXiv:2502.16111, whose selection agent it is.
     Guarantee: that of the policy; each posterior has that of its engine.
     Engines: any, mixed.
-    Measured: 100 Countdown problems of four numbers, one run, solved: `SMC(8)` .550, best of 8 .540, beam .420, one draw
-        .160 (each ±.05); UCB .469 on average over 200 orders of them, uniform choice .417. So it gains two fifths of what
-        there is to gain, and is below either good engine alone: that is what learning costs here.
+    Measured: 100 Countdown problems of four numbers, one run, solved: `SMC(8)` .550, best of 8 .540, beam .420, one
+        draw .160 (each ±.05); UCB .469 on average over 200 orders of them, uniform choice .417. So it gains two fifths
+        of what there is to gain, and is below either good engine alone: that is what learning costs here.
 
     >>> import feynkac as fk
     >>> @fk.program

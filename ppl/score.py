@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, NoReturn, Protocol, overload
 
 from .cost import charge, rows
 from .errors import AmbiguousScore, InvalidWeight, NotRecorded
@@ -22,7 +22,7 @@ from .memory import Memory
 from .pictures import lasting
 from .reals import ordered, real
 from .recording import current, form_of, served
-from .sites import short
+from .sites import Running, short
 
 _ROUNDING = 1e-6  # of a float32 softmax, say
 Kind = Literal["probability", "real", "log_weight"]
@@ -134,16 +134,12 @@ class Score:
     def __rsub__(self, other: float) -> Score:
         return -self + other
 
-    def __float__(self) -> float:
-        raise AmbiguousScore(f"{self!r} has no value yet: await fk.call(name, score) gives its number")
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise AmbiguousScore(
+            f"{self!r} has no value yet: await fk.call(name, score) gives its number; elsewhere, score.evaluate()"
+        )
 
-    def _compare(self, other: Any) -> bool:
-        raise AmbiguousScore(f"{self!r} has no value yet: await fk.call(name, score) gives its number")
-
-    __lt__ = __le__ = __gt__ = __ge__ = _compare
-
-    def __bool__(self) -> bool:
-        raise AmbiguousScore(f"{self!r} has no value yet: await fk.call(name, score) gives its number")
+    __float__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = _refuse
 
     def _need(self, kind: Kind, what: str) -> None:
         if self.kind != kind:
@@ -151,6 +147,30 @@ class Score:
                 f"{what} is for a {kind}, but {self!r} is a {self.kind}"
                 + (": use / beta to make it a log-weight" if self.kind == "real" else ": use it as it is")
             )
+
+    def evaluate(self) -> float:
+        """Return the number now, where no program awaits it: in a notebook, say.
+
+        Many at once, in one call for each reward: `feynkac.ppl.score.evaluate`. It is charged to the run in progress;
+        outside one, to the ledger of ``feynkac.ppl.cost.recording``. (`Reads <feynkac.LanguageModel.read>` need nothing
+        of the kind: outside a program they are values.)
+
+        Raises TypeError inside a program, where ``await fk.call(name, score)`` gives the number, in one call for all
+        particles; ScoreError as `evaluate` does.
+
+        >>> from feynkac.ppl.cost import Ledger, recording
+        >>> @reward(kind="probability")
+        ... def short(text):
+        ...     return 1.0 / (1 + len(text))
+        >>> with recording(Ledger()) as ledger:
+        ...     number = short("abc").log().evaluate()
+        >>> round(number, 4), ledger.total().reward_calls
+        (-1.3863, 1)
+        """
+        if Running.fiber is not None:
+            raise TypeError(f"{self!r}: inside a program, await fk.call(name, score) gives its number")
+        (number,) = evaluate([self])
+        return number
 
     def value(self, results: Sequence[float]) -> float:
         """Return the number, given the results of the leaves in order."""

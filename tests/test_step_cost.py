@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple, dataclass, replace
 
 import pytest
 
 import feynkac as fk
+from feynkac.ppl.cost import Ledger, recording
+from feynkac.ppl.score import ScoreError
 
 
 class Counted:
@@ -90,3 +93,33 @@ def test_it_is_kept_in_files_and_comes_from_workers(tmp_path):
     (away,) = fk.infer([walk(Counted(), 3)], fk.SMC(5), seed=0, workers=fk.InProcess(1), callbacks=[seen.append])
     assert [counts(s.cost) for s in away.steps] == [counts(s.cost) for s in posterior.steps]
     assert [counts(s.cost) for s in seen] == [counts(s.cost) for s in posterior.steps]
+
+
+@fk.reward(kind="probability")
+def short(text):
+    return 1.0 / (1 + len(text))
+
+
+def test_a_score_is_evaluated_outside_programs_and_charged():
+    with recording(Ledger()) as ledger:
+        assert short("abcd").evaluate() == 0.2
+        assert (short("a").log() + short("abc").log()).evaluate() == pytest.approx(math.log(0.125))
+    assert ledger.total().reward_calls == 3
+    with pytest.raises(ScoreError, match="wrong"):
+        fk.reward(lambda text: math.nan, kind="real", name="wrong")("a").evaluate()
+
+
+def test_inside_programs_it_is_refused():
+    @fk.program
+    async def hasty():
+        return short("abcd").evaluate()
+
+    with pytest.raises(TypeError, match=r"inside a program, await fk\.call\(name, score\)"):
+        fk.infer(hasty(), fk.ImportanceSampling(2), seed=0)
+
+    @fk.program
+    async def patient():
+        return await fk.call("number", lambda: short("abcd").evaluate())
+
+    posterior = fk.infer(patient(), fk.ImportanceSampling(2), seed=0)
+    assert posterior.values == (0.2, 0.2)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.models.programs.agents import archon
+from feynkac.models.programs.agents import layers
 from feynkac.models.testing import ScriptedLM
 
 P = fk.programs
@@ -58,7 +58,7 @@ def thinking(before):
 
 TWO = SimpleNamespace(prompt="Q\n", steps=2)
 ENTRIES: dict[str, tuple] = {
-    "archon": (answers, lambda lm: P.archon([archon.generate(lm, 2), archon.rank(lm, 1)], "2+2?"), ()),
+    "archon": (answers, lambda lm: P.archon([layers.generate(lm, 2), layers.rank(lm, 1)], "2+2?"), ()),
     "plan_and_verify": (answers, lambda lm: P.plan_and_verify(lm, lambda p, c, plan: len(plan), "2+2?", rounds=2), ()),
     "grm_vote": (answers, lambda lm: P.grm_vote(lm, "2+2?", ["four", "five"], k=2), ()),
     "solve_or_verify": (answers, lambda lm: P.solve_or_verify(lm, lm, "2+2?", solutions=2), ()),

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("transformers")
 
 import feynkac as fk
-from feynkac.models.programs.agents import archon as layers
+from feynkac.models.programs.agents import layers
 from feynkac.models.programs.agents.grm_vote import scores_of
 from feynkac.models.testing import ScriptedLM, tiny_lm
 

@@ -19,6 +19,7 @@ ON_SHIPPED = {
     "04_video": [("12, 10", "12, 2")],
     "08_servers": [("N = 16", "N = 4"), ("RUNS = 12", "RUNS = 3")],
     "05_reasoning": [("problems(30)", "problems(7)"), ("fk.SMC(64, chains=4)", "fk.SMC(4, chains=2)")],
+    "09_refine_and_exit": [("problems(32", "problems(4"), ("(1, 2, 4, 8, 16)", "(1, 2, 4)")],
 }
 """The notebooks on models that ship with the library, and what makes them quick."""
 OF_NUMBERS = "06_state_space"

@@ -7,7 +7,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,12 +67,21 @@ def index(namespace: ModuleType, prefix: str) -> tuple[Card, ...]:
 def table(cards: Sequence[Card]) -> str:
     """Return the cards as a table in Markdown."""
     head = "| where | what | paper | lines | promise | engines | measured |"
+    cells = [replace(card, **{name: _cell(getattr(card, name)) for name in _CELLS}) for card in cards]
     rows = [
         f"| `{card.name}` | {card.line} | {card.source} | {card.lines} | {card.guarantee} | {card.engines} | "
         f"{card.measured} |"
-        for card in cards
+        for card in cells
     ]
-    return "\n".join([head, "|---|---|---|---|---|---|---|", *(row.replace("``", "`") for row in rows)])
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
+
+
+_CELLS = ("line", "source", "guarantee", "engines", "measured")
+
+
+def _cell(text: str) -> str:
+    """Return a text of reStructuredText as a cell of a table in Markdown."""
+    return text.replace("``", "`").replace("|", "\\|")
 
 
 def lines_of_code(thing: Any) -> int:
@@ -89,7 +98,7 @@ def lines_of_code(thing: Any) -> int:
 
 def _paragraphs(doc: str) -> dict[str, str]:
     """Return what the paragraphs, or lines, that begin with a card's words say."""
-    found = {"line": doc.partition("\n\n")[0].partition("\n")[0].rstrip(".")}
+    found = {"line": " ".join(doc.partition("\n\n")[0].split()).rstrip(".")}
     begins = "|".join([*_WORDS, _UNSEEN])
     for match in re.finditer(rf"^({begins}): (.+?)(?=\n\n|\n(?:{begins}): |\Z)", doc, re.DOTALL | re.MULTILINE):
         word, said = match.group(1), " ".join(textwrap.dedent(match.group(2)).split())

@@ -56,7 +56,9 @@ async def early_exit(
     Engines: ImportanceSampling, BestOfN, SelfConsistency; a thought is one step, so that particle filters and trees
     have nothing to steer by, and SMC and BeamSearch are importance sampling.
 
-    Not shown here: no probe of hidden states ships.
+    Measured: Countdown with 4 numbers, 100 held-out problems, one seed, ± 1 standard error, best of 8, where answers
+    are ended that the verifier scores 0.1 or less: 0.660 ± 0.048 solved with 204 tokens, without exits 0.650 ±
+    0.048 with 248 (difference +0.010 ± 0.010). Exits of finished thoughts by hidden states are not shown here.
 
     >>> import feynkac as fk
     >>> from feynkac.models.testing import ScriptedLM

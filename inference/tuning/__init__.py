@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from .arms import Played, play
     from .bandits import UCB, Policy, Pull, TsallisINF
     from .bayesian import Bayes, bayes
+    from .likelihood import Corrected, LearnedLikelihood
     from .search import HeldOut, Trial, Tuned, grid
     from .settings import tune
     from .surrogates import Surrogate, expected_improvement, gp, network
 
 _HOME = {
     "Bayes": "bayesian",
+    "Corrected": "likelihood",
     "HeldOut": "search",
+    "LearnedLikelihood": "likelihood",
     "Played": "arms",
     "Policy": "bandits",
     "Pull": "bandits",
@@ -50,7 +53,9 @@ _HOME = {
 __all__ = [
     "UCB",
     "Bayes",
+    "Corrected",
     "HeldOut",
+    "LearnedLikelihood",
     "Played",
     "Policy",
     "Pull",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -72,15 +73,35 @@ def network(
     >>> bool(abs(mean[0] - 1.0) < 0.05), bool(variance[1] > 100 * variance[0])
     (True, True)
     """
-    points, others, scores = _rows(x), _rows(at), np.asarray(y, float)
-    rng, found = np.random.default_rng(seed), []
-    centre = scores.mean()
+    return networks(x, y, hidden=hidden, members=members, scale=scale, ridge=ridge, seed=seed)(at)
+
+
+def networks(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    hidden: int = 64,
+    members: int = 8,
+    scale: float = 3.0,
+    ridge: float = 1e-3,
+    seed: int = 0,
+) -> Callable[[ArrayLike], tuple[Floats, Floats]]:
+    """Fit the ensemble of `network` once, and return the function of other points that gives its mean and variance."""
+    points, scores = _rows(x), np.asarray(y, float)
+    rng, centre = np.random.default_rng(seed), float(scores.mean())
+    weights, biases, heads = [], [], []
     for _ in range(members):
-        weights, bias = scale * rng.standard_normal((points.shape[1], hidden)), scale * rng.standard_normal(hidden)
-        inside, outside = np.tanh(points @ weights + bias), np.tanh(others @ weights + bias)
-        gram = inside.T @ inside + ridge * np.eye(hidden)
-        found.append(centre + outside @ np.linalg.solve(gram, inside.T @ (scores - centre)))
-    return np.mean(found, axis=0), np.var(found, axis=0)
+        weights.append(scale * rng.standard_normal((points.shape[1], hidden)))
+        biases.append(scale * rng.standard_normal(hidden))
+        inside = np.tanh(points @ weights[-1] + biases[-1])
+        heads.append(np.linalg.solve(inside.T @ inside + ridge * np.eye(hidden), inside.T @ (scores - centre)))
+
+    def predict(at: ArrayLike) -> tuple[Floats, Floats]:
+        others = _rows(at)
+        found = [centre + np.tanh(others @ w + b) @ head for w, b, head in zip(weights, biases, heads)]
+        return np.mean(found, axis=0), np.var(found, axis=0)
+
+    return predict
 
 
 def expected_improvement(mean: ArrayLike, sd: ArrayLike, best: float) -> Floats:

@@ -41,7 +41,7 @@ class LearnedLikelihood:
         tolerance: the standard deviation among networks up to which they are trusted.
         scale: of the networks' first layer, see `network`: about one over the distance over which log L bends.
 
-    Source: BAMBI: blind accelerated multimodal Bayesian inference (2012), arXiv:1110.2997, whose idea it is, not its network.
+    Source: BAMBI: blind accelerated multimodal Bayesian inference (2012), arXiv:1110.2997; the idea, not its network.
     Guarantee: `correct` is consistent, for any learned likelihood; how well it does is told by its ESS.
     Engines: NestedSampling, TemperedSMC and others of static targets.
     Measured: two modes in two dimensions, one run of `NestedSampling(60)`: 1,378 true evaluations, teaching and

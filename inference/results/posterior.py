@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ...ppl import keys as _keys
 from ...ppl.cost import Cost
@@ -19,7 +19,7 @@ from ...ppl.sites import Site
 from ..base.chain import Chain, detach
 from ..base.checks import one_of
 from ..base.engine import Guarantee, Ranking
-from ..base.selection import best_of, one_nan
+from ..base.selection import best_of
 from ..base.step import Step
 from ..base.student import LEVEL, Interval, interval
 from ..base.thermodynamic import Thermodynamic, thermodynamic
@@ -27,7 +27,7 @@ from ..base.weights import ess, logmeanexp, normalize
 from ..drawing.html import posterior_html
 from ..drawing.summary import summary
 from .best import best_particle
-from .consensus import most_liked
+from .consensus import Pool, most_liked, tally
 from .files import LIMIT, load, save
 from .khat import khat
 from .markov import Mixing, mixing
@@ -340,22 +340,40 @@ class Posterior:
         found = [float(quality(self.values[i])) if score > -np.inf else 0.0 for i, score in zip(runs, scores)]
         return best_of(scores, found, k)
 
-    def vote(self, key: Callable[[Any], Hashable] | None = None) -> dict[Any, float]:
+    def vote(
+        self,
+        key: Callable[[Any], Hashable] | None = None,
+        *,
+        reward: Callable[[Any], Any] | ArrayLike | None = None,
+        pool: Pool = "sum",
+    ) -> dict[Any, float]:
         """Return the total weight of each ``key(value)``, largest first: a weighted majority vote.
 
         The weights are the engine's: under `ImportanceSampling` with a reward as the last factor it is the vote in
-        which rewards are added up. Without a key the values vote, or the answers of an engine that holds a vote
-        (`SelfConsistency`). None abstains, and NaN is one answer. It is empty where no particle ran to its end with an
-        answer.
+        which rewards are added up. With ``reward`` every run that came to its end has one vote of that number, under
+        any engine, whatever its weight, as long as its own potentials are not zero. A tie goes to what was drawn first.
+
+        Args:
+            key: what is voted on; None is the value, or the answer of an engine that holds a vote (`SelfConsistency`).
+                None of a value abstains, and NaN is one answer.
+            reward: of a value: a number, or a score, all of which are evaluated together; or one for each particle.
+            pool: what becomes of the rewards of one answer: "sum", "mean", "max", "min", or "logsumexp".
+
+        It is empty where no particle ran to its end with an answer. Raises ValueError for rewards that are NaN, or of
+        another number.
+
+        Source: Li et al. (2023), arXiv:2206.02336 (sums of a verifier's scores).
+
+        >>> import feynkac as fk
+        >>> @fk.program
+        ... async def guess():
+        ...     return await fk.sample("x", fk.dist.Categorical([0.95, 0.05], values=["many", "good"]))
+        >>> posterior = fk.infer(guess(), fk.BestOfN(100), seed=0)
+        >>> worth = {"many": 0.1, "good": 0.9}
+        >>> [next(iter(posterior.vote(reward=worth.get, pool=pool))) for pool in ("sum", "max")]
+        ['many', 'good']
         """
-        voters = self._answers if key is None and self._answers is not None else self.values
-        totals: dict[Any, float] = {}
-        for voter, weight, complete in zip(voters, self.probabilities.tolist(), self.complete):
-            if complete and weight > 0:
-                choice = one_nan(voter if key is None else key(voter))
-                if choice is not None:
-                    totals[choice] = totals.get(choice, 0.0) + weight
-        return dict(sorted(totals.items(), key=lambda item: -item[1]))
+        return tally(self, key, reward, pool)
 
     def mbr(self, utility: Callable[[Any, Any], float] | NDArray[Any]) -> Any:
         """Return the value of the most expected utility, argmax_i Σ_j w_j·u(v_i, v_j): the minimum Bayes risk.
@@ -365,7 +383,8 @@ class Posterior:
         out; of equal ones the first is returned.
 
         Args:
-            utility: of a value to another, such as a similarity; or a table (n, n). It is asked n² times.
+            utility: of a value to another, such as a similarity or a reward of both, whose scores are evaluated
+                together; or a table (n, n). It is asked n² times.
 
         Raises ValueError where it is NaN, for a table of another shape, and where no particle ran to its end.
 

@@ -17,6 +17,7 @@ OF_TEXT = ("01_first_program", "02_steering_text", "07_latents")
 ON_SHIPPED = {
     "03_images": [("STEPS = 20", "STEPS = 4"), ("vp(100)", "vp(20)")],
     "04_video": [("12, 10", "12, 2")],
+    "11_scaling": [("PROBLEMS, N = 40, 32", "PROBLEMS, N = 6, 16")],
     "08_servers": [("N = 16", "N = 4"), ("RUNS = 12", "RUNS = 3")],
     "05_reasoning": [("problems(30)", "problems(7)"), ("fk.SMC(64, chains=4)", "fk.SMC(4, chains=2)")],
     "09_refine_and_exit": [("problems(32", "problems(4"), ("(1, 2, 4, 8, 16)", "(1, 2, 4)")],

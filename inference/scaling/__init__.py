@@ -20,14 +20,24 @@ from ...ppl.lazy import find
 if TYPE_CHECKING:
     from .allocation import Allocation, greedy, gvm
     from .costs import Kinetics, Runtime
-    from .curves import Saturation, anytime, regret
-    from .samples import Bounds, Curve, Gap, Variability, bounds_at_k, length_gap, pass_at_k, prefix_diversity, tail
+    from .curves import Curve, Saturation, anytime, regret
+    from .samples import (
+        Bounds,
+        Gap,
+        Variability,
+        best_of_k,
+        bounds_at_k,
+        length_gap,
+        pass_at_k,
+        prefix_diversity,
+        tail,
+    )
     from .verdicts import Judge, conformal, majority, verify_or_vote
 
 _HOME = {
     "Allocation": "allocation",
     "Bounds": "samples",
-    "Curve": "samples",
+    "Curve": "curves",
     "Gap": "samples",
     "Judge": "verdicts",
     "Kinetics": "costs",
@@ -35,6 +45,7 @@ _HOME = {
     "Saturation": "curves",
     "Variability": "samples",
     "anytime": "curves",
+    "best_of_k": "samples",
     "bounds_at_k": "samples",
     "conformal": "verdicts",
     "greedy": "allocation",
@@ -59,6 +70,7 @@ __all__ = [
     "Saturation",
     "Variability",
     "anytime",
+    "best_of_k",
     "bounds_at_k",
     "conformal",
     "greedy",

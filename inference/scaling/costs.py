@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..base.checks import positive
+from ..results.posterior import Posterior
+from .curves import independent
 
 _INTENSITY = 562.5
 """Floating-point operations that a byte of memory traffic costs (FLOPs per byte of a B200), times bytes of a number."""
@@ -50,20 +52,58 @@ class Kinetics:
 
     @classmethod
     def of(cls, model: Any) -> Kinetics:
-        """Return the costs of a model of transformers (or of an lm, by its ``model``)."""
-        model = getattr(model, "model", model) if not hasattr(model, "config") else model
-        config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+        """Return the costs of a model of transformers, or of an lm that runs one (``lm.model``).
+
+        Raises TypeError for what has no configuration and weights to count, such as a model behind a server.
+        """
+        inner = model if hasattr(model, "config") else getattr(model, "model", model)
+        if not hasattr(inner, "config") or not hasattr(inner, "parameters"):
+            raise TypeError(
+                f"{type(model).__name__} has no configuration and weights here: give Kinetics its four numbers"
+            )
+        config = inner.config.get_text_config()
         heads = config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        count = sum(p.numel() for p in model.parameters())
-        return cls(count, heads, getattr(config, "num_key_value_heads", heads), size * config.num_hidden_layers)
+        count = sum(p.numel() for p in inner.parameters())
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        return cls(count, heads, kv_heads, size * config.num_hidden_layers)
 
-    def __call__(self, prompt: float, length: float, n: int = 1) -> tuple[float, float]:
-        """Return (compute, memory) of n answers, in FLOPs and their equivalents."""
-        positive("n", n)
-        c, size = prompt, self.width
-        compute = n * (2 * self.parameters * length + 2 * (2 * c + length) * length * self.heads * size)
-        return float(compute), float(_INTENSITY * 2 * (2 * c + n * length) * length * self.kv_heads * size)
+    def __call__(self, prompt: float, length: ArrayLike, n: int | None = None) -> tuple[float, float]:
+        """Return (compute, memory) of n answers of one length, or of answers of lengths (n,), in FLOPs.
+
+        The shared prompt is read as long as the longest answer is written.
+
+        >>> cost = Kinetics(parameters=1e9, heads=16, kv_heads=8, width=3584)
+        >>> cost(100, [1000] * 4) == cost(100, 1000, n=4)
+        True
+        """
+        lengths = np.asarray(length, float)
+        if lengths.ndim == 0:
+            positive("n", 1 if n is None else n)
+            lengths = np.full(1 if n is None else n, float(lengths))
+        elif n is not None:
+            raise ValueError("n is the number of answers of one length, so it goes without a row of lengths")
+        if lengths.ndim != 1 or not len(lengths) or not (lengths >= 0).all() or not prompt >= 0:
+            raise ValueError(f"prompt and lengths are numbers of tokens, not {prompt!r} and {length!r}")
+        squares = float((lengths**2).sum())
+        scored = 2 * prompt * lengths.sum() + squares  # twice the positions that attention looks at
+        read = 2 * prompt * lengths.max() + squares
+        compute = 2 * self.parameters * lengths.sum() + 2 * scored * self.heads * self.width
+        return float(compute), float(_INTENSITY * 2 * read * self.kv_heads * self.width)
+
+    def run(self, posterior: Posterior) -> tuple[float, float]:
+        """Return (compute, memory) of the independent runs of a posterior whose values are texts of one prompt.
+
+        Raises ValueError for runs that were resampled or belong to a Markov chain, since what they dropped is not among
+        the values, for prompts that differ, and TypeError for values that are no texts.
+        """
+        independent(posterior)
+        texts = posterior.values
+        if not texts or not all(hasattr(text, "prompt_tokens") for text in texts):
+            raise TypeError("the values of the posterior are no texts of a language model: give prompt and lengths")
+        if len({tuple(text.prompt_tokens) for text in texts}) > 1:
+            raise ValueError("the texts have different prompts, which are not shared: add up the cost of each")
+        return self(len(texts[0].prompt_tokens), [len(text.tokens) for text in texts])
 
 
 @dataclass(frozen=True)

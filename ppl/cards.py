@@ -67,13 +67,18 @@ def index(namespace: ModuleType, prefix: str) -> tuple[Card, ...]:
 def table(cards: Sequence[Card]) -> str:
     """Return the cards as a table in Markdown."""
     head = "| where | what | paper | lines | promise | engines | measured |"
-    cells = [replace(card, **{name: _cell(getattr(card, name)) for name in _CELLS}) for card in cards]
+    cells = [_celled(card) for card in cards]
     rows = [
         f"| `{card.name}` | {card.line} | {card.source} | {card.lines} | {card.guarantee} | {card.engines} | "
         f"{card.measured} |"
         for card in cells
     ]
     return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
+
+
+def _celled(card: Card) -> Card:
+    changed: dict[str, Any] = {name: _cell(getattr(card, name)) for name in _CELLS}
+    return replace(card, **changed)
 
 
 _CELLS = ("line", "source", "guarantee", "engines", "measured")

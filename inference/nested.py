@@ -16,8 +16,9 @@ from ..ppl.keys import Keys
 from ..ppl.nesting import Nested
 from .base.checks import check_run, positive
 from .base.engine import is_resumable, weaker
+from .problem import Problem, Task, work
 from .results.posterior import Posterior
-from .session import Problem, Standing, Task, Tolerant, work
+from .session import Standing, Tolerant
 
 
 def run_nested(requests: Sequence[Nested], keys: Keys) -> list[Any]:

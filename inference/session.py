@@ -5,26 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..ppl import keys as _keys
 from ..ppl import recording
-from ..ppl.compiled.deciding import prepare
 from ..ppl.cost import Budget, Ledger, OutOfTime, assign
 from ..ppl.cost import recording as accounting
 from ..ppl.errors import AllParticlesDead, FeynkacError
-from ..ppl.keys import Keys
 from ..ppl.memory import Epoch, current_epoch, enter
 from ..ppl.model import Advance, FeynmanKac
 from ..ppl.particle import Particles
 from ..ppl.program import Program, launch, resume
 from ..ppl.wave import Surroundings
 from .base.chain import Chain, detach, detach_choices
-from .base.engine import Ask, Engine, Growing, Guarantee, Move, Report, Run, Start, ranking_of, weaker
+from .base.engine import Ask, Engine, Growing, Guarantee, Move, Report, Start, ranking_of, weaker
 from .base.step import Step
+from .pooling import alone, together
+from .problem import Problem, Task, pose
 from .results.posterior import Posterior
 
 
@@ -49,34 +49,6 @@ class Standing(NamedTuple):
     def over(self) -> bool:
         """Whether its engine has nothing left to do."""
         return self.begun and self.request is None
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A model and the engine that is run on it, with a seed and the key (1,) that its chains are numbered from."""
-
-    model: FeynmanKac[Any]
-    engine: Engine
-    seed: int
-    key: Keys
-    compiled: str | None = field(default=None, kw_only=True)
-    """What is to be said of a program with a scan: whether it is compiled, or why not."""
-    chain: int | None = field(default=None, kw_only=True)
-    """The one of the engine's chains that is run, by its number; None: all."""
-
-    @property
-    def chains(self) -> Sequence[int]:
-        """The numbers of the chains that are run."""
-        return range(self.engine.chains) if self.chain is None else (self.chain,)
-
-
-@dataclass(frozen=True)
-class Task:
-    """One chain of one problem."""
-
-    owner: int
-    model: FeynmanKac[Any]
-    run: Run
 
 
 class Session:
@@ -254,14 +226,14 @@ class Session:
             for kind, serve in ((Start, launch), (Move, resume)):
                 pooled = [one for one in requests if type(one[2]) is kind and isinstance(one[1].model, Program)]
                 if pooled:
-                    answers.update(_together(serve, pooled))
+                    answers.update(together(serve, pooled))
                     for i, task, _ in pooled:
                         if any(particle.relies for particle in answers[i].state.items):
                             self._rely.add(task.owner)
             for i, task, request in requests:
                 if i not in answers:
                     assign(np.full(len(request.keys), task.owner))  # type: ignore[union-attr]
-                    answers[i] = _alone(task.model, request)
+                    answers[i] = alone(task.model, request)
         return answers
 
     # -- what there is ------------------------------------------------------------------------------------------
@@ -352,23 +324,6 @@ class Tolerant(Session):
             return self._standings[i], []
 
 
-def pose(model: FeynmanKac[Any], engine: Engine, seed: int, number: int) -> Problem:
-    """Return a model as a problem. Its keys are those of its number among all of a run, wherever the others are."""
-    found = prepare(model, *work(engine))
-    return Problem(found.model, engine, int(seed), _keys.fold(_keys.root(seed), number), compiled=found.note)
-
-
-def work(engine: Any) -> tuple[int, str | None]:
-    """Return how many particles an engine moves, all in all, and why it must have programs interpreted, if it must."""
-    sweeps = getattr(engine, "sweeps", 1) if hasattr(engine, "particles_per_sweep") else 1
-    count = getattr(engine, "particles_per_sweep", engine.particles) * sweeps * engine.chains
-    moves = ("move", "move_above")
-    kernels = [value for value in vars(engine).values() if any(callable(getattr(value, move, None)) for move in moves)]
-    if any(getattr(kernel, "by_density", True) for kernel in kernels):
-        return count, "moves by the density of a program are made on the interpreted one"
-    return count, None
-
-
 def _overflow(answer: Advance[Any] | None) -> str | None:
     """Return why a particle of a wave ended whose text did not fit into a context, if any did."""
     if answer is None or not isinstance(answer.state, Particles):
@@ -405,51 +360,3 @@ def _listed(history: History | None) -> tuple[Step, ...]:
         steps.append(history.step)
         history = history.before
     return tuple(reversed(steps))
-
-
-def _together(serve: Any, pooled: Sequence[tuple[int, Task, Any]]) -> dict[int, Advance[Any]]:
-    """Serve the requests of several programs in one wave, and cut the answer up again."""
-    if len(pooled) == 1:
-        ((i, task, request),) = pooled
-        n = len(request.keys)
-        of = [task.model] * n if isinstance(request, Start) else request.state
-        return {i: serve(of, request.keys, request.given, np.full(n, task.owner))}
-    requests = [request for _, _, request in pooled]
-    sizes = [len(request.keys) for request in requests]
-    keys = _keys.concat([request.keys for request in requests])
-    owners = [task.owner for (_, task, _), size in zip(pooled, sizes) for _ in range(size)]
-    given: list[Any] = []
-    for request, size in zip(requests, sizes):
-        given += list(request.given) if request.given is not None else [None] * size
-    subject: Any
-    if isinstance(requests[0], Start):
-        subject = [task.model for (_, task, _), size in zip(pooled, sizes) for _ in range(size)]
-    else:
-        subject = Particles([item for request in requests for item in request.state.items])
-    whole: Advance[Any] = serve(subject, keys, given, owners)
-    ends = np.cumsum(sizes)
-    return {i: _slice(whole, end - size, end) for (i, _, _), size, end in zip(pooled, sizes, ends.tolist())}
-
-
-def _alone(model: Any, request: Any) -> Advance[Any]:
-    """Serve a request of a model of its own kind."""
-    if isinstance(request, Ask):
-        made: Advance[Any] = getattr(model, request.method)(request.state, request.keys, *request.args)
-        return made
-    if isinstance(request, Start):
-        return model.start(request.keys, request.given)  # type: ignore[no-any-return]
-    return model.advance(request.state, request.keys, request.given)  # type: ignore[no-any-return]
-
-
-def _slice(whole: Advance[Any], start: int, end: int) -> Advance[Any]:
-    rows = slice(start, end)
-    return Advance(
-        Particles(whole.state.items[rows]),
-        whole.choices[rows],
-        whole.log_prob[rows],
-        whole.log_proposal[rows],
-        whole.log_potential[rows],
-        whole.log_twist[rows],
-        whole.done[rows],
-        whole.scored[rows],
-    )

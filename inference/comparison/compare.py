@@ -18,8 +18,9 @@ from ..base.checks import check_run, one_of
 from ..base.engine import Engine
 from ..base.interrupts import noticing
 from ..base.progress import Progress
+from ..problem import Problem
 from ..results.posterior import Posterior
-from ..session import Problem, Tolerant
+from ..session import Tolerant
 from .table import Comparison, Over
 from .trials import Trial, TrialRun
 

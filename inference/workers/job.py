@@ -15,7 +15,7 @@ from ...ppl.program import ProgramFactory
 from ...ppl.sites import short
 from ..base.checks import each_engine
 from ..base.engine import Engine
-from ..session import Problem, pose
+from ..problem import Problem, pose
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from ...ppl.cost import Budget, Cost
 from ..base.step import Step
+from ..problem import Problem
 from ..results.posterior import Posterior
-from ..session import Problem, Tolerant
+from ..session import Tolerant
 from .job import Facts, Job
 from .travel import pack
 

@@ -5,20 +5,42 @@ python docs/recipes.py
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
+from typing import Any
 
 import feynkac as fk
-from feynkac.ppl.cards import table
+from feynkac.ppl.cards import lines_of_code, table
 
 PAGE = Path(__file__).with_name("recipes.md")
 
 
+def engines() -> str:
+    """Return a table of the engines whose docstrings name a paper."""
+    rows = ["| engine | what | paper | lines | promise |", "|---|---|---|---|---|"]
+    for name in fk.__all__:
+        thing: Any = getattr(fk, name)
+        if not (inspect.isclass(thing) and hasattr(thing, "run") and hasattr(thing, "guarantee")):
+            continue
+        doc = inspect.getdoc(thing) or ""
+        source = re.search(r"^Source: (.+?)(?=\n\n|\Z)", doc, re.DOTALL | re.MULTILINE)
+        if source is None:
+            continue
+        promise = thing.guarantee if isinstance(thing.guarantee, str) else "by its settings: see its docstring"
+        what = doc.partition("\n\n")[0].rstrip(".")
+        cells = [f"`fk.{name}`", what, source.group(1).rstrip("."), str(lines_of_code(thing)), promise]
+        rows.append("| " + " | ".join(" ".join(c.replace("``", "`").replace("|", "\\|").split()) for c in cells) + " |")
+    return "\n".join(rows)
+
+
 def page(text: str) -> str:
     """Return the page with the tables that the docstrings say."""
-    for name in ("programs", "scaling", "tuning"):
+    tables = {name: table(getattr(fk, name).index()) for name in ("programs", "scaling", "tuning")}
+    for name, said in {**tables, "engines": engines()}.items():
         begin, end = f"<!-- {name}: from docstrings -->", f"<!-- end of {name} -->"
         before, after = text.split(begin)[0], text.split(end)[1]
-        text = "\n\n".join([before + begin, table(getattr(fk, name).index()), end + after])
+        text = "\n\n".join([before + begin, said, end + after])
     return text
 
 

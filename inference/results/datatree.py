@@ -111,11 +111,6 @@ def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) ->
             check_conventions=False,  # it takes more chains than particles for a mistake
         )
 
-    sizes = [len(chain.log_weights) for chain in posterior.chains]
-    raw = {name: _by_chain(array, sizes) for name, array in arrays.items()}
-    raw["log_weight"] = _by_chain(posterior.log_weights, sizes, -np.inf)
-    raw["log_potential"] = _by_chain(posterior.log_potential, sizes)
-    raw["complete"] = _by_chain(posterior.complete, sizes)
     chains, count = index.shape
     coords = {"chain": np.arange(chains), "draw": np.arange(count), "particle": (("chain", "draw"), index)}
     groups = {
@@ -123,22 +118,29 @@ def to_datatree(posterior: Any, *, draws: int, seed: int, sites: bool = True) ->
         for name, data in (("posterior", numbers), ("posterior_text", texts))
         if posterior.guarantee != "heuristic" and (data or name == "posterior")
     }
-    groups["particles"] = group(raw, ["chain", "draw"])
+    groups["particles"] = group(_particles(posterior, arrays), ["chain", "draw"])
     told = _stats(posterior)
     if told:
         stats = {name: array[index] for name, array in told.items()}
         groups["sample_stats"] = group(stats, ["chain", "draw"]).assign_coords(coords)
     if not posterior.serial:
-        history = _history(posterior.chains)
-        groups["smc"] = xarray.merge(
-            [
-                group({name: array for name, array in history.items() if array.ndim == rank}, lead)
-                for rank, lead in ((1, ["chain"]), (2, ["chain", "step"]), (3, ["chain", "step", "particle"]))
-            ],
-            combine_attrs="override",
-        )
+        history, lead = _history(posterior.chains), ["chain", "step", "particle"]
+        ranks = [{name: array for name, array in history.items() if array.ndim == rank} for rank in (1, 2, 3)]
+        parts = [group(data, lead[: i + 1]) for i, data in enumerate(ranks)]
+        groups["smc"] = xarray.merge(parts, combine_attrs="override")
     attrs = arviz_base.base.make_attrs({**library, **_facts(posterior)})
     return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attrs), **groups})
+
+
+def _particles(posterior: Any, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the particles as they are, by chain, with their weights."""
+    sizes = [len(chain.log_weights) for chain in posterior.chains]
+    return {
+        **{name: _by_chain(array, sizes) for name, array in arrays.items()},
+        "log_weight": _by_chain(posterior.log_weights, sizes, -np.inf),
+        "log_potential": _by_chain(posterior.log_potential, sizes),
+        "complete": _by_chain(posterior.complete, sizes),
+    }
 
 
 def _stats(posterior: Any) -> dict[str, NDArray[Any]]:

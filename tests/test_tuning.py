@@ -337,3 +337,13 @@ def test_a_search_has_a_picture():
     pytest.importorskip("matplotlib")
     figure = tuned().plot()
     assert figure.axes[0].get_xlabel() or figure.axes[0].get_ylabel()
+
+
+def test_a_file_of_another_search_is_refused(tmp_path):
+    score = lambda s: -s["x"]  # noqa: E731
+    path = tmp_path / "trials"
+    tuning.bayes({"x": (0.0, 1.0)}, score, 2, seed=0, save=path)
+    for other, seed in (({"x": (0.0, 2.0)}, 0), ({"x": (0.0, 1.0)}, 1)):
+        with pytest.raises(ValueError, match="another search"):
+            tuning.bayes(other, score, 3, seed=seed, save=path)
+    assert len(tuning.bayes({"x": (0.0, 1.0)}, score, 3, seed=0, save=path)) == 3

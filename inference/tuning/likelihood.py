@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,11 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...ppl import keys as _keys
+from ...ppl.errors import CollapseWarning
 from ..results.posterior import Posterior
 from .surrogates import networks
 
 Floats = NDArray[np.float64]
 _Known = dict[tuple[float, ...], float]
+_LITTLE = 0.1
+"""The ESS, of the draws, below which a correction says little."""
 
 
 class Corrected(NamedTuple):
@@ -44,9 +48,10 @@ class LearnedLikelihood:
     Source: BAMBI: blind accelerated multimodal Bayesian inference (2012), arXiv:1110.2997; the idea, not its network.
     Guarantee: `correct` is consistent, for any learned likelihood; how well it does is told by its ESS.
     Engines: NestedSampling, TemperedSMC and others of static targets.
-    Measured: two modes in two dimensions, one run of `NestedSampling(60)`: 1,378 true evaluations, teaching and
-        correction included, where the truth alone takes 3,626; log Z off by .11 ± .24, ESS .93. Two runs of other
-        settings took 791 and 1,760, off by .47 and .34 ± .24.
+    Measured: two modes in two dimensions under `NestedSampling(60)`, teaching and correction included: 3,175, 1,378,
+        1,760 and 791 true evaluations by settings and seeds that were chosen on this target, where the truth alone
+        takes 3,626: 1.1 to 4.6 times fewer, in sample. log Z was within 3 standard errors each time, and too large
+        each time.
 
     >>> learned = LearnedLikelihood(lambda z: -0.5 * float(z[0]) ** 2, [[-2.0], [-1.0], [0.0], [1.0], [2.0]])
     >>> abs(float(learned([[0.0]])[0])) < 0.1, learned.trusted, learned([[9.0]]), learned.asked
@@ -101,6 +106,9 @@ class LearnedLikelihood:
             point: gives the point (d,) of a value of the posterior.
             draws: how many are taken from the posterior, at one true evaluation each where it is not known yet.
             seed: an integer.
+
+        Warns with a `CollapseWarning` where these weights have an ESS below a tenth: the learned likelihood is then too
+        far from the true one for its draws to say much.
         """
         weights = np.exp(posterior.log_weights - np.max(posterior.log_weights))
         edges = np.cumsum(weights) / weights.sum()
@@ -110,4 +118,11 @@ class LearnedLikelihood:
         ratio = np.exp(self.ask(points) - posterior.log_potential[which])
         mean = float(ratio.mean())
         ess = float(ratio.sum() ** 2 / (ratio**2).sum()) / draws
+        if ess < _LITTLE:
+            warnings.warn(
+                f"the learned likelihood is far from the true one: the weights of {draws} draws are worth {ess:.1%} of "
+                "them. Teach it by more points where the posterior is, or lower its tolerance",
+                CollapseWarning,
+                stacklevel=2,
+            )
         return Corrected(posterior.log_evidence + math.log(mean), float(ratio.std() / mean / math.sqrt(draws)), ess)

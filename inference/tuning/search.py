@@ -102,6 +102,7 @@ def search(
 
     with _quiet(optuna):
         study = _study(optuna, save)
+        _claim(study, int(seed), space, save)
 
         def standing() -> tuple[int, int, str]:
             done = _done(optuna, study)
@@ -225,6 +226,17 @@ def _study(optuna: Any, save: str | os.PathLike[str] | None) -> Any:
 
     storage = optuna.storages.JournalStorage(JournalFileBackend(os.fspath(save)))
     return optuna.create_study(storage=storage, study_name="feynkac", direction="maximize", load_if_exists=True)
+
+
+def _claim(study: Any, seed: int, space: Space, save: Any) -> None:
+    """Note what a study is of; raise ValueError where a file holds another one, with which it would be mixed."""
+    told = repr(sorted((name, repr(option)) for name, option in space.items())) if isinstance(space, Mapping) else ""
+    mark = [seed, told]
+    if (before := study.user_attrs.get("feynkac")) is None:
+        study.set_user_attr("feynkac", mark)
+    elif list(before) != mark:
+        seen, options = before
+        raise ValueError(f"{save} holds the trials of another search (seed {seen}, space {options}): name a new file")
 
 
 def _done(optuna: Any, study: Any) -> list[Any]:

@@ -26,7 +26,7 @@ from .ppl.blocks import Blocks
 from .ppl.cells import cell
 from .ppl.combine import combine
 from .ppl.cost import Budget, Cost, charge
-from .ppl.effects import batched, call, deterministic, factor, gather, observe, sample, scan, twist
+from .ppl.effects import batched, call, deterministic, factor, gather, observe, race, sample, scan, twist
 from .ppl.enumeration import Enumeration, enumerate_program
 from .ppl.errors import FeynkacError
 from .ppl.induced import induced
@@ -36,7 +36,6 @@ from .ppl.model import Advance, Draws, FeynmanKac, Kernel
 from .ppl.nesting import nested
 from .ppl.params import estimator, param
 from .ppl.program import Program, program
-from .ppl.racing import race
 from .ppl.score import Reward, Score, reward
 from .ppl.simulation import Simulation, simulate
 from .ppl.sites import Site

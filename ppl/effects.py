@@ -7,6 +7,7 @@ particles. Constructing an effect does no work.
 from __future__ import annotations
 
 import inspect
+import operator
 import types
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import CoroutineType
@@ -197,6 +198,25 @@ class Gather(Effect):
         return len(self.branches)
 
 
+class Race(Gather):
+    """See `race`."""
+
+    __slots__ = ("k",)
+    kind = "race"
+
+    def __init__(self, name: str, branches: tuple[Any, ...], k: int) -> None:
+        super().__init__(name, branches)
+        self.k = operator.index(k)
+        if not 1 <= self.k <= len(branches):
+            self.claim()
+            raise ValueError(f"race {name!r} waits for {k} of its {len(branches)} branches: 1 <= k <= that")
+
+    @property
+    def request(self) -> Any:
+        """The number of branches, and of those that win."""
+        return (len(self.branches), self.k)
+
+
 class Scan(Effect):
     """See `scan`."""
 
@@ -330,6 +350,42 @@ def gather(*branches: Any, name: str = "gather") -> Awaitable[tuple[Any, ...]]:
         SharedMutation: where a branch has changed something around it, when it next awaits or returns.
     """
     return Gather(name, branches)
+
+
+def race(*branches: Any, k: int = 1, name: str = "race") -> Awaitable[tuple[tuple[int, Any], ...]]:
+    """Run sub-programs side by side until ``k`` of them have returned, and cancel the others.
+
+    Branches are those of a `gather`, and are heard in time of the program, not of the clock: it is decided where a step
+    ends, and who draws, calls or weighs no more after a step end has returned at that step end. The others are closed
+    there, so that what they would have done next does not happen. Their draws and factors so far stay, and so does what
+    they wrote to cells before that step end (what they wrote after it is lost); their twist levels become 0.
+
+    Args:
+        *branches: coroutines, bound programs or effects.
+        k: how many branches win, from 1 to their number.
+        name: its sites are called ``"race.0/…"``, ``"race.1/…"``; a second race of that name is ``"race[1]"``.
+
+    Returns:
+        An awaitable of ``((index, value), …)``, the k first, in the order of the step ends that they have taken, and
+        of their indices where these are equal.
+
+    Raises:
+        ValueError: where ``k`` is below 1 or above the number of branches.
+        SharedMutation: as in `gather`.
+
+    >>> import feynkac as fk
+    >>> @fk.program
+    ... async def model():
+    ...     async def work(early):
+    ...         rounds = 1 if await fk.sample("early", fk.dist.Bernoulli(early)) else 2
+    ...         for _ in range(rounds):
+    ...             await fk.factor("round", 0.0)
+    ...         return rounds
+    ...     return await fk.race(work(0.5), work(0.2))
+    >>> {won: round(p, 3) for won, p in fk.enumerate_program(model()).law().items()}
+    {((0, 2),): 0.4, ((1, 1),): 0.1, ((0, 1),): 0.5}
+    """
+    return Race(name, branches, k)
 
 
 def scan(

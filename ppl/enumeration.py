@@ -6,7 +6,7 @@ potentials; twists and proposals do not enter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,23 @@ class _Choice(Exception):
         self.values = values
 
 
+class _Free:
+    """What stands for the law of a site that is free: to draw from it is to choose. (A race may end before.)"""
+
+    batch_key = "choice"
+
+    def __init__(self, address: str, kernel: Any) -> None:
+        self.address = address
+        self.kernel = kernel
+
+    def sample_batch(self, requests: Sequence[_Free], keys: Any) -> Any:
+        """Stop: the first of the sites is the next to choose at."""
+        values = getattr(self.kernel, "support", lambda: None)()
+        if values is None:
+            raise Unsupported(f"site {self.address!r}: {self.kernel!r} does not have a small finite support")
+        raise _Choice(self.address, list(values))
+
+
 @dataclass(frozen=True, eq=False)
 class _Branch(Handler):
     """Force the choices made so far, and stop at the next."""
@@ -49,10 +66,9 @@ class _Branch(Handler):
         if address in self.made:
             effect.forced = self.made[address]
             return False
-        values = getattr(effect.kernel, "support", lambda: None)()
-        if values is None:
-            raise Unsupported(f"site {address!r}: {effect.kernel!r} does not have a small finite support")
-        raise _Choice(address, list(values))
+        free: Any = _Free(address, effect.kernel)
+        effect.kernel = free
+        return False
 
 
 @dataclass(frozen=True)

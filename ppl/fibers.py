@@ -76,12 +76,15 @@ class Failed(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A branch of a gather that has returned: its value, and what it wrote to cells since the last step end."""
+    """A branch of a gather that has returned: its value, and what it wrote to cells since the last step end.
+
+    Of a race's, until that is decided, its twist level, too; and its place among those that returned, once it is known.
+    """
 
     value: Any
     writes: Writes
-    rank: int | None = None
-    """Of a race: how many had returned by the step ends before; None until the step ends."""
+    level: float = 0.0
+    place: int | None = None
 
 
 class Watching(Protocol):
@@ -161,9 +164,8 @@ class Fiber:
     def levels(self) -> float:
         """Return the sum of the twist levels of this fiber and of the fibers it waits for."""
         level = self.level
-        for child in self.children:
-            if child is not None:
-                level += child.levels()
+        for i, child in enumerate(self.children):
+            level += self.results[i].level if child is None else child.levels()
         return level
 
     def take_writes(self) -> Writes:
@@ -226,8 +228,8 @@ class Run:
 
     __slots__ = (
         "batch", "cells", "dead", "done", "dropped", "given", "held", "keeps", "last", "log_potential",
-        "log_prob", "log_proposal", "output", "overflow", "program", "races", "relies", "replaying", "result",
-        "root", "row", "scored", "sites", "tentative", "unawaited", "waiting", "written",
+        "log_prob", "log_proposal", "output", "overflow", "program", "relies", "replaying", "result", "root", "row",
+        "scored", "sites", "tentative", "unawaited", "waiting", "written",
     )  # fmt: skip
 
     def __init__(self, program: Any) -> None:
@@ -238,7 +240,6 @@ class Run:
         self.dropped: str | None = None
         self.relies = False  # on an estimate that is not unbiased, see `nested`
         self.replaying = False
-        self.races = False  # whether it ever raced
         self.unawaited = 0
         self.result: Any = None
         self.output: Any = None

@@ -14,7 +14,6 @@ from .errors import NonDeterministicProgram
 from .fibers import Fiber, Finished, OpenScan, Run, Snapshot, fail, unroll
 from .guard import LEAVES
 from .pictures import awaiting, same, variables
-from .racing import Race
 from .sites import MISSING, address, short, shut
 
 if TYPE_CHECKING:
@@ -94,8 +93,7 @@ class Forks:
             self._replay(self._wave.open_scan(fiber, effect, inner.checkpoint), inner.fiber)
             return
         if not isinstance(effect, Gather) or len(effect.branches) != len(inner):
-            _strays(fiber, f"a gather of {len(inner)} branches", effect)
-        fiber.run.races = fiber.run.races or type(effect) is Race
+            _strays(fiber, f"{len(inner)} branches side by side", effect)
         fiber.children = self._wave.branches(fiber, effect)
         fiber.results = [None] * len(inner)
         for i, (child, inside) in enumerate(zip(list(fiber.children), inner)):

@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from .effects import Call, Effect, Gather, Sample, Scan, as_coroutine
+from .effects import Call, Effect, Gather, Race, Sample, Scan, as_coroutine
 from .errors import UnawaitedEffect, UnfitGuide
 from .fibers import Run, fail
 from .handling import Block, Scope
@@ -101,7 +101,7 @@ class _Guide:
     def meet(self, effect: Effect) -> Generator[Any, Any, None]:
         """Let the guide propose what the model is about to draw, or go along where it branches or loops."""
         kind = type(effect)
-        if not (kind is Gather or kind is Scan or (kind is Sample and effect.obs is MISSING)):  # type: ignore[attr-defined]
+        if not (kind in (Gather, Race, Scan) or (kind is Sample and effect.obs is MISSING)):  # type: ignore[attr-defined]
             return
         yield from self._advance()
         name = _full(effect.name, Running.fiber.handlers)
@@ -124,6 +124,8 @@ class _Guide:
         self._met, self._answer = None, value
         if type(effect) is Gather:
             value, self._answer = (tuple(part[i] for part in value) for i in (0, 1))
+        elif type(effect) is Race:
+            value, self._answer = (tuple((index, part[i]) for index, part in value) for i in (0, 1))
         elif type(effect) is Scan:
             (mine, its), ys = value
             value, self._answer = ((one, _part(ys, i)) for i, one in enumerate((mine, its)))
@@ -184,7 +186,7 @@ class _Guide:
     def _check(self, effect: Any) -> None:
         """Raise where what the guide awaits is not for a guide, or comes too late."""
         kind, where = type(effect), address(effect.name, effect.visit)
-        if kind not in (Sample, Gather, Scan):
+        if kind not in (Sample, Gather, Race, Scan):
             self._refuse(f"it has the {effect.kind} {where!r}: a guide only draws; weights belong in the model")
         if kind is Sample:
             if effect.obs is not MISSING:
@@ -199,8 +201,13 @@ class _Guide:
 
     def _branch(self, effect: Gather, wanted: Gather) -> None:
         mine, its = effect.branches, wanted.branches
-        if len(mine) != len(its):
-            self._refuse(f"its gather {wanted.name!r} has {len(its)} branches, and the model's {len(mine)}")
+        if effect.request != wanted.request:
+            effect.close()
+            wanted.close()
+            had, has = (f" with k={race.k}" if isinstance(race, Race) else "" for race in (wanted, effect))
+            self._refuse(
+                f"its {wanted.kind} {wanted.name!r} has {len(its)} branches{had}, and the model's {len(mine)}{has}"
+            )
         effect.branches = tuple(_started(_branch(*pair, self._within())) for pair in zip(mine, its))
         wanted.branches = ()  # they are closed with the model's
 

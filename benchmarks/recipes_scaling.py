@@ -1,6 +1,6 @@
 """What the tools of `fk.scaling` say of the small reasoner of Countdown that ships, with intervals over problems.
 
-    python benchmarks/recipes_scaling.py                    # every row: about eight CPU minutes
+    python benchmarks/recipes_scaling.py                    # every row: about four CPU minutes
     python benchmarks/recipes_scaling.py saturation judge   # some of them
 
 The problems are held out. All intervals are 95%, over problems, each of which is one cluster.
@@ -37,7 +37,7 @@ def models() -> tuple[Any, Any]:
 
 
 @cache
-def pool(numbers: int = 4, count: int = 100, n: int = 64, temperature: float | None = None, seed: int = 0) -> Pool:
+def pool(numbers: int = 4, count: int = 60, n: int = 40, temperature: float | None = None, seed: int = 0) -> Pool:
     """Sample n answers to each problem, each scored by the verifier at its end."""
     lm, prm = models()
     problems = fk.tasks.problems(count, seed=0, numbers=numbers)
@@ -77,9 +77,10 @@ def saturation() -> None:
 
 
 def engines() -> None:
-    """Regret by tokens to 960, and the area over log₂ tokens, of three engines at N = 1…32, paired by problem."""
+    """Regret by tokens to 480, and the area over log₂ tokens, of three engines at N = 1, 4, 16, paired by problem."""
     lm, prm = models()
-    problems = fk.tasks.problems(40, seed=0)
+    problems = fk.tasks.problems(30, seed=0, numbers=4)
+    sizes, seeds = (1, 4, 16), range(1)
     kinds: dict[str, tuple[str, Callable[[int], Any]]] = {
         "best-of-N": ("final", fk.BestOfN),
         "particle filter": ("odds", fk.ParticleFilter),
@@ -88,17 +89,17 @@ def engines() -> None:
     found: dict[str, Any] = {}
     for name, (weigh, engine) in kinds.items():
         programs = [fk.tasks.solve(lm, prm, problem, weigh) for problem in problems]
-        table = np.zeros((len(problems), len(SIZES)))
+        table = np.zeros((len(problems), len(sizes)))
         tokens = []
-        for j, n in enumerate(SIZES):
-            for seed in range(2):
+        for j, n in enumerate(sizes):
+            for seed in seeds:
                 with afresh():
                     runs = fk.infer(programs, engine(n), seed=seed)
-                table[:, j] += [problem.solved(p.best()) / 2 for problem, p in zip(problems, runs)]
+                table[:, j] += [problem.solved(p.best()) / len(seeds) for problem, p in zip(problems, runs)]
             tokens.append(np.mean([p.cost.tokens_out for p in runs]))
-        found[name] = scaling.Curve(SIZES, table)
+        found[name] = scaling.Curve(sizes, table)
         print(f"{name}: " + ", ".join(f"{t:.0f}: {y:.3f}" for t, y in zip(tokens, found[name].value)))
-    widths = np.diff([0, *SIZES]) * 30.0  # about 30 tokens an answer
+    widths = np.diff([0, *sizes]) * 30.0  # about 30 tokens an answer
     reference = found["best-of-N"]
     for name, curve in found.items():
         lost = curve.estimate(lambda y: scaling.regret(y, tokens=widths), seed=0)
@@ -109,17 +110,17 @@ def engines() -> None:
 
 def judge() -> None:
     """The best k of best-of-k by the verifier: does more ever hurt?"""
-    sizes = (*SIZES, 48, 64)
+    sizes = (*SIZES, 40)
     chosen, _ = curves(pool(), sizes)
     print(", ".join(f"{k}: {told(chosen.interval(i))}" for i, k in enumerate(sizes)))
-    print("64 − 16:", told(chosen.estimate(lambda y: y[-1] - y[4], seed=0)))
+    print("40 − 16:", told(chosen.estimate(lambda y: y[-1] - y[4], seed=0)))
     print("best k", sizes[int(np.argmax(chosen.value))])
 
 
 def bounds() -> None:
     """Mean and best of 8 by how many numbers a problem has."""
     for numbers in (3, 4, 5):
-        _, best = curves(pool(numbers, 100, 32), (1, 8))
+        _, best = curves(pool(numbers, 60, 16), (1, 8))
         gain = best.estimate(lambda y: y[1] - y[0], seed=0)
         print(
             f"{numbers} numbers: mean {told(best.interval(0))}, best of 8 {told(best.interval(1))}, gain {told(gain)}"
@@ -141,7 +142,9 @@ def allocation() -> None:
         "uniform, the look spent too": 2 * even,
     }
     solved = {
-        name: np.array([scaling.bounds_at_k(row, int(min(k, 56))).best if k else 0.0 for row, k in zip(rest, n)])
+        name: np.array(
+            [scaling.bounds_at_k(row, int(min(k, rest.shape[1]))).best if k else 0.0 for row, k in zip(rest, n)]
+        )
         for name, n in shares.items()
     }
     for name, one in solved.items():
@@ -177,16 +180,16 @@ def variability() -> None:
     """Variance of right and wrong by problem, by the order of its numbers, and by sampling; at two temperatures."""
     lm, _ = models()
     rng = np.random.default_rng(0)
-    problems = fk.tasks.problems(40, seed=0)
+    problems = fk.tasks.problems(20, seed=0, numbers=4)
     orders = [[rng.permutation(problem.numbers).tolist() for _ in range(4)] for problem in problems]
     asked = [[fk.tasks.Countdown(tuple(o), problem.target) for o in some] for some, problem in zip(orders, problems)]
-    for temperature in (0.3, 0.7, 1.0):
+    for temperature in (0.3, 1.0):
         programs = [fk.tasks.solve(lm, None, p, temperature=temperature) for some in asked for p in some]
         with afresh():
-            runs = fk.infer(programs, fk.ImportanceSampling(16), seed=0)
+            runs = fk.infer(programs, fk.ImportanceSampling(8), seed=0)
         flat = [p for some in asked for p in some]
-        right = np.array([[p.solved(v) for v in r.values] for p, r in zip(flat, runs)]).reshape(40, 4, 16)
-        draws = [scaling.Variability.estimate(right[rng.integers(40, size=40)]) for _ in range(500)]
+        right = np.array([[p.solved(v) for v in r.values] for p, r in zip(flat, runs)]).reshape(20, 4, 8)
+        draws = [scaling.Variability.estimate(right[rng.integers(20, size=20)]) for _ in range(500)]
         ends = np.quantile([v.paraphrase / v.total for v in draws], [0.025, 0.975])
         found = scaling.Variability.estimate(right)
         print(f"T={temperature}: right {right.mean():.3f}, {found}", end="")
@@ -199,8 +202,8 @@ def texts() -> None:
     lengths = np.array([[len(v.tokens) for v in p.values] for p in made.posteriors])
     problem = np.repeat(np.arange(len(lengths)), lengths.shape[1])
     print("length", scaling.length_gap(lengths.ravel(), made.right.ravel(), problem))
-    for temperature in (0.4, 0.7, 1.0, 1.3):
-        some = pool(4, 40, 16, temperature)
+    for temperature in (0.4, 1.3):
+        some = pool(4, 20, 16, temperature)
         share = [scaling.prefix_diversity([v.tokens for v in p.values], 8) for p in some.posteriors]
         shares = scaling.Curve([16], np.array(share)[:, None])
         print(f"T={temperature}: different first steps {told(shares.interval(0))}, right {some.right.mean():.3f}")

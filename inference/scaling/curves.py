@@ -150,7 +150,8 @@ def regret(curve: ArrayLike, *, best: float = 1.0, tokens: ArrayLike | None = No
     Source: Optimizing Test-Time Compute via Meta Reinforcement Fine-Tuning (2025), arXiv:2503.07572.
     Guarantee: closed form.
     Engines: all: accuracy of `fk.steps` after each step.
-    Not shown here: engines on the small task differ by less than 40 problems tell.
+    Measured: to 480 tokens on Countdown (30 problems of 4 numbers, one seed, N = 1, 4, 16): best-of-N 187 [119,
+        261], particle filter 186 [121, 261], entropic filter 186 [123, 260] tokens: no ranking.
 
     >>> round(regret([0.2, 0.5, 0.5, 0.8]), 6), round(regret([0, 0.2, 0.5, 0.6], tokens=[100] * 4), 6)
     (2.0, 270.0)
@@ -174,7 +175,8 @@ def anytime(curve: ArrayLike, prior: Prior | ArrayLike = "uniform") -> float:
     Source: Optimizing Anytime Reasoning via Budget Relative Policy Optimization (2025), arXiv:2505.13438.
     Guarantee: closed form.
     Engines: all, as `regret`.
-    Not shown here: as `regret`.
+    Measured: over N = 1, 4, 16 on the runs of `regret` the filters are above best-of-N by .011 [−.122, .144] and
+        .011 [−.111, .134]: no ranking.
 
     >>> [round(anytime([0.2, 0.5, 0.6, 0.7], prior), 6) for prior in ("uniform", "linear", "last")]
     [0.5, 0.58, 0.7]
@@ -207,9 +209,10 @@ class Saturation:
     Source: Scaling over Scaling (2025), arXiv:2505.20522, whose model of performance (TTSPM) it is.
     Guarantee: closed form; `fit` is least squares.
     Engines: BestOfN, SelfConsistency and other pools of independent tries.
-    Measured: on best-of-k by the verifier of Countdown (100 problems of 4 numbers, k to 32) F = .670 [.598, .739],
-        p = .248 [.212, .283], within .024; enough(.01) = 10. Fitted to k ≤ 8 it foretells .614 at
-        32, where .691 was seen.
+    Measured: on pass@k of Countdown (60 problems of 4 numbers, k to 32) F = .777 [.685, .861], p = .169 [.131,
+        .210], within .033, enough(.01) = 14; on best-of-k by the verifier .652 [.545, .751], .213 [.162, .268],
+        .024, 11. But fitted to k ≤ 8 they foretell .657 and .588 at 32, where .808 and .676 were seen: no law for
+        mixtures.
 
     >>> Saturation(1.0, 0.3).enough(0.01), Saturation(0.8, 0.1).enough(0.01)
     (10, 20)

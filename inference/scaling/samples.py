@@ -42,7 +42,9 @@ def bounds_at_k(correct: ArrayLike, k: int) -> Bounds:
         (2021), arXiv:2107.03374.
     Guarantee: unbiased, for independent answers.
     Engines: ImportanceSampling draws them; BestOfN and SelfConsistency select.
-    Measured: as `pass_at_k`.
+    Measured: on Countdown of 3, 4 and 5 numbers (60 problems each, 16 answers) mean .430, .165, .099 and best of 8
+        .813, .566, .499: the gain .383 [.321, .451], .402 [.324, .472], .400 [.320, .475] does not shrink with
+        difficulty, as the paper has it for larger models.
 
     >>> [round(x, 5) for x in bounds_at_k(0.4, 5)]
     [0.01024, 0.4, 0.31744, 0.92224]
@@ -81,8 +83,8 @@ def pass_at_k(
     Source: as `bounds_at_k`: arXiv:2107.03374.
     Guarantee: unbiased, with intervals over problems.
     Engines: ImportanceSampling, BestOfN.
-    Measured: .185, .309, .465, .619, .739, .823 at k = 1, 2, 4, 8, 16, 32 for the reasoner of Countdown, ± .05 at most
-        (100 held-out problems of 4 numbers, one pool of 64 answers each).
+    Measured: .154, .266, .416, .575, .707, .808 [.692, .891] at k = 1, 2, 4, 8, 16, 32 for the reasoner of
+        Countdown (60 held-out problems of 4 numbers, one pool of 40 answers each).
 
     >>> import feynkac as fk
     >>> @fk.program
@@ -114,8 +116,8 @@ def best_of_k(posteriors: Sequence[Posterior], correct: Callable[[Any, int], boo
         the estimate.
     Guarantee: unbiased, with intervals over problems.
     Engines: ImportanceSampling, BestOfN.
-    Measured: .185, .305, .449, .578, .658, .691 at k = 1, 2, 4, 8, 16, 32 with the verifier of Countdown, ± .05 at most
-        (the same pool as for `pass_at_k`): the judge finds most of what there is up to k = 8.
+    Measured: .154, .263, .402, .534, .623, .676 [.557, .778] at k = 1, 2, 4, 8, 16, 32 with the verifier of
+        Countdown (the pool of `pass_at_k`): it finds most of what there is up to k = 8.
 
     >>> import feynkac as fk
     >>> @fk.program
@@ -131,7 +133,10 @@ def best_of_k(posteriors: Sequence[Posterior], correct: Callable[[Any, int], boo
     rows = []
     for i, posterior in enumerate(posteriors):
         independent(posterior)
-        rows.append([posterior.best_of(k, lambda value, i=i: float(correct(value, i))) for k in sizes])  # type: ignore[misc]
+        found = {
+            id(value): float(correct(value, i)) for value, done in zip(posterior.values, posterior.complete) if done
+        }
+        rows.append([posterior.best_of(k, lambda value, found=found: found[id(value)]) for k in sizes])  # type: ignore[misc]
     return Curve(sizes, rows)  # type: ignore[arg-type]
 
 
@@ -152,7 +157,9 @@ class Variability:
     Source: Stochastic CHAOS (2026), arXiv:2601.07239.
     Guarantee: exact for given probabilities; estimates of them add their own variance.
     Engines: ImportanceSampling over tasks × paraphrases × seeds.
-    Not shown here: fragility and safety need models that are tuned for them.
+    Measured: on 20 problems of Countdown, 4 orders of their numbers and 8 draws, the orders' share of the variance
+        is .027 [−.010, .069] at T = .3 and −.006 [−.024, .011] at T = 1: none was seen. Fragility and safety were
+        not tested.
 
     >>> found = Variability.of([[0.9, 0.5], [0.1, 0.3]])
     >>> round(found.task, 6), round(found.paraphrase, 6), round(found.sampling, 6), round(found.total, 6)
@@ -233,7 +240,8 @@ def length_gap(lengths: ArrayLike, correct: ArrayLike, problems: ArrayLike | Non
     Source: Think Deep, Think Fast (2025), arXiv:2504.14047.
     Guarantee: unbiased; the standard error is Welch's, or over problems.
     Engines: any pool; where right ones are shorter, `FirstFinish` pays.
-    Not shown here: answers of the small task have as many steps, right or wrong.
+    Measured: right answers of Countdown have 30.0 tokens, and wrong ones 30.0: all have as many steps, so nothing
+        is told.
 
     >>> length_gap([10, 12, 20, 22], [1, 1, 0, 0])
     Gap(right=11.0, wrong=21.0, difference=-10.0, error=1.4142135623730951)
@@ -273,7 +281,9 @@ def prefix_diversity(texts: Sequence[Any], length: int) -> float:
     Source: EconProver (2025), arXiv:2509.12603.
     Guarantee: a statistic.
     Engines: any pool.
-    Not shown here: what diversity is worth, without prefixes trained for it.
+    Measured: of 16 answers to each of 20 problems of Countdown .419 [.361, .477] begin differently at T = .4 and
+        .716 [.670, .758] at T = 1.3, where fewer are right (.094 and not .184). What trained prefixes do was not
+        tested.
 
     >>> prefix_diversity(["abc", "abd", "xyz", "abz"], 2)
     0.5

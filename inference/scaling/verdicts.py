@@ -96,7 +96,8 @@ class Judge:
     Source: Demystifying LLM-as-a-Judge (2025), arXiv:2512.19905.
     Guarantee: closed form; `best_of` by quadrature to 1e-9.
     Engines: none; `BestOfN(k)` and its soft form are what it describes.
-    Not shown here: the curves of best-of-N on the small task flatten and do not fall.
+    Measured: the verifier of Countdown is not overoptimised at k ≤ 40: from 16 to 40 answers best-of-k gains .060
+        [−.007, .131] (60 problems of 4 numbers).
 
     >>> judge = Judge(mean=0.0, sd=1.0, peak=2.0, truth=1.0)
     >>> [round(judge.best_of(k), 5) for k in (4, 6, 16)], judge.best_k(16)
@@ -179,7 +180,8 @@ def conformal(scores: ArrayLike, delta: float = 0.1) -> float:
         doi:10.1007/b106715.
     Guarantee: coverage of at least 1 − δ, on average over the scores, if they are exchangeable.
     Engines: all; `fk.programs.early_exit` takes it as its threshold.
-    Measured: coverage exactly .9 at n = 9 (closed form); on texts see `early_exit`.
+    Measured: at δ = .1 it covers .923 (standard deviation of a split .074) of the right answers' 1 − r by the
+        verifier of Countdown, from 25 problems to 25 others.
 
     >>> conformal([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]), conformal([0.1] * 8)
     (0.9, inf)

@@ -31,6 +31,13 @@ def test_verdicts_and_votes_are_what_counting_says(s, v):
     assert cost == s * (1 + 0.5 * v)
 
 
+def test_votes_of_thousands_are_counted():
+    stats = pytest.importorskip("scipy.stats")
+    assert scaling.majority(0.52, 3001) == pytest.approx(stats.binom.sf(1500, 3001, 0.52), rel=1e-9)
+    assert [scaling.majority(p, 4) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.0, 0.5, 1.0])
+    assert scaling.verify_or_vote(2000, 3, p=0.01, tpr=1.0, fpr=0.5)[0] < 0.1
+
+
 def test_the_judges_errors_are_what_a_simulation_finds():
     judge = scaling.Judge(0.3, 1.5, peak=2.0, truth=1.0)
     y = np.random.default_rng(0).normal(0.3, 1.5, (200_000, 5))

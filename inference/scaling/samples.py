@@ -44,7 +44,7 @@ def bounds_at_k(correct: ArrayLike, k: int) -> Bounds:
     Engines: ImportanceSampling draws them; BestOfN and SelfConsistency select.
     Measured: on Countdown of 3, 4 and 5 numbers (60 problems each, 16 answers) mean .430, .165, .099 and best of 8
         .813, .566, .499: the gain .383 [.321, .451], .402 [.324, .472], .400 [.320, .475] does not shrink with
-        difficulty, as the paper has it for larger models.
+        difficulty, whereas the paper's do.
 
     >>> [round(x, 5) for x in bounds_at_k(0.4, 5)]
     [0.01024, 0.4, 0.31744, 0.92224]

@@ -25,7 +25,11 @@ def share(name: str, value: float) -> float:
 
 def binomial(n: int, p: float) -> NDArray[np.float64]:
     """Return the chances (n + 1,) of 0…n successes in n trials."""
-    return np.array([math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)])
+    k = np.arange(n + 1)
+    if p in (0.0, 1.0):
+        return np.asarray(k == n * p, float)
+    logs = np.concatenate([[0.0], np.log(np.arange(1.0, n + 1)).cumsum()])  # factorials overflow from 171 on
+    return np.asarray(np.exp(logs[n] - logs - logs[::-1] + k * math.log(p) + (n - k) * math.log1p(-p)))
 
 
 def verify_or_vote(

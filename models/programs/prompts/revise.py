@@ -60,7 +60,8 @@ async def revise(
         arXiv:2504.14047, which compares it with votes. Its prompts are ours: not a replication.
     Guarantee: exact for the law that the program defines, whose choice of the best is an argmax.
     Engines: all; a pool of such chains is ``BestOfN`` with the verifier as reward.
-    Not shown here: a gain over parallel attempts, which needs a model that was trained to revise.
+    Measured: Countdown, 60 problems of four numbers, four attempts: .146 ± .027 in sequence, .421 ± .048 in parallel.
+        The small reasoner was never shown attempts, and mostly stops after them: a gain needs a model that was.
 
     >>> import feynkac as fk
     >>> from feynkac.models.testing import ScriptedLM

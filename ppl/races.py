@@ -7,13 +7,23 @@ then those that return right at it; within a round by index. Nothing depends on 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from .effects import Race
-from .fibers import Fiber
+from .fibers import Fiber, Finished
 
-if TYPE_CHECKING:
-    from .wave import Wave
+
+class Wave(Protocol):
+    """What races need of their wave."""
+
+    ready: list[tuple[Fiber, Any]]
+
+    def join(self, fiber: Fiber, results: Sequence[Finished]) -> None:
+        """Hand on what branches wrote to cells."""
+
+    def complete(self, fiber: Fiber, effect: Any, value: Any) -> None:
+        """Go on with what a fiber waited for."""
 
 
 class Races:

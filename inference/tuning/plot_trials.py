@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..drawing.figure import axes, label, picture
 from ..drawing.palette import BLUE, ORANGE
 
-if TYPE_CHECKING:
-    from .search import Tuned
 
-
-def plot_trials(found: Tuned, figsize: tuple[float, float] | None) -> Any:
-    """Draw each trial's score, the best so far, and, where there is one, the score on problems held out."""
+def plot_trials(found: Any, figsize: tuple[float, float] | None) -> Any:
+    """Draw what a `Tuned` has found: each trial's score, the best so far, and, where there is one, the score on problems held out."""
     figure = picture(figsize or (5.4, 3.0))
     panel, scores = figure.subplots(), np.array([trial.score for trial in found.trials])
     axes(panel, None, (1, 1))

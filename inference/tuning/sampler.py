@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +16,29 @@ from optuna.trial import TrialState
 
 from .surrogates import Surrogate, expected_improvement
 
-if TYPE_CHECKING:
-    from .bayesian import Bayes
-
 Floats = NDArray[np.float64]
+
+
+class Settings(Protocol):
+    """What `Bayes` is told."""
+
+    @property
+    def surrogate(self) -> Surrogate:
+        """What is believed of settings that were not tried."""
+
+    @property
+    def starts(self) -> int:
+        """How many are drawn at random first."""
+
+    @property
+    def candidates(self) -> int:
+        """How many are looked at for the next."""
 
 
 class ExpectedImprovement(BaseSampler):  # type: ignore[misc]  # Optuna is not typed for those who lack it
     """Random settings at first, and then those of the largest expected improvement; see `Bayes`."""
 
-    def __init__(self, settings: Bayes, seed: int) -> None:
+    def __init__(self, settings: Settings, seed: int) -> None:
         self._settings, self._random = settings, RandomSampler(seed)
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:

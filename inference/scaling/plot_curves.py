@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..drawing.palette import BRANCHES, INK, ORANGE
 
-if TYPE_CHECKING:
-    from .curves import Curve, Saturation
-    from .verdicts import Judge
 
-
-def plot_curve(curve: Curve, name: str, fit: Saturation | None, ax: Any, figsize: tuple[float, float] | None) -> Any:
-    """Draw a curve with its intervals, and what fits it as a dashed line."""
+def plot_curve(curve: Any, name: str, fit: Any, ax: Any, figsize: tuple[float, float] | None) -> Any:
+    """Draw a `Curve` with its intervals, and a `Saturation` that fits it, if any, as a dashed line."""
     from ..drawing.figure import axes, label, write
 
     fresh = ax is None
@@ -37,8 +33,8 @@ def plot_curve(curve: Curve, name: str, fit: Saturation | None, ax: Any, figsize
     return ax.figure
 
 
-def plot_judge(judge: Judge, most: int, ax: Any, figsize: tuple[float, float] | None) -> Any:
-    """Draw the error of the one of k answers that a judge likes best, against k."""
+def plot_judge(judge: Any, most: int, ax: Any, figsize: tuple[float, float] | None) -> Any:
+    """Draw the error of the one of k answers that a `Judge` likes best, against k."""
     from ..drawing.figure import axes, label, write
 
     ax = axes(ax, figsize, (6.0, 3.4))

@@ -11,7 +11,7 @@ from ..drawing.palette import BLUE, ORANGE
 
 
 def plot_trials(found: Any, figsize: tuple[float, float] | None) -> Any:
-    """Draw what a `Tuned` has found: each trial's score, the best so far, and the score on problems held out, if any."""
+    """Draw what a `Tuned` has found: each trial's score, the best so far, and the score on problems held out."""
     figure = picture(figsize or (5.4, 3.0))
     panel, scores = figure.subplots(), np.array([trial.score for trial in found.trials])
     axes(panel, None, (1, 1))

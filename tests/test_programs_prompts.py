@@ -190,7 +190,7 @@ def test_the_vote_of_five_orders():
 
 
 def test_what_names_no_choice_abstains_and_shots_are_the_nearest():
-    lm = ScriptedLM(lambda before: {"Well.": 0.5, "Z": 0.3, "B": 0.2})
+    lm = ScriptedLM(lambda before: {"Well.": 0.5, "Z": 0.3, "B, I think": 0.2})
     found = fk.infer(P.medprompt(lm, "Q?", ("yes", "no"), shuffle=False), fk.SelfConsistency(50), seed=0)
     assert found.vote() == {"no": pytest.approx(1.0)}
     shots = [("the green hill", "A"), ("a river runs", "B"), ("the river runs down the hill", "A"), ("?", "B")]

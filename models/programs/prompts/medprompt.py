@@ -71,7 +71,7 @@ async def medprompt(
         embed: vectors (n, d) of n strings, such as the ``embed`` of `fk.rewards.Embedding`; words counted by default.
         shuffle: whether the order is random.
         prompt: of the question, a template of ``{question}`` and ``{choices}``; shots are shown as they are.
-        answer: a regular expression; the first group of its last match is the letter.
+        answer: a regular expression; the first group of its last match that is a letter shown.
         max_tokens: of reasons and answer.
         sampling: keywords of `Sampling`.
 
@@ -102,7 +102,7 @@ async def medprompt(
     examples = "".join(f"{shots[i][0]}\n{shots[i][1]}\n\n" for i in near)
     asked = examples + prompt.format(question=question, choices=shown)
     text = await sample("answer", lm.complete(ask(lm, asked), max_tokens=max_tokens, **sampling))
-    found = [match.group(1) for match in re.finditer(answer, str(text))]
-    place = LETTERS.find(found[-1]) if found else -1
-    chosen = choices[order[place]] if 0 <= place < len(choices) else None
+    named = (match.group(1) for match in re.finditer(answer, str(text)))
+    found = [letter for letter in named if letter in list(LETTERS[: len(choices)])]
+    chosen = choices[order[LETTERS.index(found[-1])]] if found else None
     return deterministic("output", chosen)  # type: ignore[no-any-return]

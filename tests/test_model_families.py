@@ -32,12 +32,23 @@ def test_the_page_is_of_this_transformers():
     assert f"of transformers {transformers.__version__}, " in PAGE.read_text()
 
 
+def test_the_page_has_all_families():
+    for role, families in FAMILIES.items():
+        written = PAGE.read_text().split(f"## {role.capitalize()}\n")[1].split("\n## ")[0]
+        rows = [line for line in written.splitlines() if line.startswith("| ")][1:]
+        assert [line.split(" | ")[:2] for line in rows] == [[f"| {name}", kind] for name, kind in families.items()]
+
+
+THIRD = 0
+"""Which third of the families the slow tests build; ``python docs/families.py`` tries all, and writes the page."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("role", FAMILIES)
-def test_all_families_are_what_the_page_says(role):
-    rows = [row(family, role, verdict(family, role)) for family in FAMILIES[role]]
-    written = PAGE.read_text().split(f"## {role.capitalize()}\n")[1].split("\n## ")[0]
-    assert rows == [line for line in written.splitlines() if line.startswith("| ")][1:]
+def test_a_third_of_the_families_are_what_the_page_says(role):
+    written = PAGE.read_text().splitlines()
+    for family in list(FAMILIES[role])[THIRD::3]:
+        assert row(family, role, verdict(family, role)) in written
 
 
 NO_EXIT = {"git", "hrm_text", "longcat_flash", "modernbert-decoder", "phi4_multimodal"}
@@ -49,9 +60,11 @@ NO_CHOICE = {"beam", "deepseek_v4", "doge", "flint", "longcat_flash", "phimoe"}
 @pytest.mark.slow
 @pytest.mark.parametrize("varied", ["layers", "experts"])
 @pytest.mark.parametrize("role", FAMILIES)
-def test_variants_of_all_families_are_exact_or_refused(role, varied):
+def test_variants_of_families_are_exact_or_refused(role, varied):
     refused, worst = {}, {}
-    for family in FAMILIES[role].keys() - NOT_TRIED.keys():
+    listed = {"layers": NO_EXIT, "experts": NO_CHOICE}[varied] & FAMILIES[role].keys()
+    tried = {*list(FAMILIES[role])[THIRD::3], *listed} - NOT_TRIED.keys()
+    for family in sorted(tried):
         try:
             lm = tiny_lm(model=build(family, role))
         except Unsupported:
@@ -65,7 +78,7 @@ def test_variants_of_all_families_are_exact_or_refused(role, varied):
         assert refused.keys() == (NO_EXIT if role == "causal" else set())
     else:
         assert {family for family, reason in refused.items() if "has no experts" not in reason} <= NO_CHOICE
-        assert len(worst) >= (50 if role == "causal" else 0)
+        assert len(worst) >= (15 if role == "causal" else 0)
 
 
 def test_a_page_has_a_row_for_each_verdict():

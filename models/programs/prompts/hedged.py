@@ -49,7 +49,7 @@ async def hedged(
     Engines: all; beams and trees find no step within a pool, and rank whole ones.
     Measured: Countdown, 200 problems of four numbers, T = .4, .7, 1: one answer .238, .197, .155 (± .018, .013, .011),
         five .555, .546, .488, a hedged five .561, .565, .532; the paired gain is .007 ± .009, .019 ± .011, .044 ± .014:
-        the warmer, the more the greedy answer is worth. Not in several languages, for which no model comes with it.
+        it is clear at T = 1 alone (one seed). Not in several languages, for which no model comes with the library.
 
     >>> import feynkac as fk
     >>> from feynkac.models.testing import ScriptedLM

@@ -69,7 +69,7 @@ def test_curves_of_posteriors_are_what_subsets_say():
     assert scaling.pass_at_k(posteriors, correct, [3], "worst").table[:, 0].tolist() == pytest.approx(worst)
 
 
-@pytest.mark.parametrize("engine", [fk.SMC(8, ess_threshold=1.0), fk.SuffixMH(8)])
+@pytest.mark.parametrize("engine", [fk.SMC(8, ess_threshold=1.0), fk.SuffixMH(8), fk.MCMC(fk.SuffixMH(1), 8)])
 @pytest.mark.parametrize("tool", [scaling.pass_at_k, scaling.best_of_k])
 def test_runs_that_depend_on_each_other_are_refused(engine, tool):
     @fk.program

@@ -74,6 +74,7 @@ def pass_at_k(
     Args:
         posteriors: of independent runs of each problem, as many as were asked for, such as those of
             ``ImportanceSampling(64)`` or ``BestOfN(64)``. Their weights do not count; an unfinished run is wrong.
+            Rollouts of `TreeSampling` are not independent either, though nothing tells them apart.
         correct: says of a value and its problem's number whether it is right.
         sizes: the k.
         which: "worst", "mean", "majority" or "best".

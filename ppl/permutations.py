@@ -65,7 +65,9 @@ class Permutation(Distribution):
 
     @staticmethod
     def _orders(value: Any, k: int) -> bool:
-        return isinstance(value, tuple | list) and len(value) == k and sorted(value) == list(range(k))
+        if not isinstance(value, tuple | list) or len(value) != k:
+            return False
+        return all(isinstance(item, int | np.integer) for item in value) and set(value) == set(range(k))
 
     def support(self) -> list[Any] | None:
         """Return all orders, where they are few."""

@@ -225,7 +225,7 @@ def test_orders_are_drawn_and_scored_one_by_one():
         np.testing.assert_allclose(np.exp(mine), truth)
     mixed = Permutation(2).sample_batch([Permutation(2), law], particles(2))
     assert [len(value) for value in mixed.values] == [2, 3]
-    for value in ((0, 1), (0, 1, 1), (0, 1, 3), "012", None):
+    for value in ((0, 1), (0, 1, 1), (0, 1, 3), (0, "1", 2), (0, None, 2), "012", None):
         assert not law.fits(value)
         assert law.log_prob(value) == -math.inf
     assert Permutation(7).support() is None

@@ -403,3 +403,19 @@ def test_a_density_that_is_not_the_models_is_found_out(jax_toys):
     wrong = replace(good, log_prior=lambda xp, x: good.log_prior(xp, x) + 0.1)  # its density stays what it was
     with pytest.raises(fk.errors.InconsistentDensity):
         fk.infer(wrong, fk.NestedSampling(30, fk.HitAndRunSlice(), delete=5), seed=0)
+
+
+@fk.program
+async def decay():
+    x = await fk.sample("x", fk.dist.Uniform(0.0, 1.0))
+    await fk.factor("L", -10.0 * x)
+    return x
+
+
+@pytest.mark.slow
+def test_the_evidence_of_a_decay():
+    truth = (1 - math.exp(-10)) / 10  # .0999955
+    engine = fk.NestedSampling(20, fk.RandomWalk(), moves=10, delete=4)
+    found = np.exp([one.log_evidence for one in fk.infer([decay()] * 10, engine, seed=0)]) / truth
+    assert abs(found.mean() - 1) < 4.26 * found.std(ddof=1) / math.sqrt(len(found))  # 2e-5
+    assert found.std() < 0.6

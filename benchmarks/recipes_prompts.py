@@ -182,7 +182,8 @@ def smollm2() -> Any:
 
 METHODS = {f.__name__: f for f in (temperatures, votes, revisions, places, prompts)}
 
-if __name__ == "__main__":
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", choices=[*METHODS, []])
     parser.add_argument("--problems", type=int, default=100)
@@ -191,3 +192,7 @@ if __name__ == "__main__":
     for name in given.methods or METHODS:
         print(f"{name}:")
         METHODS[name](fk.tasks.problems(given.problems, seed=0, numbers=4), given.seed)
+
+
+if __name__ == "__main__":
+    main()

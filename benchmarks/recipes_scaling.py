@@ -230,7 +230,7 @@ def conformal() -> None:
 ROWS = (saturation, engines, judge, bounds, allocation, runtime, variability, texts, conformal)
 
 
-if __name__ == "__main__":
+def main() -> None:
     names = {row.__name__: row for row in ROWS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", choices=[*names, []], default=[])
@@ -239,3 +239,7 @@ if __name__ == "__main__":
         print(f"--- {name}", flush=True)
         names[name]()
         print(f"({time.process_time() - began:.0f} CPU s)")
+
+
+if __name__ == "__main__":
+    main()

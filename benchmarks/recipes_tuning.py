@@ -91,6 +91,10 @@ def throughput(count=24, trials=6):
     print("best", found.best)
 
 
-if __name__ == "__main__":
+def main() -> None:
     for name in sys.argv[1:]:
         {"bandit": bandit, "settings": settings, "throughput": throughput}[name]()
+
+
+if __name__ == "__main__":
+    main()

@@ -27,20 +27,22 @@ class Wave(Protocol):
 
 
 class Races:
-    """The races of one wave in which some branch has returned since they were last looked at."""
+    """The races of one wave in which some branch has returned since they were last looked at.
 
-    def __init__(self, wave: Wave) -> None:
-        self._wave = wave
+    They are handed the wave and do not hold it: it would hold itself, with all that its particles have made.
+    """
+
+    def __init__(self) -> None:
         self._met: dict[Fiber, int] = {}  # those that wait for a race, and how deep they are
 
-    def returned(self, fiber: Fiber) -> None:
+    def returned(self, wave: Wave, fiber: Fiber) -> None:
         """Take note that a branch of the race that a fiber waits for has returned."""
         if any(fiber.children):
             self._met[fiber] = _depth(fiber)
         else:
-            self._settle(fiber)
+            self._settle(wave, fiber)
 
-    def decide(self, innermost: bool = False) -> bool:
+    def decide(self, wave: Wave, innermost: bool = False) -> bool:
         """End the races that enough branches have won; return whether there were any to look at.
 
         ``innermost``: look at those only that no other is inside of; what they end may decide the others.
@@ -53,10 +55,10 @@ class Races:
             del self._met[fiber]
         for fiber in now:
             if type(fiber.effect) is Race and any(fiber.children) and not fiber.run.dead:  # else it is over
-                self._settle(fiber)
+                self._settle(wave, fiber)
         return True
 
-    def _settle(self, fiber: Fiber) -> None:
+    def _settle(self, wave: Wave, fiber: Fiber) -> None:
         """Place the branches that have returned, and end the race if there are enough."""
         effect, results = fiber.effect, fiber.results
         ended = [i for i, branch in enumerate(results) if branch is not None]
@@ -69,18 +71,18 @@ class Races:
             return
         for child in fiber.children:
             if child is not None:
-                self._close(child)
+                self._close(wave, child)
         first = sorted(ended, key=lambda i: results[i].place)[: effect.k]
         fiber.guide.level += sum(results[i].level for i in first)
-        self._wave.join(fiber, [results[i] for i in first])
-        self._wave.complete(fiber, effect, tuple([(i, results[i].value) for i in first]))
+        wave.join(fiber, [results[i] for i in first])
+        wave.complete(fiber, effect, tuple([(i, results[i].value) for i in first]))
 
-    def _close(self, branch: Fiber) -> None:
+    def _close(self, wave: Wave, branch: Fiber) -> None:
         """Close a branch, which is at a step end, with all that is inside it."""
         run, gone = branch.run, set(_within(branch))
         run.waiting = [fiber for fiber in run.waiting if fiber not in gone]
         run.held = [(fiber, effect) for fiber, effect in run.held if fiber not in gone]
-        self._wave.ready[:] = [(fiber, value) for fiber, value in self._wave.ready if fiber not in gone]
+        wave.ready[:] = [(fiber, value) for fiber, value in wave.ready if fiber not in gone]
         branch.drop()
         run.unawaited = 0  # what it had made and not awaited yet is no mistake
 

@@ -65,7 +65,7 @@ class Wave:
         self.ready: list[tuple[Fiber, Any]] = []
         self.server = Server(keys, owners, self.ready)
         self._watches = Watches()
-        self._races = Races(self)
+        self._races = Races()
 
     def run(self, finish: Callable[[], T]) -> T:
         """Drive every run from where it is to its next step end, and return what ``finish`` makes of them.
@@ -156,14 +156,14 @@ class Wave:
         for run in self.runs:
             if run.written and not run.dead:
                 self._commit(run)
-        self._races.decide()
+        self._races.decide(self)
         for run in self.runs:
             waiting, run.waiting = run.waiting, []
             if not run.dead:
                 for fiber in waiting:
                     self.ready.append((fiber, fiber.value))
         self._run_on()
-        while self._races.decide(innermost=True):
+        while self._races.decide(self, innermost=True):
             self._run_on()
 
     def _run_on(self) -> None:
@@ -301,7 +301,7 @@ class Wave:
         if type(effect) is Race:
             parent.children[fiber.index] = None
             parent.results[fiber.index] = Finished(guard(value), fiber.writes, fiber.level)
-            self._races.returned(parent)
+            self._races.returned(self, parent)
             return
         if type(effect) is Gather:
             parent.children[fiber.index] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import sys
@@ -462,3 +463,27 @@ def test_best_of_n_with_all_dead():
     with pytest.raises(fk.errors.AllParticlesDead, match="all 4 particles have weight zero at step 0"):
         fk.infer(doomed(), fk.BestOfN(4), seed=0)
     assert fk.infer(doomed(), fk.BestOfN(4, all_dead="zero"), seed=0).log_evidence == -math.inf
+
+
+@fk.program
+async def straight():
+    async def step(carry, x):
+        carry += await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+        await fk.factor("G", 0.1 * carry)
+        return carry, x
+
+    return await fk.scan(step, 0.0, range(3), compiled=False)
+
+
+def test_a_run_leaves_next_to_nothing_to_the_collector():
+    """A wave that held itself would hold all that its particles had made until the collector comes, which is seldom."""
+    engine = fk.SMC(50, ess_threshold=1.0)
+    fk.infer(straight(), engine, seed=0)
+    gc.collect()
+    gc.disable()
+    try:
+        fk.infer(straight(), engine, seed=0)
+        left = gc.collect()
+    finally:
+        gc.enable()
+    assert left < 50

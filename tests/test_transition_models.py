@@ -89,10 +89,11 @@ def test_a_resampled_particle_takes_its_own_memory_along():
 @pytest.mark.parametrize("sinks", [0, 1])
 def test_what_a_particle_of_a_stream_holds_does_not_grow(sinks):
     pytest.importorskip("torch")
-    asked = []
+    asked, earliest = [], []
 
     def network(x, time, condition):
         asked.append(condition["past"].shape)
+        earliest.append(condition["past"][:, 0].mean().item())
         return condition["past"][:, -1] / 2
 
     denoiser = fk.diffusion.Network(network, "sample")
@@ -102,6 +103,7 @@ def test_what_a_particle_of_a_stream_holds_does_not_grow(sinks):
     async def stream(length):
         async def step(kept, t):
             first, last = kept
+            assert len(first) + len(last) == min(t, video.past)
             frame = await fk.sample("frame", video.frame((*first, *last)))
             await fk.factor("G", float(frame.mean()))
             first, last = ((*first, frame), last) if len(first) < sinks else (first, (*last, frame))
@@ -116,6 +118,7 @@ def test_what_a_particle_of_a_stream_holds_does_not_grow(sinks):
         for means in fk.infer(stream(length), fk.SMC(3, ess_threshold=1.0), seed=0).values:
             assert np.allclose(means, 0.5 ** np.arange(1, length + 1))
     assert {shape[1:] for shape in asked} == {(3, 2)}
+    assert earliest[-1] == 0.5 ** (1 if sinks else 9)  # the last of 12 frames is drawn from the first, or the ninth
 
 
 def test_within_its_window_a_stream_is_the_clip():

@@ -226,9 +226,8 @@ class Client:
     async def _answer(self, request: _Request, refusals: bool) -> Any:
         """Send a request until it is answered."""
         line = self._connected()
-        tries, timeout = 0, self.timeout
+        tries, timeout, answered = 0, self.timeout, line.answered
         while True:
-            answered = line.answered
             try:
                 async with line.gate.through(request.weight):
                     request.sent += 1
@@ -239,8 +238,9 @@ class Client:
                 trouble = error  # what is raised below must not have it for its context: it may repeat the key
             if refusals and not trouble.again and trouble.status in (400, 422):
                 return self._error(request, trouble)
-            # Where others get through, the server is not ill but slow: this one's turn will come.
+            # Where others got through since the last time, the server is not ill but slow: this one's turn will come.
             tries += not (trouble.status == 429 and line.answered > answered)
+            answered = line.answered
             self._may_go_on(request, trouble, tries)
             if trouble.late:
                 timeout *= 2

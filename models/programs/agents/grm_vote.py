@@ -14,12 +14,12 @@ from ..asking import ask, numbered
 
 
 def scores_of(said: str, n: int, least: int = 1, most: int = 10) -> tuple[int, ...]:
-    """Return the n scores that a judgement ends with, clipped; the least for those that it does not say.
+    """Return the n scores that a judgement ends with, rounded and clipped; the least for those that it does not say.
 
-    >>> scores_of("Both are fine. Scores: 9, 12", 2)
+    >>> scores_of("Both are fine. Scores: 8.6, 12/10", 2)
     (9, 10)
     """
-    numbers = [int(number) for number in re.findall(r"-?\d+", said)][-n:]
+    numbers = [round(float(number)) for number in re.findall(r"(-?\d+(?:\.\d+)?)(?:/\d+)?", said)][-n:]
     return tuple(min(max(x, least), most) for x in [*numbers, *[least] * (n - len(numbers))])
 
 
@@ -53,6 +53,8 @@ async def grm_vote(
 
     Returns the index of the best response; the sums are recorded as "sums".
 
+    Raises ValueError where there is nothing to choose from or by, and where ``keep`` comes without ``meta``.
+
     Source: Inference-Time Scaling for Generalist Reward Modeling (2025), arXiv:2504.02495.
     Guarantee: exact for the law that the program defines; the sum and its argmax are part of it. Its prompt is ours:
         not a replication.
@@ -68,6 +70,8 @@ async def grm_vote(
     n = len(responses)
     if n < 2 or k < 1:
         raise ValueError(f"there must be two responses and a judgement at least, not {n} and {k}")
+    if keep is not None and (meta is None or not 1 <= keep <= k):
+        raise ValueError(f"keep={keep} of k={k} judgements: it needs a meta, and must be from 1 to k")
 
     async def judgement() -> tuple[float, tuple[int, ...]]:
         order = await sample("order", Permutation(n))

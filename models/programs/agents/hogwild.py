@@ -67,6 +67,7 @@ async def hogwild(
         together: Together = await sample("ticks", lm.together(texts, min(check_every, left), **sampling))
         left -= check_every
         if together.finished:
+            deterministic("output", together[0])
             return together[0]  # type: ignore[no-any-return]
         if left > 0:
             for i, text in enumerate(together.texts):

@@ -52,7 +52,7 @@ async def memorise(
         every: how often the memory is updated, in tasks.
         memory: what is known at the start.
 
-    Returns the memory after the last task, and the answers.
+    Returns the memory after the last task, and the answers. Raises ValueError where ``every`` is not positive.
 
     Source: ArcMemo: Abstract Reasoning Composition with Lifelong LLM Memory (2025), arXiv:2509.04439.
     Guarantee: exact for the law that the program defines.
@@ -70,6 +70,9 @@ async def memorise(
     >>> abs(posterior.expect(lambda value: sum(value[1])) - 0.936) < 0.06  # 0.2 + 0.32 + 0.416
     True
     """
+
+    if every < 1:
+        raise ValueError(f"the memory is updated after every task or more, not after {every}")
 
     async def step(known: Memory, numbered: tuple[int, Any]) -> tuple[Memory, Any]:
         number, task = numbered

@@ -41,6 +41,8 @@ async def plan_and_verify(
         reward: from problem and plan to a score, the final factor.
         law: keywords of `Sampling`, and ``max_tokens``.
 
+    Raises ValueError where there is no round.
+
     Source: PlanGEN: A Multi-Agent Framework for Generating Planning and Reasoning Trajectories (2025),
         arXiv:2502.16111.
     Guarantee: exact for the law that the program defines; the best of its plans is chosen within. Its prompts are ours:
@@ -58,6 +60,8 @@ async def plan_and_verify(
     >>> posterior.expect(lambda plan: plan == "go") > 0.95  # 1 − 2⁻⁶
     True
     """
+    if rounds < 1:
+        raise ValueError(f"there must be a round at least, not {rounds}")
     constraints = str(await sample("constraints", lm.complete(ask(lm, constrain.format(problem=problem)), **law)))
     best, told = (-float("inf"), ""), ""
     for _ in range(rounds):

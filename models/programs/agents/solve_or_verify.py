@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,15 @@ from ...language.text import Text
 from ..asking import ask
 
 
+def last_word(said: str) -> bool:
+    """Return whether the last yes or no of a verdict is a yes.
+
+    >>> last_word("Yes, they are added. But the sum is wrong: No.")
+    False
+    """
+    return re.findall(r"\b(yes|no)\b", said.lower())[-1:] == ["yes"]
+
+
 @program
 async def solve_or_verify(
     lm: Host,
@@ -20,7 +30,7 @@ async def solve_or_verify(
     *,
     solutions: int = 4,
     verifications: int = 2,
-    yes: Callable[[str], bool] = lambda said: "yes" in said.lower(),
+    yes: Callable[[str], bool] = last_word,
     prompt: str = "{question}\nAnswer: {answer}\nCheck it step by step, then say Yes or No.",
     max_tokens: int = 256,
     **law: Any,
@@ -36,15 +46,14 @@ async def solve_or_verify(
         question: what is asked.
         solutions: S.
         verifications: V, 1 or more.
-        yes: whether a verdict is good.
+        yes: whether a verdict is good: by default, whether its last yes or no is a yes.
         prompt: of a verdict.
         max_tokens: of a draw.
         law: keywords of `Sampling`.
 
     Source: When To Solve, When To Verify (2025), arXiv:2504.01005; Generative Verifiers (2024), arXiv:2408.15240.
-    Guarantee: exact for the law that the program defines; the argmax (the first of the best) is part of it. Its prompt
-        is
-        ours: not a replication.
+    Guarantee: exact for the law that the program defines; the argmax (the first of the best) is part of it. Its
+        prompt is ours: not a replication.
     Engines: ImportanceSampling, SMC, BestOfN, BeamSearch, SuffixMH; a run is one step.
     Not shown here: no generative verifier comes with the library.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ....ppl.effects import deterministic, gather, sample
@@ -9,6 +10,11 @@ from ....ppl.program import program
 from ...language.host import Host
 from ...language.text import Text
 from ..asking import ask
+
+
+def last_line(said: str) -> str:
+    """Return the last line of what a child has written."""
+    return said.rstrip().rpartition("\n")[2]
 
 
 @program
@@ -21,14 +27,15 @@ async def threads(
     between: str = "|",
     depth: int = 2,
     child: str = "{task}",
+    message: Callable[[str], str] = last_line,
     report: str = "{messages}\n",
     max_tokens: int = 256,
     **law: Any,
 ) -> Text:
     """Write a text in which ``<spawn> task | task <join>`` starts children; each writes on its task, side by side.
 
-    A child begins with its own task alone, may spawn in turn while ``depth`` is left, and reports what it has written.
-    The parent goes on after the reports, and never sees the rest of its children. So the longest of a family tells how
+    A child begins with its own task alone, may spawn in turn while ``depth`` is left, and reports its last line. The
+    parent goes on after the reports, and never sees the rest of its children. So the longest of a family tells how
     long one waits, and the sum what is paid: "latency" and "tokens" are recorded, in tokens drawn.
 
     Args:
@@ -39,6 +46,7 @@ async def threads(
         between: separates tasks.
         depth: how deep children may spawn; at 0 the tag is text like any other.
         child: the prompt of a child.
+        message: from all that a child has written to what it reports.
         report: what the parent reads of its children's messages, which ``between`` separates.
         max_tokens: most tokens of a draw.
         law: keywords of `Sampling`.
@@ -60,7 +68,7 @@ async def threads(
     """
     text, latency, tokens = await _write(
         lm, ask(lm, prompt) if isinstance(prompt, str) else prompt, depth, (spawn, join, between, child, report),
-        {"max_tokens": max_tokens, **law},
+        message, {"max_tokens": max_tokens, **law},
     )  # fmt: skip
     deterministic("latency", latency)
     deterministic("tokens", tokens)
@@ -68,22 +76,27 @@ async def threads(
     return text
 
 
-async def _write(lm: Host, text: Text, depth: int, tags: tuple[str, ...], law: dict[str, Any]) -> tuple[Text, int, int]:
+async def _write(
+    lm: Host, text: Text, depth: int, tags: tuple[str, ...], message: Callable[[str], str], law: dict[str, Any]
+) -> tuple[Text, int, int]:
     """Return a whole text, and how many tokens one waits for, and pays for."""
     spawn, join, between, child, report = tags
     latency = tokens = 0
+    read = str(text).rfind(join) + 1  # tags in what is before, as in a report, are text like any other
     while True:
         before = len(text.tokens)
         kernel = lm.until(text, join, include_stop=True, **law) if depth else lm.complete(text, **law)
         text = await sample("text", kernel)
         drawn = len(text.tokens) - before
         latency, tokens = latency + drawn, tokens + drawn
-        _, tag, tasks = str(text).rpartition(spawn)
+        _, tag, tasks = str(text)[read:].rpartition(spawn)
         if not depth or text.finished or not tag or not tasks.endswith(join):
             if depth and not text.finished and drawn and str(text).endswith(join):
-                continue  # a join without a spawn is text like any other
+                read = len(str(text))  # a join without a spawn is text like any other
+                continue
             return text, latency, tokens
         asked = [ask(lm, child.format(task=task.strip())) for task in tasks.removesuffix(join).split(between)]
-        found = await gather(*(_write(lm, one, depth - 1, tags, law) for one in asked), name="children")
-        text = text.append(report.format(messages=between.join(str(one) for one, _, _ in found)))
+        found = await gather(*(_write(lm, one, depth - 1, tags, message, law) for one in asked), name="children")
+        text = text.append(report.format(messages=between.join(message(str(one)) for one, _, _ in found)))
+        read = len(str(text))
         latency, tokens = latency + max(wait for _, wait, _ in found), tokens + sum(paid for _, _, paid in found)

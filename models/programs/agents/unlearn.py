@@ -26,7 +26,9 @@ async def unlearn(
     """Answer a question, and for each target that the answer gives away write ``top`` variants without it, and keep
     one.
 
-    The critic chooses among the variants; the first of the best is kept, even where it leaks, too. If an answer leaks
+    The critic chooses among the variants that are clean of this target, or among all where none is. Targets are gone
+    over once, in their order: a variant that brings an earlier one back is not seen. The paper's composer,
+    which merges the best variants, is not here: one of them is kept. If an answer leaks
     each of k targets with probability l and a variant is clean with e, then with one variant each the answer is clean
     with probability (1 − l·(1 − e))^k. It costs an answer, an audit for each target, and ``top`` variants for a leak.
 
@@ -39,6 +41,8 @@ async def unlearn(
         top: how many variants.
         erase: the prompt of a variant.
         law: keywords of `Sampling`, and ``max_tokens``.
+
+    Raises ValueError where there is no variant.
 
     Source: Agentic LLM Unlearning (2025), arXiv:2502.00406.
     Guarantee: exact for the law that the program defines; nothing is promised of what variants hide in other words.
@@ -53,6 +57,8 @@ async def unlearn(
     >>> fk.simulate(model, seed=0).value
     'He is a wizard.'
     """
+    if top < 1:
+        raise ValueError(f"there must be a variant at least, not {top}")
     answer = str(await sample("answer", lm.complete(ask(lm, question), **law)))
     for target in targets:
         if float(await call("audit", audit, answer, target)) < 0.5:

@@ -6,31 +6,26 @@ python docs/recipes.py
 from __future__ import annotations
 
 import inspect
-import re
 from pathlib import Path
 from typing import Any
 
 import feynkac as fk
-from feynkac.ppl.cards import lines_of_code, table
+from feynkac.ppl.cards import lines_of_code, paragraphs, row, table
 
 PAGE = Path(__file__).with_name("recipes.md")
 
 
 def engines() -> str:
     """Return a table of the engines whose docstrings name a paper."""
-    rows = ["| engine | what | paper | lines | promise |", "|---|---|---|---|---|"]
+    rows = [row("engine", "what", "paper", "lines", "promise"), "|---|---|---|---|---|"]
     for name in fk.__all__:
         thing: Any = getattr(fk, name)
         if not (inspect.isclass(thing) and hasattr(thing, "run") and hasattr(thing, "guarantee")):
             continue
-        doc = inspect.getdoc(thing) or ""
-        source = re.search(r"^Source: (.+?)(?=\n\n|\Z)", doc, re.DOTALL | re.MULTILINE)
-        if source is None:
-            continue
-        promise = thing.guarantee if isinstance(thing.guarantee, str) else "by its settings: see its docstring"
-        what = doc.partition("\n\n")[0].rstrip(".")
-        cells = [f"`fk.{name}`", what, source.group(1).rstrip("."), str(lines_of_code(thing)), promise]
-        rows.append("| " + " | ".join(" ".join(c.replace("``", "`").replace("|", "\\|").split()) for c in cells) + " |")
+        told = paragraphs(inspect.getdoc(thing) or "")
+        if "source" in told:
+            promise = thing.guarantee if isinstance(thing.guarantee, str) else "by its settings: see its docstring"
+            rows.append(row(f"`fk.{name}`", told["line"], told["source"], str(lines_of_code(thing)), promise))
     return "\n".join(rows)
 
 

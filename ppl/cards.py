@@ -7,7 +7,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,39 +54,28 @@ def index(namespace: ModuleType, prefix: str) -> tuple[Card, ...]:
     found = []
     for name in namespace.__all__:
         thing = getattr(namespace, name)
-        paragraphs = _paragraphs(inspect.getdoc(thing) or "")
-        if "guarantee" not in paragraphs:
+        told = paragraphs(inspect.getdoc(thing) or "")
+        if "guarantee" not in told:
             continue
-        missing = {field.name for field in fields(Card)} - paragraphs.keys() - {"name", "lines"}
+        missing = {field.name for field in fields(Card)} - told.keys() - {"name", "lines"}
         if missing:
             raise ValueError(f"the docstring of {prefix}.{name} does not say its {', '.join(sorted(missing))}")
-        found.append(Card(name=f"{prefix}.{name}", lines=lines_of_code(thing), **paragraphs))
+        found.append(Card(name=f"{prefix}.{name}", lines=lines_of_code(thing), **told))
     return tuple(found)
 
 
 def table(cards: Sequence[Card]) -> str:
     """Return the cards as a table in Markdown."""
-    head = "| where | what | paper | lines | promise | engines | measured |"
-    cells = [_celled(card) for card in cards]
-    rows = [
-        f"| `{card.name}` | {card.line} | {card.source} | {card.lines} | {card.guarantee} | {card.engines} | "
-        f"{card.measured} |"
-        for card in cells
-    ]
-    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
+    lines = [row("where", "what", "paper", "lines", "promise", "engines", "measured"), "|---|---|---|---|---|---|---|"]
+    for card in cards:
+        told = card.source, str(card.lines), card.guarantee, card.engines, card.measured
+        lines.append(row(f"`{card.name}`", card.line, *told))
+    return "\n".join(lines)
 
 
-def _celled(card: Card) -> Card:
-    changed: dict[str, Any] = {name: _cell(getattr(card, name)) for name in _CELLS}
-    return replace(card, **changed)
-
-
-_CELLS = ("line", "source", "guarantee", "engines", "measured")
-
-
-def _cell(text: str) -> str:
-    """Return a text of reStructuredText as a cell of a table in Markdown."""
-    return text.replace("``", "`").replace("|", "\\|")
+def row(*cells: str) -> str:
+    """Return texts of reStructuredText as a row of a table in Markdown."""
+    return "| " + " | ".join(cell.replace("``", "`").replace("|", "\\|") for cell in cells) + " |"
 
 
 def lines_of_code(thing: Any) -> int:
@@ -101,7 +90,7 @@ def lines_of_code(thing: Any) -> int:
     return sum(bool(line) and not line.startswith("#") for line in plain)
 
 
-def _paragraphs(doc: str) -> dict[str, str]:
+def paragraphs(doc: str) -> dict[str, str]:
     """Return what the paragraphs, or lines, that begin with a card's words say."""
     found = {"line": " ".join(doc.partition("\n\n")[0].split()).rstrip(".")}
     begins = "|".join([*_WORDS, _UNSEEN])

@@ -3,40 +3,12 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 
 import feynkac as fk
-from feynkac.ppl import cost
-
-
-class Counted:
-    """A model whose calls are counted: a kernel of coin flips."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def coin(self, p):
-        return Flip(self, p)
-
-
-@dataclass(frozen=True)
-class Flip:
-    lm: Counted
-    p: float
-
-    @property
-    def batch_key(self):
-        return self.lm
-
-    def sample_batch(self, requests, keys):
-        self.lm.calls += 1
-        cost.charge(model_calls=1)
-        return fk.dist.Bernoulli(0.5).sample_batch([fk.dist.Bernoulli(one.p) for one in requests], keys)
-
-    def log_prob_batch(self, requests, values):
-        return fk.dist.Bernoulli(0.5).log_prob_batch([fk.dist.Bernoulli(one.p) for one in requests], values)
+from flips import Counted
 
 
 @fk.program

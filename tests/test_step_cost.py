@@ -3,49 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 
 import pytest
 
 import feynkac as fk
 from feynkac.ppl.cost import Ledger, recording
 from feynkac.ppl.score import ScoreError
-
-
-class Counted:
-    """A model that charges three tokens for each draw, and remembers what it has charged."""
-
-    def __init__(self):
-        self.calls = self.tokens = 0
-
-    def draw(self, p):
-        return Flip(self, p)
-
-
-@dataclass(frozen=True)
-class Flip:
-    lm: Counted
-    p: float
-
-    @property
-    def batch_key(self):
-        return self.lm
-
-    def sample_batch(self, requests, keys):
-        self.lm.calls += 1
-        self.lm.tokens += 3 * len(requests)
-        fk.charge(model_calls=1, tokens_out=[3] * len(requests))
-        return fk.dist.Bernoulli(0.5).sample_batch([fk.dist.Bernoulli(one.p) for one in requests], keys)
-
-    def log_prob_batch(self, requests, values):
-        return fk.dist.Bernoulli(0.5).log_prob_batch([fk.dist.Bernoulli(one.p) for one in requests], values)
+from flips import Counted
 
 
 @fk.program
 async def walk(lm, steps):
     x = 0
     for _ in range(steps):
-        x += await fk.sample("x", lm.draw(0.3))
+        x += await fk.sample("x", lm.coin(0.3))
         await fk.factor("G", 0.5 * x)
     return x
 

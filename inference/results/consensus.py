@@ -47,7 +47,7 @@ def tally(
         choice = one_nan(voters[i] if key is None else key(voters[i]))
         if choice is not None:
             votes.setdefault(choice, []).append(float(weights[i]))
-    totals = {choice: float(_POOLS[pool](numbers)) for choice, numbers in votes.items()}
+    totals = {choice: float(_POOLS[pool](each)) for choice, each in votes.items()}
     return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
 

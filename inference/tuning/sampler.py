@@ -12,8 +12,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.search_space import intersection_search_space
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
 
+from .search import whole
 from .surrogates import Surrogate, expected_improvement
 
 Floats = NDArray[np.float64]
@@ -43,7 +43,7 @@ class ExpectedImprovement(BaseSampler):  # type: ignore[misc]  # Optuna is not t
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
         """Return what all trials have in common; nothing before there are enough."""
-        done = _done(study)
+        done = whole(study)
         return intersection_search_space(done) if len(done) >= self._settings.starts else {}
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
@@ -68,7 +68,7 @@ class ExpectedImprovement(BaseSampler):  # type: ignore[misc]  # Optuna is not t
 
 def beliefs(study: Any, surrogate: Surrogate) -> Floats:
     """Return a surrogate's mean (n,) at the settings that were tried, in units of the score."""
-    done = _done(study)
+    done = whole(study)
     points, scores = _evidence(study, intersection_search_space(done))
     values = np.array([trial.value for trial in done])
     result: Floats = values.mean() + (values.std() or 1.0) * surrogate(points, scores, points)[0]
@@ -89,13 +89,8 @@ def encode(space: Mapping[str, BaseDistribution], settings: Sequence[Mapping[str
     return np.column_stack(columns).astype(float)
 
 
-def _done(study: Any) -> list[Any]:
-    done: list[Any] = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return done
-
-
 def _evidence(study: Any, space: Mapping[str, BaseDistribution]) -> tuple[Floats, Floats]:
     """Return the points that were tried, and their standardised scores, larger is better."""
-    done = _done(study)
+    done = whole(study)
     scores = np.array([trial.value for trial in done]) * (-1.0 if study.direction == StudyDirection.MINIMIZE else 1.0)
     return encode(space, [trial.params for trial in done]), (scores - scores.mean()) / (scores.std() or 1.0)

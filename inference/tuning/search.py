@@ -105,23 +105,23 @@ def search(
         _claim(study, int(seed), space, save)
 
         def standing() -> tuple[int, int, str]:
-            done = _done(optuna, study)
+            done = whole(study)
             best = f", best {study.best_value:.4g}" if done else ""
             return len(done), trials, f"{len(done)} of {trials} trials{best}"
 
         try:
             with Progress(standing, progress) as bar:
-                while (number := len(done := _done(optuna, study))) < trials:
+                while (number := len(done := whole(study))) < trials:
                     for labels in left(done)[:1]:
                         study.enqueue_trial(labels)
                     study.sampler = _sampler(optuna, sampler, _keys.as_seed(_keys.fold(key, number)) % 2**32)
                     _try(optuna, study, suggest, score)
                     bar.update()
         except KeyboardInterrupt:
-            if not _done(optuna, study):
+            if not whole(study):
                 raise
             stopped = "interrupted"
-        found = tuple(Trial(suggest(trial), trial.value) for trial in _done(optuna, study))
+        found = tuple(Trial(suggest(trial), trial.value) for trial in whole(study))
     best = max(found, key=lambda trial: trial.score)
     return Tuned(best.settings, best.score, found, study, stopped=stopped)
 
@@ -239,9 +239,12 @@ def _claim(study: Any, seed: int, space: Space, save: Any) -> None:
         raise ValueError(f"{save} holds the trials of another search (seed {seen}, space {options}): name a new file")
 
 
-def _done(optuna: Any, study: Any) -> list[Any]:
-    done: list[Any] = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    return done
+def whole(study: Any) -> list[Any]:
+    """Return the trials of a study that were made whole, in order."""
+    from optuna.trial import TrialState
+
+    found: list[Any] = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return found
 
 
 def _sampler(optuna: Any, sampler: Any, seed: int) -> Any:

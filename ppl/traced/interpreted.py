@@ -143,8 +143,9 @@ class Place(Handler):
 
         At a horizon it has come to a site of the next step, which it has not drawn.
         """
-        made = {site.address for step in choices for site in step}
-        return not self._left and not self._strange & made
+        if self._left or not self._strange:
+            return not self._left
+        return self._strange.isdisjoint(site.address for step in choices for site in step)
 
     def touch(self, effect: Effect, address: str, length: int) -> bool:
         """Force a sample or a call."""

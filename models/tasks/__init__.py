@@ -6,6 +6,7 @@ reasoner         a small language model of Countdown that ships with the library
 verifier         its process reward model
 solve            a program: a step a line, weighed by a process reward model
 gym              the problems of a data set of reasoning-gym
+Tape             the law of a model's lines on some problems, written down: it replays runs without the model
 
 import feynkac as fk
 lm, prm = fk.tasks.reasoner(), fk.tasks.verifier()
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     from .exercises import Exercise, gym
     from .shipped import reasoner, record, verifier
     from .solver import solve
+    from .tape import Tape
 
 _HOME = {
     "Countdown": "countdown",
     "Exercise": "exercises",
+    "Tape": "tape",
     "gym": "exercises",
     "problems": "countdown",
     "reasoner": "shipped",
@@ -36,7 +39,7 @@ _HOME = {
     "verifier": "shipped",
 }
 
-__all__ = ["Countdown", "Exercise", "gym", "problems", "reasoner", "record", "solve", "verifier"]
+__all__ = ["Countdown", "Exercise", "Tape", "gym", "problems", "reasoner", "record", "solve", "verifier"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .correctors import Corrected, anneal, guide, product, tilt
     from .denoiser import Guided, Network
     from .frames import Frames
-    from .generator import Diffusion
+    from .gaussian import Diffusion
     from .kernels import begin, denoise
     from .mixture import Mixture
     from .rewards.clip import Aesthetic, ClipScore
@@ -34,7 +34,7 @@ _HOME = {
     "ClipScore": "rewards.clip",
     "Corrected": "correctors",
     "DiffusersNetwork": "adapters.networks",
-    "Diffusion": "generator",
+    "Diffusion": "gaussian",
     "Frames": "frames",
     "Guided": "denoiser",
     "ImageQuality": "rewards.quality",

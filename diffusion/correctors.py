@@ -18,7 +18,8 @@ import torch
 
 from ..ppl.errors import InvalidWeight, Unsupported
 from .denoiser import Denoiser, join
-from .generator import Diffusion, Floats, Generator, Moved, impose, spread
+from .gaussian import Diffusion, Gaussian
+from .generator import Floats, Moved, impose, spread
 from .latents import Latents, replace_fields
 from .rewards.base import as_reward, check_gradient, slope
 from .schedule import Schedule
@@ -43,7 +44,7 @@ class Tilt:
     of: Literal["noisy", "estimate"] = "noisy"
 
 
-class Corrected(Generator):
+class Corrected(Gaussian):
     """A product of powers of diffusion models, tilted by a reward; made by the transforms below.
 
     Feynman–Kac mapping, with p_t ∝ Π q_{i,t}^β_i · exp(b_t·r) and S = Σ β_i s_i the mixed score: M_t is a step of
@@ -77,7 +78,7 @@ class Corrected(Generator):
 
     def __init__(
         self,
-        model: Generator,
+        model: Gaussian,
         parts: Sequence[Part],
         tilts: Sequence[Tilt] = (),
         *,
@@ -235,7 +236,7 @@ def zeta_for(beta: float, a: float) -> float:
     return math.sqrt(squared)
 
 
-def _raised(model: Generator, beta: float) -> tuple[tuple[Part, ...], tuple[Tilt, ...]]:
+def _raised(model: Gaussian, beta: float) -> tuple[tuple[Part, ...], tuple[Tilt, ...]]:
     """Return the parts and tilts of a model to the power β."""
     _check_constant(beta)
     if isinstance(model, Corrected):
@@ -265,7 +266,7 @@ def _same_levels(one: Schedule, other: Schedule) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("alpha", "sigma", "time"))
 
 
-def anneal(model: Generator, beta: float, **settings: Any) -> Corrected:
+def anneal(model: Gaussian, beta: float, **settings: Any) -> Corrected:
     """Return the model of p(x)^β, normalised: β > 1 is colder, that is, sharper; tilts are raised as well.
 
     ``settings``, here and below, are ``zeta`` and ``interval`` of `Corrected`, by default those of the model if it is
@@ -283,7 +284,7 @@ def anneal(model: Generator, beta: float, **settings: Any) -> Corrected:
     return Corrected(model, *_raised(model, beta), **_inherit([model], settings))
 
 
-def product(models: Sequence[Generator], betas: Sequence[float] | None = None, **settings: Any) -> Corrected:
+def product(models: Sequence[Gaussian], betas: Sequence[float] | None = None, **settings: Any) -> Corrected:
     """Return the model of Π p_i(x)^β_i, normalised (β_i = 1 by default), of models with one schedule and shape.
 
     Raises ValueError where their levels or shapes differ, or there are none.
@@ -301,14 +302,14 @@ def product(models: Sequence[Generator], betas: Sequence[float] | None = None, *
     return Corrected(first, parts, tilts, **_inherit(models, settings))
 
 
-def guide(model: Generator, gamma: float, unconditional: Any, **settings: Any) -> Corrected:
+def guide(model: Gaussian, gamma: float, unconditional: Any, **settings: Any) -> Corrected:
     """Return the model of p(x)^(1−γ)·p(x|c)^γ, normalised: classifier-free guidance that samples what it says.
 
     ``unconditional`` is a batch of one empty condition, or another model of the unconditional law. Where the
     conditional law is narrower than γ/(γ − 1) times the other, as it should be, the result has finite mass.
     """
     _check_constant(gamma)
-    if isinstance(unconditional, Generator):
+    if isinstance(unconditional, Gaussian):
         return product([model, unconditional], [gamma, 1.0 - gamma], **settings)
     parts, tilts = _raised(model, 1.0)
     both = [replace(part, beta=gamma * part.beta) for part in parts]
@@ -317,7 +318,7 @@ def guide(model: Generator, gamma: float, unconditional: Any, **settings: Any) -
 
 
 def tilt(
-    model: Generator,
+    model: Gaussian,
     reward: Any,
     schedule: Callable[[float], float] = float,
     *,
@@ -346,7 +347,7 @@ def tilt(
     return Corrected(model, parts, (*tilts, Tilt(reward, schedule, of)), **_inherit([model], settings))
 
 
-def _inherit(models: Sequence[Generator], settings: dict[str, Any]) -> dict[str, Any]:
+def _inherit(models: Sequence[Gaussian], settings: dict[str, Any]) -> dict[str, Any]:
     for model in models:
         if isinstance(model, Corrected):
             return {"zeta": model.zeta, "interval": model.interval, **settings}

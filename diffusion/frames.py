@@ -14,14 +14,15 @@ from ..ppl import keys as _keys
 from ..ppl.keys import Keys
 from ..ppl.model import Draws
 from .denoiser import Denoiser
-from .generator import Floats, Generator, Moved, check_eta, impose
+from .gaussian import Gaussian, check_eta
+from .generator import Floats, Moved, impose
 from .latents import Latents, replace_fields
 from .rewards.base import as_reward
 from .schedule import Schedule
 from .transitions import log_normal, transition
 
 
-class Frames(Generator):
+class Frames(Gaussian):
     """A frame-autoregressive video model: ``frames`` runs of a diffusion, each under the condition of the last few.
 
     Feynman–Kac mapping: each frame is one step that draws noise and T that denoise it, so that a clip takes
@@ -232,5 +233,5 @@ class Frame:
         )
         with torch.no_grad():
             for k in range(model.unit):
-                latents, _ = model._step(latents, model._noise(_keys.fold(keys, k)), None)
+                latents, _ = model._step(latents, model.noise(_keys.fold(keys, k)), None)
         return Draws(list(latents.x.cpu().numpy()), None)

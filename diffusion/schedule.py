@@ -22,7 +22,7 @@ class Schedule:
         alpha: scale of the data, growing.
         sigma: scale of the noise, falling; 0 at the end, where the data is reached.
         time: what the network is told of the level, in its own units.
-        initial: standard deviation of the noise that a generation begins with; None: that of `Generator.scale`.
+        initial: standard deviation of the noise that a generation begins with; None: that of `Gaussian.scale`.
 
     Raises ValueError where the ratio α/σ does not grow from level to level, or a level is not a finite number.
 

@@ -316,7 +316,7 @@ def test_noise_put_on_again_has_the_law_of_its_level(schedule):
     model = Diffusion(DATA.denoiser(schedule), schedule, (3,), dtype=torch.float64)
     n = 8000
     data = torch.as_tensor(DATA.sample(n, seed=1))
-    done = fk.diffusion.generator.Latents(data, np.full(n, 8), 8)
+    done = fk.diffusion.latents.Latents(data, np.full(n, 8), 8)
     keys = fk.keys.fold(fk.keys.root(3), np.arange(n))
     once = model.renoise(done, keys, 3)
     twice = model.renoise(model.renoise(done, fk.keys.fold(keys, 1), 6).state, fk.keys.fold(keys, 2), 3)

@@ -14,8 +14,15 @@ transformers = pytest.importorskip("transformers")
 
 from random_models import random_weights  # noqa: E402
 
-from feynkac.diffusion import Aesthetic, ClipScore, Mixture, Schedule, Steering, tilt  # noqa: E402
-from feynkac.diffusion.generator import Diffusion  # noqa: E402
+from feynkac.diffusion import (  # noqa: E402
+    Aesthetic,
+    ClipScore,
+    Diffusion,
+    Mixture,
+    Schedule,
+    Steering,
+    tilt,
+)
 from feynkac.diffusion.rewards.base import as_reward  # noqa: E402
 from feynkac.diffusion.rewards.images import colours, fitted  # noqa: E402
 from feynkac.models.testing import tiny_tokenizer  # noqa: E402

@@ -15,9 +15,11 @@ torch = pytest.importorskip("torch")
 
 import feynkac as fk  # noqa: E402
 from feynkac.diffusion import Diffusion, Mixture, Network, Schedule, Steering  # noqa: E402
-from feynkac.diffusion.generator import Generator, Moved, replace_fields, transition  # noqa: E402
-from feynkac.diffusion.latents import Latents  # noqa: E402
+from feynkac.diffusion.gaussian import Gaussian  # noqa: E402
+from feynkac.diffusion.generator import Moved  # noqa: E402
+from feynkac.diffusion.latents import Latents, replace_fields  # noqa: E402
 from feynkac.diffusion.rewards.base import TensorReward  # noqa: E402
+from feynkac.diffusion.transitions import transition  # noqa: E402
 from feynkac.ppl import keys as _keys  # noqa: E402
 from feynkac.ppl.errors import AmbiguousScore, InvalidWeight, Unsupported  # noqa: E402
 from laws import Z_LIMIT, check_unbiased, z_score  # noqa: E402
@@ -137,7 +139,7 @@ REWARD = torch.tensor([0.0, 1.2, -0.7]).double()
 HOPE = torch.tensor([[0.4, 0.1, 0.9], [-0.3, 0.6, 0.2], [0.8, -0.5, 0.1]]).double()  # the estimate at step t, state s
 
 
-class Chain(Generator):
+class Chain(Gaussian):
     """Three states, three steps; the estimate of the data is any table, whose rewards only guide."""
 
     steps = 3
@@ -153,7 +155,7 @@ class Chain(Generator):
         log_p = np.log(START[x[:, 0].long()])
         return self._advance(latents, log_p, log_p, log_g)
 
-    def _noise(self, keys):
+    def noise(self, keys):
         return self.tensor(_keys.uniform(keys, 1))
 
     def _draw(self, law, keys):

@@ -14,7 +14,7 @@ import torch
 
 from ..denoiser import Denoiser, Guided, Network
 from ..frames import Frames
-from ..generator import Diffusion
+from ..gaussian import Diffusion
 from ..rewards.motion import Motion
 from ..schedule import Schedule
 from .convnets import Classifier

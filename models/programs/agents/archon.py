@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from ....ppl.effects import deterministic, factor
+from ....ppl.effects import deterministic
 from ....ppl.program import program
-from ....ppl.score import Score
+from ..weighing import Reward, weigh
 from .layers import Draft, Layer
 
 
 @program
-async def archon(layers: Sequence[Layer], question: str, *, reward: Callable[[str, str], Score] | None = None) -> str:
+async def archon(layers: Sequence[Layer], question: str, *, reward: Reward | None = None) -> str:
     """Answer a question by layers of generators, rankers, critics, fusers, verifiers and unit tests.
 
     Each layer is a function of the question and of what the layer before left; the first candidate that the last one
@@ -21,7 +21,7 @@ async def archon(layers: Sequence[Layer], question: str, *, reward: Callable[[st
     Args:
         layers: made by `generate`, `rank`, `critique`, `fuse`, `verify` and `unit_test` of ``agents.layers``.
         question: what is asked.
-        reward: from question and answer to a score, the final factor.
+        reward: weighs the answer, given the question and it: a probability, or a log-weight (a number is one).
 
     Raises ValueError where a layer leaves no candidate, as where the first one does not generate.
 
@@ -47,6 +47,5 @@ async def archon(layers: Sequence[Layer], question: str, *, reward: Callable[[st
         deterministic("output", draft.candidates[0])
     if not draft.candidates:
         raise ValueError("archon needs a layer that generates")
-    if reward is not None:
-        await factor("reward", reward(question, draft.candidates[0]).log())
+    await weigh(reward, question, draft.candidates[0])
     return draft.candidates[0]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ....ppl.effects import call, deterministic, factor, sample
+from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
-from ....ppl.score import Score
 from ...language.host import Host
 from ..asking import ask
+from ..weighing import Reward, weigh
 
 
 @program
@@ -23,7 +23,7 @@ async def plan_and_verify(
     constrain: str = "{problem}\nList the constraints that a plan has to keep.",
     plan: str = "{problem}\nConstraints:\n{constraints}\n{feedback}Write a plan.",
     feedback: str = "Your last plan scored {score:.0f} of 100:\n{plan}\n",
-    reward: Callable[[str, str], Score] | None = None,
+    reward: Reward | None = None,
     **law: Any,
 ) -> str:
     """Draw the constraints of a problem, then plans, each told of the last one and its score; return the best.
@@ -38,7 +38,7 @@ async def plan_and_verify(
         rounds: most plans.
         enough: the score that ends it.
         constrain: the prompt of the constraints; so are ``plan`` and ``feedback``, which is empty in the first round.
-        reward: from problem and plan to a score, the final factor.
+        reward: weighs the plan, given the problem and it: a probability, or a log-weight (a number is one).
         law: keywords of `Sampling`, and ``max_tokens``.
 
     Raises ValueError where there is no round.
@@ -74,6 +74,5 @@ async def plan_and_verify(
         if best[0] >= enough:
             break
         told = feedback.format(score=score, plan=made)
-    if reward is not None:
-        await factor("reward", reward(problem, best[1]).log())
+    await weigh(reward, problem, best[1])
     return best[1]

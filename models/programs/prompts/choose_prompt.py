@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from ....ppl.dist import Categorical
-from ....ppl.effects import call, deterministic, factor, gather, sample
+from ....ppl.effects import call, deterministic, gather, sample
 from ....ppl.program import program
-from ....ppl.score import Score
 from ...language.host import Host
 from ...language.text import Text
 from ..asking import ask
+from ..weighing import Reward, weigh
 
 
 @program
@@ -23,7 +23,7 @@ async def choose_prompt(
     prompts: Sequence[str],
     *,
     score: Callable[[str], Any] | None = None,
-    reward: Callable[[Text], Score | float] | None = None,
+    reward: Reward | None = None,
     max_tokens: int = 256,
     **sampling: Any,
 ) -> Text:
@@ -41,7 +41,7 @@ async def choose_prompt(
         question: put in the place of ``{question}`` in each prompt.
         prompts: templates for ``str.format``, such as ``"{question}\\nThink step by step.\\n"``.
         score: of a filled prompt: a function to a number, or a reward.
-        reward: gives the log-weight of an answer, a number or a score.
+        reward: weighs an answer: a probability, or a log-weight (a number is one).
         max_tokens: of the answer.
         sampling: keywords of `Sampling`.
 
@@ -72,6 +72,5 @@ async def choose_prompt(
         chosen = int(np.argmax(scores))
     answer = lm.complete(ask(lm, filled[chosen]), max_tokens=max_tokens, **sampling)
     text: Text = deterministic("output", await sample("answer", answer))
-    if reward is not None:
-        await factor("reward", reward(text))
+    await weigh(reward, text)
     return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,19 +11,19 @@ from ....ppl.dist import Categorical
 from ....ppl.effects import deterministic, factor, sample, twist
 from ....ppl.program import program
 from ....ppl.reals import whole_number
-from ....ppl.score import Score
 from ...language.host import Host
 from ...language.text import Text
+from ..weighing import Reward, log_weight, weigh
 
 
 @program
 async def dynamic_experts(
     lms: Mapping[int, Host],
-    prm: Callable[[str, Text], Score] | None,
+    prm: Reward | None,
     problem: str,
     *,
     steps: int = 10,
-    reward: Callable[[Text], Score | float] | None = None,
+    reward: Reward | None = None,
     stop: str = "\n",
     max_tokens: int = 256,
     **sampling: Any,
@@ -41,10 +41,10 @@ async def dynamic_experts(
 
     Args:
         lms: the models by their number of experts.
-        prm: a process reward of kind probability, never 0, of problem and text; None for no guide.
+        prm: a process reward of problem and text, as ``reward``, of weights above 0; None for no guide.
         problem: the prompt.
         steps: most steps; the last goes on to the end of the text.
-        reward: gives a further log-weight of the answer, a number or a score.
+        reward: weighs the answer further: a probability, or a log-weight (a number is one).
         stop: ends a step.
         max_tokens: of a step.
         sampling: keywords of `Sampling`.
@@ -76,9 +76,8 @@ async def dynamic_experts(
         if text.finished:
             break
         if prm is not None and left:
-            await twist("prm", prm(problem, text).log())
+            await twist("prm", log_weight(prm(problem, text)))
     if prm is not None:
-        await factor("prm", prm(problem, text).log())
-    if reward is not None:
-        await factor("reward", reward(text))
+        await factor("prm", log_weight(prm(problem, text)))
+    await weigh(reward, text)
     return text

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from ....ppl.effects import deterministic, factor, gather, sample
+from ....ppl.effects import deterministic, gather, sample
 from ....ppl.program import program
 from ....ppl.reals import whole_number
-from ....ppl.score import Score
 from ...language.host import Host
 from ...language.text import Text
+from ..weighing import Reward, weigh
 
 
 @program
@@ -21,7 +20,7 @@ async def hedged(
     n: int = 5,
     temperature: float = 0.8,
     max_tokens: int = 256,
-    reward: Callable[[tuple[Text, ...]], Score | float] | None = None,
+    reward: Reward | None = None,
     **sampling: Any,
 ) -> tuple[Text, ...]:
     """Draw a hedged pool: the greedy answer, and n − 1 sampled at a temperature.
@@ -39,7 +38,7 @@ async def hedged(
         n: answers in a pool.
         temperature: of all but the first.
         max_tokens: of each answer.
-        reward: gives the log-weight of a pool, a number or a score.
+        reward: weighs a pool: a probability, or a log-weight (a number is one).
         sampling: other keywords of `Sampling`, for all answers.
 
     Returns the pool, the greedy answer first. Raises ValueError for n that is no whole number above 0.
@@ -63,6 +62,5 @@ async def hedged(
     warm = {**sampling, "temperature": temperature}
     others = [sample(f"sampled_{i}", lm.complete(text, max_tokens=max_tokens, **warm)) for i in range(1, n)]
     pool = deterministic("output", tuple(await gather(greedy, *others)))
-    if reward is not None:
-        await factor("reward", reward(pool))
+    await weigh(reward, pool)
     return pool  # type: ignore[no-any-return]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ....ppl.effects import call, deterministic, factor, sample
+from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
 from ....ppl.reals import whole_number
-from ....ppl.score import Score
 from ...language.host import Host
 from ...language.text import Text
 from ..asking import ask
+from ..weighing import Reward, weigh
 
 
 @program
@@ -26,7 +26,7 @@ async def iterative_rag(
     follow: str = "Follow up: ",
     found: str = "Intermediate answer: ",
     final: str = "So the final answer is: ",
-    reward: Callable[[str], Score | float] | None = None,
+    reward: Reward | None = None,
     max_tokens: int = 64,
     **sampling: Any,
 ) -> str:
@@ -50,7 +50,7 @@ async def iterative_rag(
         follow: begins a follow-up question.
         found: is put before its answer.
         final: begins, or is put before, the final answer.
-        reward: gives the log-weight of the answer, a number or a score.
+        reward: weighs the answer: a probability, or a log-weight (a number is one).
         max_tokens: of a line.
         sampling: keywords of `Sampling`.
 
@@ -94,6 +94,5 @@ async def iterative_rag(
     else:
         said = await line("answer", final)
     answer: str = deterministic("output", said.removeprefix(final.strip()).strip())
-    if reward is not None:
-        await factor("reward", reward(answer))
+    await weigh(reward, answer)
     return answer

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ....ppl.effects import call, deterministic, factor, sample
+from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
 from ....ppl.reals import whole_number
-from ....ppl.score import Score
 from ...language.host import Host
 from ...language.text import Text
 from ..asking import ask
+from ..weighing import Reward, weigh
 
 
 def in_sequence(problem: str, attempts: Sequence[str]) -> str:
@@ -29,7 +29,7 @@ async def revise(
     rounds: int = 4,
     last: int = 4,
     prompt: Callable[[str, Sequence[str]], str] = in_sequence,
-    reward: Callable[[Text], Score | float] | None = None,
+    reward: Reward | None = None,
     max_tokens: int = 256,
     **sampling: Any,
 ) -> Text:
@@ -50,7 +50,7 @@ async def revise(
         rounds: attempts in all.
         last: how many attempts a prompt shows at most.
         prompt: makes the prompt of the problem and the attempts to be shown, oldest first.
-        reward: gives the log-weight of the best attempt, a number or a score.
+        reward: weighs the best attempt: a probability, or a log-weight (a number is one).
         max_tokens: of an attempt.
         sampling: keywords of `Sampling`.
 
@@ -82,6 +82,5 @@ async def revise(
         if best is None or score > best[0]:
             best = score, deterministic("output", text)
     assert best is not None
-    if reward is not None:
-        await factor("reward", reward(best[1]))
+    await weigh(reward, best[1])
     return best[1]

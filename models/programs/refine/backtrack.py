@@ -9,7 +9,8 @@ from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
 from ...language.model import LanguageModel
 from ...language.text import Text
-from .shared import Judge, Problem, Reward, weigh
+from ..weighing import Reward
+from .shared import Judge, Problem, steer
 
 
 @program
@@ -42,7 +43,7 @@ async def backtrack(
         width: lines drawn at a place before it is left; None: it never is, and a bad first line is never mended.
         accept: a finished path with this score or more ends the search.
         max_tokens: most tokens of a line.
-        reward: weighs what is returned.
+        reward: weighs what is returned; a probability, or a log-weight (a number is one).
         sampling: keywords of `Sampling`.
 
     Returns the best finished path; where none was finished, the path under way. Raises ValueError for lines or width
@@ -88,7 +89,7 @@ async def backtrack(
         if not finished and score >= threshold:
             path, text, drawn = [*path, (text, drawn)], after, 0
     found = best or text
-    await weigh(reward, problem.prompt, found, True)
+    await steer(reward, problem.prompt, found, True)
     return found
 
 

@@ -8,7 +8,8 @@ from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
 from ...language.model import LanguageModel
 from ...language.text import Text
-from .shared import Judge, Reward, weigh
+from ..weighing import Reward
+from .shared import Judge, steer
 
 
 @program
@@ -39,7 +40,7 @@ async def cautious_completion(
         sure: a classifier of your own, from a text to the number that is compared with ``stop_below``, in place of the
             largest probability.
         max_tokens: most tokens.
-        reward: weighs the completion, given the prompt and the text.
+        reward: weighs the completion, given the prompt and the text; a probability, or a log-weight (a number is one).
         sampling: keywords of `Sampling`.
 
     Source: When Neural Code Completion Models Size up the Situation: Attaining Cheaper and Faster Completion through
@@ -72,5 +73,5 @@ async def cautious_completion(
         deterministic("output", text)
         if text.finished:
             break
-    await weigh(reward, text.prompt, text, True)
+    await steer(reward, text.prompt, text, True)
     return text

@@ -9,7 +9,8 @@ from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
 from ...language.model import LanguageModel
 from ...language.text import Text
-from .shared import Judge, Reward, weigh
+from ..weighing import Reward
+from .shared import Judge, steer
 
 CUES = ("hmm", "Hmm", "wait", "Wait", "alternatively", "Alternatively")
 
@@ -45,7 +46,7 @@ async def early_exit(
         end: what ends the thought.
         max_tokens: of the thought, if no exit comes.
         answer_tokens: of the answer after an exit; 0: the text is returned as it is at the cue.
-        reward: weighs what is returned, given the prompt and the text.
+        reward: weighs what is returned, given prompt and text; a probability, or a log-weight (a number is one).
         sampling: keywords of `Sampling`, of the thought.
 
     Source: LYNX: Learning Dynamic Exits for Confidence-Controlled Reasoning (2025), arXiv:2512.05325.
@@ -81,5 +82,5 @@ async def early_exit(
             if answer_tokens:
                 text = await sample("answer", lm.complete(text.append(end), max_tokens=answer_tokens, temperature=0.0))
             break
-    await weigh(reward, text.prompt, text, True)
+    await steer(reward, text.prompt, text, True)
     return text

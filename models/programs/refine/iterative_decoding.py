@@ -9,7 +9,8 @@ from ....ppl.effects import call, deterministic, gather, sample
 from ....ppl.program import program
 from ...language.model import LanguageModel
 from ...language.text import Text
-from .shared import Judge, Problem, Reward, weigh
+from ..weighing import Reward
+from .shared import Judge, Problem, steer
 
 Feedback = Callable[[str, Text, Text], str]
 
@@ -46,7 +47,7 @@ async def iterative_decoding(
         width: candidates of a round.
         feedback: from prompt, best and worst to the next prompt; None: the prompt stays.
         max_tokens: of an answer.
-        reward: weighs what is returned.
+        reward: weighs what is returned; a probability, or a log-weight (a number is one).
         sampling: keywords of `Sampling`.
 
     Raises ValueError for rounds or width below 1.
@@ -93,5 +94,5 @@ async def iterative_decoding(
         if feedback is not None:
             prompt = feedback(problem.prompt, best[1], worst[1])
     assert best is not None
-    await weigh(reward, problem.prompt, best[1], True)
+    await steer(reward, problem.prompt, best[1], True)
     return best[1]

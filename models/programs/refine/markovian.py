@@ -8,7 +8,8 @@ from ....ppl.effects import deterministic, sample
 from ....ppl.program import program
 from ...language.model import LanguageModel
 from ...language.text import Text
-from .shared import Judge, weigh
+from ..weighing import Reward
+from .shared import steer
 
 
 @program
@@ -20,7 +21,7 @@ async def markovian(
     carry: int = 4096,
     chunks: int = 5,
     head: int = 100,
-    reward: Judge | None = None,
+    reward: Reward | None = None,
     **sampling: Any,
 ) -> str:
     """Think in chunks of bounded context: each is prompted by the question, the first tokens and the last ones.
@@ -37,7 +38,7 @@ async def markovian(
         carry: m, below C.
         chunks: I, the most.
         head: how many of the first tokens stay in the prompt.
-        reward: weighs the thought, given the question and the string.
+        reward: weighs the thought, given the question and the string; a probability, or a log-weight (a number is one).
         sampling: keywords of `Sampling`.
 
     Returns the whole thought as a string; it ends where the model ends it, or after the last chunk. Raises ValueError
@@ -76,5 +77,5 @@ async def markovian(
         if text.finished:
             break
     thought = lm.decode_response(drawn)
-    await weigh(reward, question, thought, True)
+    await steer(reward, question, thought, True)
     return thought

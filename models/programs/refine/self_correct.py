@@ -8,7 +8,8 @@ from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
 from ...language.model import LanguageModel
 from ...language.text import Text
-from .shared import Judge, Problem, Reward, weigh
+from ..weighing import Reward
+from .shared import Judge, Problem, steer
 
 
 @program
@@ -36,7 +37,8 @@ async def self_correct(
         retries: of each line.
         suffix: how many of its last tokens are drawn anew; None: all of the line.
         max_tokens: most tokens of a draw.
-        reward: weighs the answer at its end, and guides it on the way (a twist after each line).
+        reward: weighs the answer at its end, and guides it on the way (a twist after each line); a probability, or a
+            log-weight (a number is one).
         sampling: keywords of `Sampling`.
 
     Raises ValueError for negative retries and a suffix below 1.
@@ -75,7 +77,7 @@ async def self_correct(
             start = text.cut(to=keep)
         deterministic("output", text)
         over = text.finished or i == problem.steps - 1
-        await weigh(reward, problem.prompt, text, over)
+        await steer(reward, problem.prompt, text, over)
         if over:
             break
     return text

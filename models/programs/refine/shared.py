@@ -7,11 +7,9 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 from ....ppl.effects import factor, twist
-from ....ppl.score import Score
 from ...language.text import Text
+from ..weighing import Reward, log_weight
 
-Reward: TypeAlias = Callable[[str, Text], Score]
-"""What a question's answer is worth: a probability, or a log-weight."""
 Judge: TypeAlias = Callable[..., Any]
 """A reward, or any function that `call` takes (plain, async or batched): its number is a value, never a weight."""
 
@@ -28,8 +26,8 @@ class Problem(Protocol):
         """Most lines of an answer."""
 
 
-async def weigh(reward: Judge | None, question: str, text: Text | str, over: bool) -> None:
-    """Guide a text under way by its reward, and weigh it by that where it is over; an empty answer weighs nothing.
+async def steer(reward: Reward | None, question: str, text: Text | str, over: bool) -> None:
+    """Guide a text under way by its reward, and weigh it by that where it is over; an empty answer has the weight 0.
 
     The twists on the way cancel, so that the target is the program's law times the last reward.
     """
@@ -39,6 +37,4 @@ async def weigh(reward: Judge | None, question: str, text: Text | str, over: boo
         if over:
             await factor("reward", -math.inf)
         return
-    score = reward(question, text)
-    log_weight = score.log() if score.kind == "probability" else score
-    await (factor if over else twist)("reward", log_weight)
+    await (factor if over else twist)("reward", log_weight(reward(question, text)))

@@ -8,7 +8,8 @@ from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
 from ...language.model import LanguageModel
 from ...language.text import Text
-from .shared import Judge, Problem, Reward, weigh
+from ..weighing import Reward
+from .shared import Judge, Problem, steer
 
 
 @program
@@ -39,7 +40,8 @@ async def specreason(
         threshold: drafts with this grade or a higher one are kept; it is on the scale of ``grade``.
         first: so many steps are the base's without a draft.
         max_tokens: most tokens of a line.
-        reward: weighs the answer at its end, and guides it on the way (a twist after each line).
+        reward: weighs the answer at its end, and guides it on the way (a twist after each line); a probability, or a
+            log-weight (a number is one).
         sampling: keywords of `Sampling`, of both models.
 
     Source: SpecReason: Fast and Accurate Inference-Time Compute via Speculative Reasoning (2025), arXiv:2504.07891.
@@ -73,7 +75,7 @@ async def specreason(
         text = drafted if kept else await sample("step", base.line(text, max_tokens=max_tokens, **sampling))
         deterministic("output", text)
         over = text.finished or i == problem.steps - 1
-        await weigh(reward, problem.prompt, text, over)
+        await steer(reward, problem.prompt, text, over)
         if over:
             break
     return text

@@ -8,7 +8,8 @@ from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
 from ...language.model import LanguageModel
 from ...language.text import Text
-from .shared import Judge, Reward, weigh
+from ..weighing import Reward
+from .shared import Judge, steer
 
 
 @program
@@ -39,7 +40,7 @@ async def switch_thinking(
         long: how one begins that is thought about.
         short_tokens: most tokens of the one.
         long_tokens: most tokens of the other.
-        reward: weighs the answer.
+        reward: weighs the answer; a probability, or a log-weight (a number is one).
         sampling: keywords of `Sampling`.
 
     Source: EconProver: Towards More Economical Test-Time Scaling for Automated Theorem Proving (2025),
@@ -65,5 +66,5 @@ async def switch_thinking(
     text: Text = lm.prompt(question).append(begin) if begin else lm.prompt(question)
     text = await sample("answer", lm.complete(text, max_tokens=long_tokens if thinks else short_tokens, **sampling))
     deterministic("output", text)
-    await weigh(reward, question, text, True)
+    await steer(reward, question, text, True)
     return text

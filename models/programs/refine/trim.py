@@ -9,8 +9,9 @@ from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
 from ...language.model import LanguageModel
 from ...language.text import Text
+from ..weighing import Reward
 from .early_exit import CUES
-from .shared import Judge, Reward, weigh
+from .shared import Judge, steer
 
 
 @program
@@ -43,7 +44,7 @@ async def trim(
         end: what ends the thought.
         max_tokens: of the thought.
         answer_tokens: of the answer.
-        reward: weighs what is returned, given the prompt and the text.
+        reward: weighs what is returned, given prompt and text; a probability, or a log-weight (a number is one).
         sampling: keywords of `Sampling`.
 
     Returns the text with its answer; where the model ended the text itself, as it is. Raises ValueError for ``stable``
@@ -83,5 +84,5 @@ async def trim(
             break
     if not text.finished:
         text = await sample("answer", lm.complete(text.append(end), max_tokens=answer_tokens, **sampling))
-    await weigh(reward, text.prompt, text, True)
+    await steer(reward, text.prompt, text, True)
     return text

@@ -6,14 +6,14 @@ and target is that of random legal steps that happen to end there.
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from feynkac.models.tasks.countdown import HELD_OUT, LARGEST, LIMIT, SMALLEST_TARGET, reach
+from feynkac.models.tasks.checked import held_out
+from feynkac.models.tasks.countdown import LARGEST, LIMIT, SMALLEST_TARGET, reach
 from feynkac.models.tasks.shipped import FIRST, SIGNS, SPACED, SYMBOLS
 
 OPEN, CLOSE, GOAL, LINE = (SIGNS + SYMBOLS.index(sign) for sign in (" (", ")", " >", "\n"))
@@ -110,7 +110,7 @@ def exact(tokens: Any, numbers: int) -> tuple[list[int], Any]:
 def for_training(start: Any, target: Any) -> Any:
     """Return which problems are not held out, shape (n,), as ``Countdown.split`` has it."""
     names = (f"{' '.join(map(str, row))} > {goal}" for row, goal in zip(np.sort(start, 1).tolist(), target.tolist()))
-    return np.array([zlib.crc32(name.encode()) % HELD_OUT != 0 for name in names])
+    return np.array([not held_out(name) for name in names])
 
 
 def head(start: Any, target: Any) -> Any:

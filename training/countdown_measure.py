@@ -20,11 +20,10 @@ from countdown import WEIGHTS
 import feynkac as fk
 
 
-def answers(count: int, each: int, numbers: int) -> list[tuple[Any, Any]]:
-    """Return (problem, answer) of some answers to each of some held-out problems."""
-    lm, problems = fk.tasks.reasoner(), fk.tasks.problems(count, seed=0, numbers=numbers)
+def answers(lm: Any, problems: list[Any], each: int) -> list[tuple[Any, Any]]:
+    """Return (problem, answer) of some answers of a language model to each of some problems."""
     found = []
-    for begin in range(0, count, 50):
+    for begin in range(0, len(problems), 50):
         some = problems[begin : begin + 50]
         posteriors = fk.infer([fk.tasks.solve(lm, None, p) for p in some], fk.ImportanceSampling(each), seed=begin)
         found += [(p, text) for p, posterior in zip(some, posteriors) for text in posterior.values]
@@ -86,7 +85,8 @@ def main() -> None:
     measures = {"reasoner": measure_reasoner, "verifier": measure_verifier}
     told: dict[str, dict[str, Any]] = {name: {} for name in measures if asked.only in (None, name)}
     for numbers in (4, 5):
-        found = answers(asked.problems, asked.answers, numbers)
+        problems = fk.tasks.problems(asked.problems, seed=0, numbers=numbers)
+        found = answers(fk.tasks.reasoner(), problems, asked.answers)
         for name, about in told.items():
             about[f"{numbers}_numbers"] = measures[name](found)
     for name, about in told.items():

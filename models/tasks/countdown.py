@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import random
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from ...ppl.score import Score, reward
+from .checked import Checked, Split, distinct
 
 LIMIT = 100
 """The largest number that a step may give."""
@@ -27,9 +26,6 @@ LARGEST = 20
 """The largest number that `problems` begin with."""
 SMALLEST_TARGET = 10
 """The smallest target of `problems`."""
-HELD_OUT = 20
-"""One problem in so many is held out."""
-Split = Literal["train", "test"]
 Numbers = tuple[int, ...]
 
 # A number of ten digits is wrong anyway, and Python refuses to read one of thousands.
@@ -55,7 +51,7 @@ class Move(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Countdown:
+class Countdown(Checked):
     """A problem: every number is to be used once, and the last result to be the target.
 
     Attributes:
@@ -107,10 +103,9 @@ class Countdown:
         return len(self.numbers) - 1
 
     @property
-    def split(self) -> Split:
-        """Whether the problem, whatever the order of its numbers, is for training or held out: a hash says so."""
-        name = f"{' '.join(map(str, sorted(self.numbers)))} > {self.target}"
-        return "test" if zlib.crc32(name.encode()) % HELD_OUT == 0 else "train"
+    def name(self) -> str:
+        """The numbers in order, and the target: what is held out is so in any order."""
+        return f"{' '.join(map(str, sorted(self.numbers)))} > {self.target}"
 
     def left(self, text: Any) -> Numbers | None:
         """Return the numbers left after the steps of a text; None where one of them is wrong."""
@@ -149,26 +144,6 @@ class Countdown:
             found.append(str(move))
             left = move.left
         return tuple(found)
-
-    def reward(self, text: Any) -> Score:
-        """Return the exact checker's verdict as a score, a probability: 1 where the text solves the problem, else 0."""
-        return solved(self, text)
-
-    def value(self, text: Any) -> Score:
-        """Return the true value as a score, a probability: 1 where the target can still be reached, else 0."""
-        return solvable(self, text)
-
-
-@reward(kind="probability")
-def solved(problem: Countdown, text: Any) -> float:
-    """Whether a text solves a problem."""
-    return float(problem.solved(text))
-
-
-@reward(kind="probability")
-def solvable(problem: Countdown, text: Any) -> float:
-    """Whether a problem can still be solved after a text."""
-    return float(problem.solvable(text))
 
 
 def after(left: Numbers, line: str) -> Numbers | None:
@@ -246,21 +221,10 @@ def problems(count: int, seed: int = 0, *, numbers: int = 5, split: Split = "tes
     >>> problems(2, seed=1, numbers=3)
     [Countdown(numbers=(2, 19, 15), target=23), Countdown(numbers=(12, 18, 6), target=24)]
     """
-    if split not in ("train", "test"):
-        raise ValueError(f'split must be "train" or "test", not {split!r}')
     if numbers < 2:
         raise ValueError(f"a problem has two numbers or more, not {numbers}")
-    found: dict[tuple[Numbers, int], Countdown] = {}
-    draws, in_vain = _endless(random.Random(f"countdown {seed} {numbers}"), numbers), 0
-    while len(found) < count:
-        problem = next(draws)
-        key = (tuple(sorted(problem.numbers)), problem.target)
-        in_vain = in_vain + 1 if problem.split != split or key in found else 0
-        if not in_vain:
-            found[key] = problem
-        if in_vain > 1000 * HELD_OUT:
-            raise ValueError(f"there are hardly more than {len(found)} problems of {numbers} numbers, not {count}")
-    return list(found.values())
+    draws = _endless(random.Random(f"countdown {seed} {numbers}"), numbers)
+    return distinct(draws, count, split, f"{numbers} numbers")
 
 
 def _endless(rng: random.Random, numbers: int) -> Iterator[Countdown]:

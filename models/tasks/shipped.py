@@ -1,26 +1,28 @@
-"""The small reasoner of Countdown that ships with the library, and its process reward model.
+"""The small reasoners that ship with the library, of Countdown and of Sudoku, and the former's process reward model.
 
-Both were trained from scratch by the repository's script ``training/countdown.py``; `record` tells how, and what was
-measured.
+They were trained from scratch by the repository's scripts ``training/countdown.py`` and ``training/sudoku.py``;
+`record` tells how, and what was measured.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ...ppl.lazy import needing
 from ..fetch.shelf import Shelf
 from .countdown import LIMIT
+from .sudoku import SIZE
 
 if TYPE_CHECKING:
     from ..local.transformers_lm import TransformersLM
     from ..rewards.process import ValueHeadPRM
     from ..rewards.stepwise import Aggregate
 
+Task = Literal["countdown", "sudoku"]
 TEMPERATURE = 0.7
-"""At which the reasoner is sampled by default, and was when the verifier was trained."""
+"""At which a reasoner is sampled by default, and was when its verifier was trained."""
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 SYMBOLS = ("+", "-", "*", "/", "=", " (", ")", " >", "\n")
 FIRST = 3
@@ -29,20 +31,26 @@ SPACED = FIRST + LIMIT + 1
 """The token of a space and the number 0."""
 SIGNS = SPACED + LIMIT + 1
 """The token of the first of `SYMBOLS`."""
+WORDS: dict[Task, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "countdown": (tuple(map(str, range(LIMIT + 1))), SYMBOLS),
+    "sudoku": (("_", *map(str, range(1, SIZE + 1))), ("\n",)),
+}
+"""Of each task, the words that may have a space before them, and the signs."""
 
 
 @cache
-def tokenizer() -> Any:
-    """Return the tokenizer: a token for each number up to `LIMIT`, with or without a space before it, and each sign.
+def tokenizer(task: Task = "countdown") -> Any:
+    """Return a task's tokenizer: a token for each of its words, with or without a space before it, and each sign.
 
-    >>> tokenizer().tokenize("3 15 > 18")
-    ['3', ' 15', ' >', ' 18']
+    >>> tokenizer().tokenize("3 15 > 18"), tokenizer("sudoku").tokenize("_ 4")
+    (['3', ' 15', ' >', ' 18'], ['_', ' 4'])
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    numbers = [f"{space}{number}" for space in ("", " ") for number in range(LIMIT + 1)]
-    vocabulary = {token: i for i, token in enumerate((PAD, EOS, UNKNOWN, *numbers, *SYMBOLS))}
+    words, signs = WORDS[task]
+    spaced = [f" {word}" for word in words]
+    vocabulary = {token: i for i, token in enumerate((PAD, EOS, UNKNOWN, *words, *spaced, *signs))}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     raw.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[0-9]+|\n| ?[^0-9\n]"), "isolated")
     raw.decoder = decoders.Fuse()
@@ -50,7 +58,9 @@ def tokenizer() -> Any:
 
 
 def record(name: str) -> dict[str, Any]:
-    """Return what is on record of "countdown_reasoner" or "countdown_verifier": data, licence, training, quality.
+    """Return what is on record of "countdown_reasoner", its "countdown_verifier", or "sudoku_reasoner".
+
+    That is data, licence, training and quality.
 
     >>> record("countdown_reasoner")["license"]
     'Apache-2.0'
@@ -58,26 +68,29 @@ def record(name: str) -> dict[str, Any]:
     return _shelf().record(name)
 
 
-def reasoner(**options: Any) -> TransformersLM:
-    """Return the language model of Countdown: a Llama of 0.9 million parameters that reads `Countdown.prompt`.
+def reasoner(task: Task = "countdown", **options: Any) -> TransformersLM:
+    """Return the language model of a task: a Llama that reads the ``prompt`` of a `Countdown` or a `Sudoku`.
 
-    It is trained on random legal traces, some of which go astray, and solves a part of what it is asked. ``options`` go
-    to `TransformersLM`; its texts are sampled at `TEMPERATURE` unless they or a step say otherwise. Raises
-    DamagedWeights where the file does not match its checksum.
+    It has 0.9 million parameters for Countdown and 0.3 for Sudoku, is trained on random legal traces, some of which go
+    astray, and solves a part of what it is asked. ``options`` go to `TransformersLM`; its texts are sampled at
+    `TEMPERATURE` unless they or a step say otherwise. Raises ValueError for another task, DamagedWeights where the file
+    does not match its checksum.
 
     >>> lm = reasoner()
     >>> lm.prompt("3 5 7 9 > 24\\n").prompt_tokens
     (6, 109, 111, 113, 212, 128, 213)
     """
+    if task not in get_args(Task):
+        raise ValueError(f"there are reasoners of {' and '.join(get_args(Task))}, not of {task!r}")
     with needing("fk.tasks.reasoner", "text"):
         from transformers import LlamaForCausalLM
 
         from ..language.sampling import Sampling
         from ..local.transformers_lm import TransformersLM
 
-    model = _load(LlamaForCausalLM, "countdown_reasoner")
-    options = {"name": "countdown-reasoner", "sampling": Sampling(TEMPERATURE), **options}
-    return TransformersLM(model, tokenizer(), **options)
+    model = _load(LlamaForCausalLM, f"{task}_reasoner")
+    options = {"name": f"{task}-reasoner", "sampling": Sampling(TEMPERATURE), **options}
+    return TransformersLM(model, tokenizer(task), **options)
 
 
 def verifier(*, aggregate: Aggregate = "last", max_batch: int = 256, **options: Any) -> ValueHeadPRM:

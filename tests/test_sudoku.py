@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import feynkac as fk  # noqa: E402
-from feynkac.models.tasks import shipped, sudoku  # noqa: E402
+from feynkac.models.tasks import checked, shipped, sudoku  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBLEM = fk.tasks.Sudoku(((0, 0, 2, 0), (0, 4, 0, 1), (4, 3, 0, 0), (0, 0, 0, 0)))
@@ -134,9 +133,10 @@ def test_the_splits_have_no_problem_in_common_whatever_numbers_are_called():
         assert (renamed.name, renamed.split) == (PROBLEM.name, PROBLEM.split)
 
 
-def test_there_are_only_so_many_problems():
-    with pytest.raises(ValueError, match="hardly more than 1 "):
-        fk.tasks.sudokus(2, clues=16)
+def test_there_are_only_so_many_problems(monkeypatch):
+    monkeypatch.setattr(checked, "HELD_OUT", 2)  # so that it gives up sooner
+    with pytest.raises(ValueError, match="hardly more than 7 problems of 16 clues, not 12"):
+        fk.tasks.sudokus(12, clues=16)
     for clues in (3, 17):
         with pytest.raises(ValueError, match="from 4 to 16"):
             fk.tasks.sudokus(1, clues=clues)
@@ -151,3 +151,157 @@ def test_reasoning_gym_asks_the_same():
         assert problem.prompt.rstrip() in exercise.prompt
         assert "\n".join(problem.solution()) == exercise.expected
         assert exercise.score("\n".join(problem.solution())) == 1.0
+
+
+# The exact verifier
+
+
+def test_the_exact_verifier_knows_whether_each_step_leaves_a_way():
+    prm = fk.tasks.ExactVerifier([PROBLEM, fk.tasks.Countdown((3, 5, 7), 22)])
+    wrong = "3 1 2 4\n2 4 3 1\n4 3 2 1"
+    assert prm.details([(PROBLEM.prompt, SOLUTION.splitlines()), (PROBLEM.prompt, wrong.splitlines())]) == [
+        (0.99,) * 4,
+        (0.99, 0.99, 1 - 0.99),
+    ]
+    assert prm("3 5 7 > 22\n", ["5*3=15"]).evaluate() == 0.99
+    ended = type("Ended", (), {"steps": ("3 1 2 4", "2 4 3 1"), "finished": True})()  # a way is left, and not taken
+    assert prm.details([(PROBLEM.prompt, ended)]) == [(0.99, 1 - 0.99)]
+    with pytest.raises(LookupError, match="2 problems"):
+        prm("1 2 > 3\n", ["1+2=3"])
+    with pytest.raises(ValueError, match="1/2"):
+        fk.tasks.ExactVerifier([], sure=1.0)
+
+
+# What ships
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return fk.tasks.reasoner("sudoku")
+
+
+@pytest.fixture(scope="module")
+def found(lm):
+    """Two answers to each of 60 held-out problems."""
+    problems = fk.tasks.sudokus(60, seed=7)
+    posteriors = fk.infer([fk.tasks.solve(lm, None, p) for p in problems], fk.ImportanceSampling(2), seed=0)
+    return [(p, text) for p, posterior in zip(problems, posteriors) for text in posterior.values]
+
+
+def test_the_record_of_the_reasoner_is_whole_and_true(lm, found):
+    told = fk.tasks.record("sudoku_reasoner")
+    assert {"about", "license", "data", "training", "sha256", "parameters", "config", "measured"} <= set(told)
+    assert sum(value.numel() for value in lm.model.parameters()) == told["parameters"]
+    assert (ROOT / "models" / "tasks" / "weights" / "sudoku_reasoner.safetensors").stat().st_size < 1_000_000
+    # The rule by which the training ended knows training problems alone, and what is held out is solved as often.
+    history = list(told["accuracy_on_training_problems_by_step"].values())
+    assert history[-1] >= 0.2 > max(history[:-1])
+    share = told["measured"]["6_clues"]["solved"]
+    assert 0.1 < share < 0.35
+    # 120 answers to 60 problems: at most sqrt(p(1-p)/60) of standard error, 4 of them: 6e-5.
+    assert abs(np.mean([p.solved(text) for p, text in found]) - share) < 4 * (share * (1 - share) / 60) ** 0.5
+    assert np.mean([len(text.steps) == 4 for _, text in found]) > 0.95
+
+
+def test_reasoners_go_by_task(lm):
+    assert [repr(each) for each in (lm, fk.tasks.reasoner())] == [
+        "<TransformersLM sudoku-reasoner>",
+        "<TransformersLM countdown-reasoner>",
+    ]
+    with pytest.raises(ValueError, match="countdown and sudoku, not of 'chess'"):
+        fk.tasks.reasoner("chess")
+
+
+def test_its_tokenizer_reads_and_writes_what_the_task_is_made_of(lm):
+    tokenizer = shipped.tokenizer("sudoku")
+    tokens = tokenizer(PROBLEM.prompt + SOLUTION + "\n").input_ids
+    assert tokenizer.decode(tokens) == PROBLEM.prompt + SOLUTION + "\n"
+    assert tokenizer.unk_token_id not in tokens
+    assert len(tokenizer) == lm.model.config.vocab_size
+    assert len(tokens) == 41
+
+
+def test_the_exact_verifier_solves_what_samples_do_not(lm, found):
+    problems = fk.tasks.sudokus(20, seed=8)
+    prm = fk.tasks.ExactVerifier(problems)
+    posteriors = fk.infer([fk.tasks.solve(lm, prm, p) for p in problems], fk.SMC(16), seed=0)
+    solved = [p.solved(posterior.best("reward")) for p, posterior in zip(problems, posteriors)]
+    assert np.mean(solved) > np.mean([p.solved(text) for p, text in found]) + 0.3
+
+
+def test_other_language_models_take_the_few_shot_prompt():
+    head, question, answer, again = PROBLEM.few_shot.split("\n\n", 3)
+    assert "2x2" in head
+    assert again == PROBLEM.prompt
+    clues = [[int(cell.replace("_", "0")) for cell in row.split()] for row in question.splitlines()]
+    assert fk.tasks.Sudoku(clues).solved(answer)
+
+
+def test_the_reasoner_on_tape(lm):
+    problems = fk.tasks.sudokus(2, seed=3, clues=8)
+    tape = fk.tasks.Tape.record(lm, problems, cutoff=0.02).scored(exact=fk.tasks.ExactVerifier(problems))
+    for place in np.flatnonzero(tape.level > 0):
+        text = tape.text(int(place))
+        problem = problems[tape.prompts.index(text.prompt)]
+        assert (tape.scores["exact"][place] > 0.5) == problem.solvable(text)
+        assert tape.solved[place] == problem.solved(text)
+    n = 500
+    for place, problem in enumerate(problems):
+        texts = fk.infer(fk.tasks.solve(lm, None, problem), fk.ImportanceSampling(n), seed=place).values
+        share, p = np.mean([problem.solved(text) for text in texts]), tape.success[place]
+        # Beside the noise (|z| < 4.265: 2e-5), the law differs by what was cut off.
+        assert abs(share - p) < 4.265 * (p * (1 - p) / n) ** 0.5 + 4 * tape.missing.max()
+
+
+# Training
+
+
+def read(tokens):
+    """The problem and the answer in a row of tokens."""
+    head, body = shipped.tokenizer("sudoku").decode(tokens.tolist(), skip_special_tokens=True).split("\n\n")
+    return fk.tasks.Sudoku([[int(cell.replace("_", "0")) for cell in row.split()] for row in head.splitlines()]), body
+
+
+def test_traces_solve_training_problems_unless_they_slip(training):
+    import sudoku_data
+
+    for clues in (5, 8):
+        rows = sudoku_data.traces(40, clues, 0.0, np.random.default_rng(0))
+        clean = [read(row) for row in rows]
+        assert all(p.split == "train" and p.solved(body) and len(brute(p.clues)) == 1 for p, body in clean)
+        made = [shipped.tokenizer("sudoku")(p.prompt + body).input_ids for p, body in clean]
+        assert made == rows[:, :-1].tolist()
+        astray = [read(row) for row in sudoku_data.traces(40, clues, 1.0, np.random.default_rng(0))]
+        assert 0 < np.mean([p.solved(body) for p, body in astray]) < 0.9
+        for problem, body in astray:
+            for clue, row in zip(problem.clues, body.splitlines()):
+                assert all(given in (0, int(number)) for given, number in zip(clue, row.split()))
+
+
+def test_a_row_astray_breaks_no_rule_above_if_it_need_not(training):
+    import sudoku_data
+
+    shown = np.zeros((200, 4, 4), int)
+    rows = np.broadcast_to(np.array([[1, 2, 3, 4], *[[0] * 4] * 3]), (200, 4, 4))
+    drawn = sudoku_data.astray(shown, rows, 1, np.random.default_rng(0))
+    assert {sudoku.shown(row) for row in drawn.tolist()} == {"3 4 1 2", "3 4 2 1", "4 3 1 2", "4 3 2 1"}
+    shown[:, 1, 0] = 2  # now every row that keeps its clue breaks a rule
+    drawn = sudoku_data.astray(shown, rows, 1, np.random.default_rng(0))
+    assert set(drawn[:, 0].tolist()) == {2}
+    assert len({sudoku.shown(row) for row in drawn.tolist()}) == 6
+
+
+def test_what_the_script_writes_the_library_loads(training, monkeypatch):
+    import sudoku as script
+    from loop import Settings
+
+    small = {"hidden_size": 16, "intermediate_size": 16}
+    monkeypatch.setattr(script, "CONFIG", {**script.CONFIG, **small})
+    path = script.reasoner(Settings(4, batch=4, save_every=2), 5, training)
+    told = json.loads(path.with_suffix(".json").read_text())
+    assert told["training"]["steps"] == 4
+    assert list(told["accuracy_on_training_problems_by_step"]) == ["2", "4"]
+    folder = type("Folder", (), {"__truediv__": lambda self, name: training})()
+    monkeypatch.setattr(shipped, "files", lambda package: folder)
+    script.measure(path.with_suffix(".json"), 2, 1)
+    assert set(fk.tasks.record("sudoku_reasoner")["measured"]) == {"5_clues", "6_clues", "7_clues", "8_clues"}

@@ -47,7 +47,7 @@ class Graded:
     """A verifier whose score of a step tells how many digits there are."""
 
     def details(self, inputs):
-        return [[0.01 + 0.98 * sum(map(str.isdigit, step)) / 20 for step in steps] for _, steps in inputs]
+        return [[0.01 + 0.98 * sum(map(str.isdigit, step)) / 20 for step in text.steps] for _, text in inputs]
 
 
 def test_law_success_and_answers_are_the_models(tape):

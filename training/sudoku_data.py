@@ -29,7 +29,7 @@ def puzzles(n: int, clues: int, rng: Any) -> tuple[Any, Any]:
     """Return clues (m, 4, 4), 0 where blank, and solutions of training problems, out of n random grids and cells."""
     solution = WHOLE[rng.integers(0, len(WHOLE), n)]
     given = (rng.random((n, SIZE * SIZE)).argsort(1) < clues).reshape(n, SIZE, SIZE)
-    agree = ((WHOLE == solution[:, None]) | ~given[:, None]).all((2, 3)).sum(1)
+    agree = ((solution[:, None] == WHOLE) | ~given[:, None]).all((2, 3)).sum(1)
     shown, solution = (solution * given)[agree == 1], solution[agree == 1]
     train = [not held_out(Sudoku(grid).name) for grid in shown.tolist()]
     return shown[train], solution[train]
@@ -49,7 +49,7 @@ def astray(shown: Any, rows: Any, t: int, rng: Any) -> Any:
 
 
 def traces(n: int, clues: int, slip: float, rng: Any) -> Any:
-    """Return tokens of n traces of training problems, shape (n, 42); a share ``slip`` leaves the way at a random row."""
+    """Return tokens of n traces of training problems, (n, 42); a share ``slip`` leaves the way at a random row."""
     found: list[Any] = []
     while sum(map(len, found)) < n:
         shown, solution = puzzles(2 * n, clues, rng)

@@ -1,4 +1,4 @@
-"""What the tasks with exact checkers share: the verdict and the true value as scores, and problems that are held out."""
+"""What the tasks with exact checkers share: verdict and true value as scores, and problems that are held out."""
 
 from __future__ import annotations
 

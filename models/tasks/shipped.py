@@ -71,7 +71,7 @@ def record(name: str) -> dict[str, Any]:
 def reasoner(task: Task = "countdown", **options: Any) -> TransformersLM:
     """Return the language model of a task: a Llama that reads the ``prompt`` of a `Countdown` or a `Sudoku`.
 
-    It has 0.9 million parameters for Countdown and 0.3 for Sudoku, is trained on random legal traces, some of which go
+    It has 0.9 million parameters for Countdown and 0.2 for Sudoku, is trained on random legal traces, some of which go
     astray, and solves a part of what it is asked. ``options`` go to `TransformersLM`; its texts are sampled at
     `TEMPERATURE` unless they or a step say otherwise. Raises ValueError for another task, DamagedWeights where the file
     does not match its checksum.

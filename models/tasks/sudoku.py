@@ -205,6 +205,10 @@ def sudokus(count: int, seed: int = 0, *, clues: int = 6, split: Split = "test")
     split of another name, or more problems than there are.
 
     >>> print(sudokus(1, seed=1)[0].prompt.rstrip())
+    _ 1 4 3
+    _ _ 1 _
+    _ _ _ _
+    4 3 _ _
     """
     if not SIZE <= clues <= SIZE * SIZE:
         raise ValueError(f"a problem with one solution has from {SIZE} to {SIZE * SIZE} clues, not {clues}")
@@ -215,8 +219,7 @@ def _endless(rng: random.Random, clues: int) -> Iterator[Sudoku]:
     while True:
         whole, given = rng.choice(grids()), rng.sample(range(SIZE * SIZE), clues)
         kept = tuple(
-            tuple(number if SIZE * i + j in given else 0 for j, number in enumerate(row))
-            for i, row in enumerate(whole)
+            tuple(number if SIZE * i + j in given else 0 for j, number in enumerate(row)) for i, row in enumerate(whole)
         )
         if completions(kept).bit_count() == 1:
             yield Sudoku(kept)

@@ -276,14 +276,14 @@ class Tape:
     def scored(self, **verifiers: Any) -> Tape:
         """Return the tape with more scores: of process reward models, each asked once for every place.
 
-        A verifier is such as ``fk.tasks.verifier()``: its ``details`` of (question, steps) are scores by step, of which
+        A verifier is such as ``fk.tasks.verifier()``: its ``details`` of (question, text) are scores by step, of which
         the last is taken.
         """
         places = range(len(self.prompts), len(self.parent))
         texts = [self.text(place) for place in places]
         new = {}
         for name, verifier in verifiers.items():
-            found = verifier.details([(text.prompt, list(text.steps)) for text in texts])
+            found = verifier.details([(text.prompt, text) for text in texts])
             new[name] = np.concatenate([np.full(len(self.prompts), np.nan), [scores[-1] for scores in found]])
         return replace(self, scores={**self.scores, **new})
 

@@ -1,258 +1,165 @@
-"""Which engine spends a budget best on Countdown: accuracy against sampled tokens, and against calls of the verifier.
+"""Does it pay? Particle filtering, A*, looking ahead and learned twists, put to a fair test on problems with steps.
 
-    python benchmarks/reasoning.py --short     # minutes
-    python benchmarks/reasoning.py             # 200 held-out problems, 5 seeds, 2 to 128 particles: hours
-    python benchmarks/reasoning.py --numbers 5     # problems of five numbers in place of four, of which few are solved
-    python benchmarks/reasoning.py --verifier exact --pool 32 --seeds 1 --engines pool "particle filter, odds"
+    python benchmarks/reasoning.py --cassette benchmarks/cassettes/countdown_4.npz    # the headlines: a minute
+    python benchmarks/reasoning.py                           # 200 problems, 5 seeds, 2 to 128 particles: an hour
+    python benchmarks/reasoning.py --task countdown_5 --verifier value
+    python benchmarks/reasoning.py --model --engines "particle filter" --sizes 8 32 --seeds 1  # the models themselves
+    python benchmarks/reasoning.py --record                  # make the cassette anew: the models, half an hour
 
-The reasoner and the process reward model are those that ship (`fk.tasks`). ``--verifier exact`` puts the solver in the
-place of the latter (0.99 where the target can still be reached, else 0.01), which tells what the engines make of the
-task from what the verifier lets them make of it; ``--verifier overconfident`` multiplies its log-odds by 4: the order
-of answers stays, but early steps are judged as if it were sure.
+**Task**: 200 held-out problems of Countdown (`fk.tasks.problems`, seed 0) with four numbers, then five; 5 seeds of each
+engine at N = 2, 4, … 128. Engines run on a tape (`fk.tasks.Tape`: the law of the reasoner's lines, but for lines of a
+probability below a cutoff), so that best-of-N is exact and nobody needs the models; ``--model`` runs the models
+themselves on some cells, and both are compared, paired by problem.
 
-Problems advance together, in blocks that share their batches; nothing that one trial has computed helps another. What
-only selects among independent runs (best-of-N, votes) is estimated without bias from one pool of runs for every N up
-to its size. Results are kept in a file, line by line: a run that was stopped goes on, and one with more engines, seeds
-or sizes adds to it.
+**Verifiers**: "early" and "old", which are trained models (the old one tells little after a first step); "value", the
+exact probability that the reasoner succeeds from here, kept within 0.001 and 0.999; "reach", 0.99 where the target is
+still in reach, else 0.01; "overconfident", the old one with its log-odds times 4.
+
+**Nothing is chosen after seeing its result.** Settings are the engines' own, beams have 4 children a node; A*'s width
+(N children) was chosen on problems of another seed; twists are learned on 40 problems of the split "train". All
+intervals are 95%, over problems (each is a cluster with the mean of its seeds), and differences are paired by problem.
+
+**Claims, and the rule of each verdict**, written before the first full run, for each verifier; the trained ones decide:
+
+1.  Particle filtering scales 4 to 16 times better than search (Puri et al. 2025, arXiv:2502.01618). At N it *stands*
+    where the particle filter with N particles solves no fewer problems than the rival at 4N (the lower end of the
+    difference is above −0.02) and more than the rival at N (the lower end is above 0: else more samples were just
+    of no use to anybody). It "holds" if it stands at N = 2, 4, 8, 16 and 32, "holds from N" if at N and all above, and
+    else "fails". Rivals: best-of-N, and beam search.
+2.  A*-decoding needs a third of the tokens and 30% fewer calls of the verifier (arXiv:2505.13672). For the accuracy
+    that the particle filter has at N, the costs of both are read off their curves (a line in the log of the cost, the
+    first crossing); the interval of the ratio is a bootstrap over problems. It stands at N where the ratio of tokens
+    is at most 1/3, that of calls at most 0.7, and the upper ends of both are below 1; N = 4, 8, 16, 32, words as above.
+3.  Looking ahead, or a learned twist, betters filters (Giannone et al. 2025, arXiv:2510.05825, for look-ahead; Snell
+    et al. 2024, arXiv:2408.03314, for beams; Zhao et al. 2024, arXiv:2404.17546, for twists). The accuracy at N = 4, 8,
+    16, 32 less that of the plain engine at as many tokens (read off its curve as above): it "holds" if the mean over
+    these N has its lower end above 0, "holds from N" if each does from N on, and else "fails". Pairs: look-ahead SMC
+    and SMC, entropic filters, beams, and the telescoping filter whose guide is the verifier as it is, or a learned
+    twist.
+
+Results are kept in a file, line by line: a run that was stopped goes on, and one with more engines, seeds or sizes adds
+to it. Beside it stand the table (`…_table.json`), the verdicts (`….txt`) and the picture (`….png`).
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from common.cells import cells, gathered
+from common.contestants import ALL, CONTESTANTS, FAMILIES, HEADLINES, TWIST, YARDSTICK, learned, trial
+from common.leaves import pooled
+from common.multiples import multiples
 from common.records import Records
+from common.tasks import TASKS, VERIFIERS, cassette, with_exact
+from common.verdicts import report
 
 import feynkac as fk
-from feynkac.inference.base.selection import best_of
-from feynkac.inference.comparison.intervals import mean_interval
-from feynkac.ppl.memory import afresh
 
-POOL = "pool"
-DRAWS = 200
-"""Random subsets of a pool in which votes are counted."""
+LEARNERS = 40
+"""Problems of the split "train" that twists are learned on."""
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """An engine (of a size and a number of steps), how its program is weighed, and the sizes that it is run at."""
-
-    engine: Callable[[int, int], Any]
-    weigh: str
-    sizes: tuple[int, ...]
-
-
-ALL, UPTO_32, FEW = (2, 4, 8, 16, 32, 64, 128), (2, 4, 8, 16, 32), (8, 32)
-CONTESTANTS = {
-    "particle filter, odds": Contestant(lambda n, steps: fk.ParticleFilter(n), "odds", ALL),
-    "systematic filter, odds": Contestant(lambda n, steps: fk.SMC(n, ess_threshold=1.0), "odds", FEW),
-    "particle filter, telescoping": Contestant(lambda n, steps: fk.SMC(n, ess_threshold=1.0), "telescope", FEW),
-    "entropic, odds": Contestant(lambda n, steps: fk.EntropicParticleFilter(n, steps), "odds", ALL),
-    "beam": Contestant(lambda n, steps: fk.BeamSearch(n, width=min(4, n)), "product", ALL),
-    "A*, N children": Contestant(lambda n, steps: fk.AStar(64, width=n), "product", UPTO_32),
-    "DVTS": Contestant(lambda n, steps: fk.DVTS(n, width=4), "product", FEW),
-    "REBASE": Contestant(lambda n, steps: fk.Rebase(n), "product", FEW),
-    "MCTS": Contestant(lambda n, steps: fk.MCTS(max(1, n // steps), width=4), "product", FEW),
-}
+def record(task: str, count: int) -> None:
+    """Make a task's cassette anew, and learn its twists on a tape of problems that are not held out."""
+    made = TASKS[task]
+    problems, others = made.problems(count, "test"), made.problems(LEARNERS, "train")
+    path = cassette(task)
+    path.parent.mkdir(exist_ok=True)
+    made.record(task, problems).save(path)
+    tape = with_exact(made.record(f"{task}_train", others), others)
+    twists = {name: learned(tape, tape.verifier(name), others).weights for name in VERIFIERS if name in tape.scores}
+    path.with_suffix(".json").write_text(json.dumps(twists, indent=1) + "\n", encoding="utf-8")
 
 
-def said(text: Any) -> str:
-    """Return what an answer claims to have reached, for votes; whether its steps are right is not looked at."""
-    lines = str(text).splitlines()
-    return lines[-1].rsplit("(")[-1] if lines else ""
-
-
-def trial(contestant: Contestant, n: int, problems: list[Any], seed: int, lm: Any, prm: Any) -> dict[str, Any]:
-    """Run an engine on a block of problems. Returns a list for each column, with an entry for each problem."""
-    models = [fk.tasks.solve(lm, prm, problem, contestant.weigh) for problem in problems]
-    began = time.process_time()
-    with afresh():
-        found = fk.infer(models, contestant.engine(n, problems[0].steps), seed=seed)
-    by = "reward" if contestant.weigh == "telescope" else "weight"
-    return {
-        "solved": [int(problem.solved(p.best(by))) for problem, p in zip(problems, found)],
-        "tokens": [p.cost.tokens_out for p in found],
-        "reward_calls": [p.cost.reward_calls for p in found],
-        "cpu_seconds": round(time.process_time() - began, 2),
-    }
-
-
-def pool(n: int, problems: list[Any], seed: int, lm: Any, prm: Any) -> dict[str, Any]:
-    """Sample n answers to each problem, each scored at its end. Returns a list for each column, (problems, n)."""
-    models = [fk.tasks.solve(lm, prm, problem, "final") for problem in problems]
-    began = time.process_time()
-    with afresh():
-        found = fk.infer(models, fk.ImportanceSampling(n, all_dead="zero"), seed=seed)
-    texts = [[str(text) for text in p.values] for p in found]
-    return {
-        "solved": [[int(problem.solved(text)) for text in some] for problem, some in zip(problems, texts)],
-        "scores": [np.round(p.log_weights, 6).tolist() for p in found],
-        "said": [[said(text) for text in some] for some in texts],
-        "texts": [np.unique(some, return_inverse=True)[1].tolist() for some in texts],
-        "tokens": [p.cost.tokens_out / n for p in found],
-        "cpu_seconds": round(time.process_time() - began, 2),
-    }
-
-
-def exact(problems: list[Any]) -> Any:
-    """Return a verifier that knows whether the target can still be reached."""
-    known = {problem.prompt: problem for problem in problems}
-
-    @fk.reward(kind="probability")
-    def value(question: str, text: Any) -> float:
-        return 0.99 if known[question].solvable(text) else 0.01
-
-    return value
-
-
-def overconfident(prm: Any, factor: float = 4.0) -> Any:
-    """Return a verifier whose log-odds are those of another times a factor."""
-
-    @fk.reward(kind="probability", batched=True, cache=1_000_000)
-    def value(inputs: list[Any]) -> Any:
-        r = np.array([prm.number(detail) for detail in prm.details(inputs)])
-        return 1 / (1 + ((1 - r) / r) ** factor)
-
-    return value
-
-
-def verifier(name: str, problems: list[Any]) -> Any:
-    """Return a verifier by its name."""
-    if name == "exact":
-        return exact(problems)
-    prm = fk.tasks.verifier(cache=1_000_000)
-    return prm if name == "shipped" else overconfident(prm)
-
-
-def run(arguments: argparse.Namespace) -> Records:
-    """Make what is not yet in the file."""
-    path = Path(arguments.folder) / f"reasoning_{arguments.numbers}_{arguments.verifier}.jsonl"
+def grid(options: argparse.Namespace, path: Path, problems: list[Any], lm: Any, prm: Any, twist: Any) -> Records:
+    """Run what is not yet in the file."""
     records = Records(path, ("engine", "particles", "seed", "block"))
-    problems = fk.tasks.problems(arguments.problems, seed=0, numbers=arguments.numbers)
-    lm = fk.tasks.reasoner(max_batch=arguments.rows)
-    prm = verifier(arguments.verifier, problems)
-    names = arguments.engines or [POOL, *CONTESTANTS]
-    for seed in range(arguments.seeds):
-        for name in names:
-            sizes = (arguments.pool,) if name == POOL else CONTESTANTS[name].sizes
-            for n in (n for n in sizes if n <= arguments.pool):
-                for begin in range(0, len(problems), arguments.block):
+    for seed in range(options.seeds):
+        for name in options.engines:
+            contestant = CONTESTANTS[name]
+            if contestant.weigh == TWIST and twist is None:
+                continue
+            for n in (n for n in contestant.sizes if n in options.sizes):
+                for begin in range(0, len(problems), options.block):
                     row = {"engine": name, "particles": n, "seed": seed, "block": begin}
-                    if row in records:
-                        continue
-                    some = problems[begin : begin + arguments.block]
-                    how = (n, some, 1000 * seed + begin, lm, prm)
-                    records.add(row | (pool(*how) if name == POOL else trial(CONTESTANTS[name], *how)))
-                print(f"seed {seed}: {name}, {n}", flush=True)
+                    if row not in records:
+                        some = problems[begin : begin + options.block]
+                        records.add(row | trial(contestant, n, some, 1000 * seed + begin, lm, prm, twist))
+        print(f"{path.stem}: seed {seed} done", flush=True)
     return records
 
 
-def from_pool(row: dict[str, Any], sizes: tuple[int, ...]) -> dict[tuple[str, int], dict[str, list[float]]]:
-    """Return what best-of-k and votes among k of the pool's runs come to, by (engine, k): a list over problems."""
-    rng = np.random.default_rng(row["seed"])
-    out: dict[tuple[str, int], dict[str, list[float]]] = {}
-    n = row["particles"]
-    for solved, scores, said_, texts, tokens in zip(*(row[c] for c in ("solved", "scores", "said", "texts", "tokens"))):
-        good, ids = np.array(solved), np.unique(said_, return_inverse=True)[1]
-        weights, texts = np.exp(np.array(scores)), np.array(texts)
-        for k in (k for k in sizes if k <= n):
-            subsets = np.argsort(rng.random((DRAWS, n)), 1)[:, :k]
-            calls = float(np.mean([len(set(texts[some].tolist())) for some in subsets]))
-            accuracy = {
-                "best-of-N": best_of(scores, solved, k),
-                "majority vote": float(np.mean([_vote(ids[s], np.ones(k), good[s]) for s in subsets])),
-                "weighted vote": float(np.mean([_vote(ids[s], weights[s], good[s]) for s in subsets])),
-            }
-            for name, value in accuracy.items():
-                columns = out.setdefault((name, k), {"solved": [], "tokens": [], "reward_calls": []})
-                columns["solved"].append(value)
-                columns["tokens"].append(tokens * k)
-                columns["reward_calls"].append(0.0 if name == "majority vote" else calls)
-    return out
-
-
-def _vote(ids: Any, weights: Any, good: Any) -> float:
-    """Return whether the best run of the winning answer is a solution."""
-    members = np.flatnonzero(ids == np.bincount(ids, weights).argmax())
-    return float(good[members[weights[members].argmax()]])
-
-
-def summary(rows: list[dict[str, Any]], sizes: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Return accuracy with its 95% interval, tokens and calls for each problem, by engine and size."""
-    cells: dict[tuple[str, int], dict[str, list[float]]] = {}
-    for row in rows:
-        made = from_pool(row, sizes) if row["engine"] == POOL else {(row["engine"], row["particles"]): row}
-        for key, columns in made.items():
-            cell = cells.setdefault(key, {"solved": [], "tokens": [], "reward_calls": [], "problem": []})
-            for name in ("solved", "tokens", "reward_calls"):
-                cell[name] += columns[name]
-            cell["problem"] += [row["block"] + i for i in range(len(columns["solved"]))]
-    out = []
-    for (engine, n), cell in cells.items():
-        binary = set(cell["solved"]) <= {0, 1}
-        accuracy, low, high = mean_interval(cell["solved"], cell["problem"], binary)
-        costs = {name: float(np.mean(cell[name])) for name in ("tokens", "reward_calls")}
-        out.append({"engine": engine, "particles": n, "accuracy": accuracy, "low": low, "high": high, **costs})
-    return sorted(out, key=lambda row: (row["engine"], row["particles"]))
-
-
-def draw(table: list[dict[str, Any]], path: Path) -> None:
-    """Draw accuracy against tokens and against calls, a line for each engine with its interval."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    colors = colormaps["tab20"].colors[::2] + colormaps["tab20"].colors[1::2]
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axes, (cost, label) in zip(
-        figure.subplots(1, 2, sharey=True),
-        (("tokens", "tokens sampled for a problem"), ("reward_calls", "calls of the verifier for a problem")),
-    ):
-        for i, engine in enumerate(dict.fromkeys(row["engine"] for row in table)):
-            rows = [row for row in table if row["engine"] == engine and row[cost] > 0]
-            x = [row[cost] for row in rows]
-            axes.plot(x, [row["accuracy"] for row in rows], "o-", ms=3, color=colors[i], label=engine)
-            axes.fill_between(
-                x, [row["low"] for row in rows], [row["high"] for row in rows], color=colors[i], alpha=0.08, lw=0
-            )
-        axes.set_xscale("log")
-        axes.set_xlabel(label)
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("share of problems solved, 95% band")
-    figure.axes[1].legend(*figure.axes[0].get_legend_handles_labels(), loc="lower right", fontsize=8)
-    figure.savefig(path, dpi=150)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="20 problems, 1 seed, up to 16 particles")
-    parser.add_argument("--problems", type=int)
-    parser.add_argument("--numbers", type=int, choices=(4, 5), default=4, help="numbers of a problem")
-    parser.add_argument("--seeds", type=int)
-    parser.add_argument("--pool", type=int, help="the most particles")
-    parser.add_argument("--block", type=int, default=50, help="problems that share batches")
-    parser.add_argument("--rows", type=int, default=512, help="rows of a forward pass")
-    parser.add_argument("--engines", nargs="+", choices=[POOL, *CONTESTANTS])
-    parser.add_argument("--verifier", choices=["shipped", "exact", "overconfident"], default="shipped")
-    parser.add_argument("--folder", default="out/benchmarks")
-    arguments = parser.parse_args()
-    for name, short, long in (("problems", 20, 200), ("seeds", 1, 5), ("pool", 16, 128)):
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, short if arguments.short else long)
-    records = run(arguments)
-    table = summary(records.rows, ALL)
-    print(f"{'engine':30} {'N':>4} {'solved':>7} {'95% interval':>15} {'tokens':>8} {'PRM calls':>10}")
+def settle(options: argparse.Namespace, verifier: str, tape: Any, problems: list[Any], twist: Any) -> None:
+    """Run the grid with a verifier, and write table, verdicts and picture."""
+    few = "" if len(problems) == len(tape.prompts) else f"_{len(problems)}"
+    name = f"reasoning_{options.task}_{verifier}{few}{'_model' if options.model else ''}"
+    path = Path(options.folder) / f"{name}.jsonl"
+    lm, prm = tape, tape.verifier(verifier)
+    if options.model:
+        lm, prm = TASKS[options.task].reasoner(), TASKS[options.task].verifiers[verifier]()
+    made = cells(grid(options, path, problems, lm, prm, twist).rows)
+    if not options.model:
+        said, votes = TASKS[options.task].said, options.cassette is None
+        made += pooled(tape, len(problems), verifier, said, options.sizes, votes)
+    found = gathered(made)
+    table = [cell.summary() for engine in found.values() for cell in engine]
+    path.with_name(f"{name}_table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{options.task}, verifier {verifier!r}, {len(problems)} problems")
+    print(f"{'engine':25} {'N':>4} {'solved':>7} {'95% interval':>15} {'tokens':>8} {'calls':>7}")
     for row in table:
         interval = f"{row['low']:.3f}–{row['high']:.3f}"
         print(
-            f"{row['engine']:30} {row['particles']:4} {row['accuracy']:7.3f} {interval:>15} "
-            f"{row['tokens']:8.0f} {row['reward_calls']:10.1f}"
+            f"{row['engine']:25} {row['particles']:4} {row['accuracy']:7.3f} {interval:>15} "
+            f"{row['tokens']:8.0f} {row['reward_calls']:7.1f}"
         )
-    draw(table, records.path.with_suffix(".png"))
+    if not options.model:
+        verdicts = report(found)
+        path.with_suffix(".txt").write_text(verdicts + "\n", encoding="utf-8")
+        print(f"\n{verdicts}", flush=True)
+        title = f"{options.task.replace('_', ', ')} numbers, verifier: {verifier}. Grey: {YARDSTICK}. Bands: 95%"
+        multiples(table, FAMILIES, YARDSTICK, title, path.with_suffix(".png"))
+
+
+def parsed(given: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", choices=list(TASKS), default="countdown_4")
+    parser.add_argument("--verifier", nargs="+", choices=VERIFIERS, help="all that the cassette has")
+    parser.add_argument("--cassette", type=Path, help="replay the headlines from a cassette: one seed")
+    parser.add_argument("--record", action="store_true", help="make the cassette anew, and learn twists")
+    parser.add_argument("--model", action="store_true", help="run the models themselves in place of the tape")
+    parser.add_argument("--short", action="store_true", help="20 problems, 1 seed, up to 16 particles")
+    parser.add_argument("--problems", type=int)
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--sizes", type=int, nargs="+", choices=ALL)
+    parser.add_argument("--engines", nargs="+", choices=list(CONTESTANTS))
+    parser.add_argument("--block", type=int, default=50, help="problems that share batches")
+    parser.add_argument("--folder", default="out/benchmarks")
+    options = parser.parse_args(given)
+    few = options.short or options.cassette is not None
+    options.seeds = options.seeds or (1 if few else 5)
+    options.sizes = tuple(options.sizes or (n for n in ALL if n <= 16 or not options.short))
+    options.engines = options.engines or (list(HEADLINES) if few else list(CONTESTANTS))
+    return options
+
+
+def main(given: list[str] | None = None) -> None:
+    options = parsed(given)
+    if options.record:
+        record(options.task, options.problems or 200)
+        return
+    path = options.cassette or cassette(options.task)
+    tape = fk.tasks.Tape.load(path)
+    problems = TASKS[options.task].problems(len(tape.prompts), "test")
+    tape = with_exact(tape, problems)
+    beside = path.with_suffix(".json")
+    twists = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    count = options.problems or (20 if options.short else len(problems))
+    for verifier in options.verifier or [name for name in VERIFIERS if name in tape.scores]:
+        twist = fk.LinearTwist(tuple(twists[verifier])) if verifier in twists else None
+        settle(options, verifier, tape, problems[:count], twist)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""The tasks of the reasoning benchmark: their problems, models and cassettes (tapes of what these would do)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import feynkac as fk
+
+CASSETTES = Path(__file__).resolve().parent.parent / "cassettes"
+CERTAIN, SURE = 1e-9, 1e-3
+"""How near to 0 and 1 scores come: those of models, and the exact value, whose odds are thus a thousand at most."""
+FACTOR = 4.0
+"""By which the log-odds of the overconfident verifier are too large."""
+VERIFIERS = ("early", "old", "value", "reach", "overconfident")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Held-out problems, others to learn on, a language model, and its verifiers by name.
+
+    Attributes:
+        problems: from a number and a split to problems.
+        reasoner: makes the language model.
+        verifiers: make the process reward models that were trained.
+        said: what an answer claims, for votes.
+        cutoff: the least probability of a line on its tape.
+    """
+
+    problems: Callable[[int, str], list[Any]]
+    reasoner: Callable[[], Any]
+    verifiers: dict[str, Callable[[], Any]]
+    said: Callable[[str], str]
+    cutoff: float
+
+    def record(self, name: str, problems: list[Any]) -> fk.tasks.Tape:
+        """Write down what the models would do with some problems: minutes for a hundred."""
+        tape = fk.tasks.Tape.record(self.reasoner(), problems, name=name, cutoff=self.cutoff, progress=print)
+        return tape.scored(**{verifier: make() for verifier, make in self.verifiers.items()})
+
+
+def countdown(numbers: int, cutoff: float) -> Task:
+    return Task(
+        problems=lambda count, split: fk.tasks.problems(count, seed=0, numbers=numbers, split=split),
+        reasoner=partial(fk.tasks.reasoner, max_batch=512),
+        verifiers={"old": partial(fk.tasks.verifier, cache=1_000_000)},
+        said=lambda text: text.splitlines()[-1].rsplit("(")[-1] if text else "",
+        cutoff=cutoff,
+    )
+
+
+TASKS = {"countdown_4": countdown(4, 3e-3), "countdown_5": countdown(5, 2e-2)}
+
+
+def cassette(task: str) -> Path:
+    return CASSETTES / f"{task}.npz"
+
+
+def with_exact(tape: fk.tasks.Tape, problems: list[Any]) -> fk.tasks.Tape:
+    """Return a tape with the scores that need no model: "value", "reach", and "overconfident", of "old"."""
+    known = {problem.prompt: problem for problem in problems}
+    reach = np.full(len(tape.parent), np.nan)
+    for place in range(len(tape.prompts), len(reach)):
+        text = tape.text(place)
+        reach[place] = np.clip(float(known[text.prompt].solvable(text)), 0.01, 0.99)
+    models = {name: np.clip(scores, CERTAIN, 1 - CERTAIN) for name, scores in tape.scores.items()}
+    odds = (models["old"] / (1 - models["old"])) ** FACTOR
+    sure = np.clip(odds / (1 + odds), CERTAIN, 1 - CERTAIN)
+    exact = {"value": np.clip(tape.success, SURE, 1 - SURE), "reach": reach, "overconfident": sure}
+    return replace(tape, scores=models | exact)

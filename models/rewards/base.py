@@ -138,7 +138,8 @@ class DetailedReward(TextReward, Generic[D]):
         found = {key: self._details.get(key, version) for key in keys}
         fresh = [key for key, detail in found.items() if detail is None]
         if fresh:
-            with rows([keys.index(key) for key in fresh]):
+            first = {key: i for i, key in reversed(list(enumerate(keys)))}
+            with rows([first[key] for key in fresh]):
                 if asked:  # what is scored is counted where it is scored
                     charge(reward_calls=[1] * len(fresh))
                 made = self.detail_batch(fresh)

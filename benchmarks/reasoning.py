@@ -6,14 +6,16 @@
     python benchmarks/reasoning.py --model --engines "particle filter" --sizes 8 32 --seeds 1  # the models themselves
     python benchmarks/reasoning.py --record                  # make the cassette anew: the models, half an hour
 
-**Task**: 200 held-out problems of Countdown (`fk.tasks.problems`, seed 0) with four numbers, then five; 5 seeds of each
-engine at N = 2, 4, … 128. Engines run on a tape (`fk.tasks.Tape`: the law of the reasoner's lines, but for lines of a
-probability below a cutoff), so that best-of-N is exact and nobody needs the models; ``--model`` runs the models
-themselves on some cells, and both are compared, paired by problem.
+**Tasks**: 200 held-out problems each (seed 0) of Countdown (`fk.tasks.problems`) with four numbers, then five, and of
+Sudoku of 4 by 4 (`fk.tasks.sudokus`) with six clues, then five; 5 seeds of each engine at N = 2, 4, … 128. Engines run
+on a tape (`fk.tasks.Tape`: the law of the reasoner's lines, but for lines of a probability below a cutoff), so that
+best-of-N is exact and nobody needs the models; ``--model`` runs the models themselves on some cells, and both are
+compared, paired by problem.
 
 **Verifiers**: "early" and "old", which are trained models (the old one tells little after a first step); "value", the
 exact probability that the reasoner succeeds from here, kept within 0.001 and 0.999; "reach", 0.99 where the target is
-still in reach, else 0.01; "overconfident", the old one with its log-odds times 4.
+still in reach (the grid can still be filled), else 0.01; "overconfident", the old one with its log-odds times 4. Sudoku
+has no trained one: it is the task whose verifier, "reach", is exact and cheap after each step, and "reach" decides.
 
 **Nothing is chosen after seeing its result.** Settings are the engines' own, beams have 4 children a node; A*'s width
 (N children) was chosen on problems of another seed; twists are learned on 40 problems of the split "train". All

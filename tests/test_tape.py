@@ -98,6 +98,13 @@ def test_scores_are_asked_for_by_place(tape):
     assert 0 < found.cost.reward_calls <= 8  # a text is scored once
 
 
+def test_an_answer_without_a_step_has_no_score():
+    tape = fk.tasks.Tape.record(ScriptedLM(lambda before: {"": 0.5, "6/2=3 (3)": 0.3, "\n": 0.2}), [OTHER])
+    scores = tape.scored(exact=fk.tasks.ExactVerifier([OTHER])).scores["exact"]
+    assert [str(tape.text(place)) for place in np.flatnonzero(~np.isnan(scores))] == ["6/2=3 (3)"]
+    assert len(scores) == 4
+
+
 def test_a_file_keeps_it(tape, tmp_path):
     path = tmp_path / "tape.npz"
     tape.scored(graded=Graded()).save(path)

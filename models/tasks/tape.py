@@ -277,14 +277,15 @@ class Tape:
         """Return the tape with more scores: of process reward models, each asked once for every place.
 
         A verifier is such as ``fk.tasks.verifier()``: its ``details`` of (question, text) are scores by step, of which
-        the last is taken.
+        the last is taken. An answer without a step has none: NaN, as a prompt has.
         """
-        places = range(len(self.prompts), len(self.parent))
-        texts = [self.text(place) for place in places]
+        texts = [self.text(place) for place in range(len(self.parent))]
+        there = [place for place, text in enumerate(texts) if str(text).strip()]
         new = {}
         for name, verifier in verifiers.items():
-            found = verifier.details([(text.prompt, text) for text in texts])
-            new[name] = np.concatenate([np.full(len(self.prompts), np.nan), [scores[-1] for scores in found]])
+            found = verifier.details([(texts[place].prompt, texts[place]) for place in there])
+            new[name] = np.full(len(texts), np.nan)
+            new[name][there] = [scores[-1] for scores in found]
         return replace(self, scores={**self.scores, **new})
 
     @classmethod

@@ -154,14 +154,14 @@ def main(given: list[str] | None = None) -> None:
         return
     path = options.cassette or cassette(options.task)
     tape = fk.tasks.Tape.load(path)
-    problems = TASKS[options.task].problems(len(tape.prompts), "test")
+    count = options.problems or (20 if options.short else len(tape.prompts))
+    problems = TASKS[options.task].problems(count, "test")
     tape = with_exact(tape, problems)
     beside = path.with_suffix(".json")
     twists = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
-    count = options.problems or (20 if options.short else len(problems))
     for verifier in options.verifier or [name for name in VERIFIERS if name in tape.scores]:
         twist = fk.LinearTwist(tuple(twists[verifier])) if verifier in twists else None
-        settle(options, verifier, tape, problems[:count], twist)
+        settle(options, verifier, tape, problems, twist)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from feynkac.inference.comparison.intervals import difference_interval, mean_int
 
 Floats = NDArray[np.float64]
 COSTS = ("tokens", "reward_calls")
-DRAWS = 2000
+DRAWS = 1000
 """Of a bootstrap over problems."""
 
 
@@ -114,12 +114,13 @@ def ratio(curve: list[Cell], other: list[Cell], size: int, cost: str, seed: int 
     k = [cell.particles for cell in other].index(size)
     tables = [np.array([[cell.solved, getattr(cell, cost)] for cell in some]) for some in (curve, other)]
 
-    def of(weights: Floats) -> float:
-        (a, a_cost), (b, b_cost) = ((table @ weights).T for table in tables)
-        return needed(a_cost, a, b[k]) / needed(b_cost, b, b[k])
-
     n = tables[0].shape[-1]
-    rng = np.random.default_rng(seed)
-    found = [of(rng.multinomial(n, np.full(n, 1 / n)) / n) for _ in range(DRAWS)]
-    low, high = np.quantile(found, [0.025, 0.975], method="nearest")
-    return of(np.full(n, 1 / n)), float(low), float(high)
+    even = np.full(n, 1 / n)
+    draws = np.random.default_rng(seed).multinomial(n, even, DRAWS) / n
+    a, b = (table @ np.vstack([even, draws]).T for table in tables)  # (sizes, accuracy and cost, draws)
+    found = [
+        needed(a[:, 1, i], a[:, 0, i], b[k, 0, i]) / needed(b[:, 1, i], b[:, 0, i], b[k, 0, i])
+        for i in range(DRAWS + 1)
+    ]
+    low, high = np.quantile(found[1:], [0.025, 0.975], method="nearest")
+    return found[0], float(low), float(high)

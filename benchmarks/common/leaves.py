@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from common.cells import Cell, Floats
+from common.tasks import roots
 
 from feynkac.models.tasks import Tape
 
@@ -24,21 +25,18 @@ class Leaves(NamedTuple):
     claim: Any
 
 
-def leaves(tape: Tape, scores: str, said: Callable[[str], str]) -> list[Leaves]:
-    """Return the whole answers to each problem of a tape."""
-    n = len(tape.prompts)
-    problem, mass, tokens = np.arange(len(tape.parent)), np.exp(tape.log_prob), tape.tokens.astype(float)
-    mass[:n], tokens[:n] = 1.0, 0.0
-    for place in range(n, len(problem)):  # parents come before their children
-        above = tape.parent[place]
-        problem[place] = problem[above]
-        mass[place] *= mass[above]
-        tokens[place] += tokens[above]
-    ends = np.flatnonzero(tape.count == 0)
+def leaves(tape: Tape, count: int, scores: str, said: Callable[[str], str]) -> list[Leaves]:
+    """Return the whole answers to each of the first problems of a tape."""
+    root, mass, tokens = roots(tape), np.exp(tape.log_prob), tape.tokens.astype(float)
+    for level in range(2, int(tape.level.max()) + 1):
+        rows = np.flatnonzero(tape.level == level)
+        mass[rows] *= mass[tape.parent[rows]]
+        tokens[rows] += tokens[tape.parent[rows]]
+    ends = np.flatnonzero((tape.count == 0) & (root < count))
     blank = np.array([not str(tape.text(place)).strip() for place in ends])
     score = np.where(blank, -1.0, tape.scores[scores][ends])
     claims = np.array([said(str(tape.text(place))) for place in ends])
-    rows = [np.flatnonzero(problem[ends] == i) for i in range(n)]
+    rows = [np.flatnonzero(root[ends] == i) for i in range(count)]
     solved = tape.solved[ends].astype(float)
     return [Leaves(mass[ends[r]], score[r], solved[r], tokens[ends[r]], _ids(claims[r])) for r in rows]
 
@@ -64,7 +62,7 @@ def pooled(
     tape: Tape, count: int, scores: str, said: Callable[[str], str], sizes: tuple[int, ...], votes: bool
 ) -> list[Cell]:
     """Return the cells of best-of-N, and of votes with and without weights, on the first problems of a tape."""
-    answers, found = leaves(tape, scores, said)[:count], []
+    answers, found = leaves(tape, count, scores, said), []
     rng = np.random.default_rng(0)
     for n in sizes:
         tokens = np.array([n * (a.mass @ a.tokens) for a in answers])

@@ -88,11 +88,11 @@ def spread(heights: list[float], apart: float) -> list[float]:
         while len(groups) > 1 and _ends(groups[-2], apart)[1] + apart > _ends(groups[-1], apart)[0]:
             last = groups.pop()
             groups[-1] += last
-    placed = [y for group in groups for y in np.linspace(*_ends(group, apart), len(group)).tolist()]
-    over = max(0.0, placed[-1] - 0.98) if placed else 0.0
-    return [y - over for y in placed]
+    return [y for group in groups for y in np.linspace(*_ends(group, apart), len(group)).tolist()]
 
 
 def _ends(group: list[float], apart: float) -> tuple[float, float]:
-    middle, half = float(np.mean(group)), apart * (len(group) - 1) / 2
-    return max(middle - half, 0.02), max(middle - half, 0.02) + 2 * half
+    """Return the lowest and the highest place of names that stand side by side around the mean of their heights."""
+    length = apart * (len(group) - 1)
+    low = min(max(float(np.mean(group)) - length / 2, 0.02), 0.98 - length)
+    return low, low + length

@@ -61,13 +61,23 @@ def cassette(task: str) -> Path:
     return CASSETTES / f"{task}.npz"
 
 
+def roots(tape: fk.tasks.Tape) -> Any:
+    """Return which problem each place of a tape belongs to."""
+    root = np.arange(len(tape.parent))
+    for level in range(1, int(tape.level.max()) + 1):  # parents come first
+        rows = np.flatnonzero(tape.level == level)
+        root[rows] = root[tape.parent[rows]]
+    return root
+
+
 def with_exact(tape: fk.tasks.Tape, problems: list[Any]) -> fk.tasks.Tape:
-    """Return a tape with the scores that need no model: "value", "reach", and "overconfident", of "old"."""
-    known = {problem.prompt: problem for problem in problems}
-    reach = np.full(len(tape.parent), np.nan)
-    for place in range(len(tape.prompts), len(reach)):
-        text = tape.text(place)
-        reach[place] = np.clip(float(known[text.prompt].solvable(text)), 0.01, 0.99)
+    """Return a tape with the scores that need no model: "value", "reach", and "overconfident", of "old".
+
+    The problems are the first of the tape; "reach" is NaN for others.
+    """
+    root, reach = roots(tape), np.full(len(tape.parent), np.nan)
+    for place in np.flatnonzero((root < len(problems)) & (tape.level > 0)).tolist():
+        reach[place] = 0.99 if problems[root[place]].solvable(tape.text(place)) else 0.01
     models = {name: np.clip(scores, CERTAIN, 1 - CERTAIN) for name, scores in tape.scores.items()}
     odds = (models["old"] / (1 - models["old"])) ** FACTOR
     sure = np.clip(odds / (1 + odds), CERTAIN, 1 - CERTAIN)

@@ -50,6 +50,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common.cells import cells, gathered
 from common.contestants import ALL, CONTESTANTS, FAMILIES, HEADLINES, TWIST, YARDSTICK, learned, trial
 from common.leaves import pooled
@@ -72,7 +73,8 @@ def record(task: str, count: int) -> None:
     path.parent.mkdir(exist_ok=True)
     made.record(task, problems).save(path)
     tape = with_exact(made.record(f"{task}_train", others), others)
-    twists = {name: learned(tape, tape.verifier(name), others).weights for name in VERIFIERS if name in tape.scores}
+    names = [name for name in VERIFIERS if name in tape.scores]
+    twists = {name: np.round(learned(tape, tape.verifier(name), others).weights, 6).tolist() for name in names}
     path.with_suffix(".json").write_text(json.dumps(twists, indent=1) + "\n", encoding="utf-8")
 
 

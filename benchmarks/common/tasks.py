@@ -54,7 +54,22 @@ def countdown(numbers: int, cutoff: float) -> Task:
     )
 
 
-TASKS = {"countdown_4": countdown(4, 3e-3), "countdown_5": countdown(5, 2e-2)}
+def sudoku(clues: int) -> Task:
+    return Task(
+        problems=lambda count, split: fk.tasks.sudokus(count, seed=0, clues=clues, split=split),
+        reasoner=partial(fk.tasks.reasoner, "sudoku", max_batch=512),
+        verifiers={},
+        said=str,
+        cutoff=1e-3,
+    )
+
+
+TASKS = {
+    "countdown_4": countdown(4, 3e-3),
+    "countdown_5": countdown(5, 2e-2),
+    "sudoku_5": sudoku(5),
+    "sudoku_6": sudoku(6),
+}
 
 
 def cassette(task: str) -> Path:
@@ -77,9 +92,12 @@ def with_exact(tape: fk.tasks.Tape, problems: list[Any]) -> fk.tasks.Tape:
     """
     root, reach = roots(tape), np.full(len(tape.parent), np.nan)
     for place in np.flatnonzero((root < len(problems)) & (tape.level > 0)).tolist():
-        reach[place] = 0.99 if problems[root[place]].solvable(tape.text(place)) else 0.01
+        problem, text = problems[root[place]], tape.text(place)
+        good = problem.solvable(text) if tape.count[place] else problem.solved(text)
+        reach[place] = 0.99 if good else 0.01
     models = {name: np.clip(scores, CERTAIN, 1 - CERTAIN) for name, scores in tape.scores.items()}
-    odds = (models["old"] / (1 - models["old"])) ** FACTOR
-    sure = np.clip(odds / (1 + odds), CERTAIN, 1 - CERTAIN)
-    exact = {"value": np.clip(tape.success, SURE, 1 - SURE), "reach": reach, "overconfident": sure}
+    exact = {"value": np.clip(tape.success, SURE, 1 - SURE), "reach": reach}
+    if "old" in models:
+        odds = (models["old"] / (1 - models["old"])) ** FACTOR
+        exact["overconfident"] = np.clip(odds / (1 + odds), CERTAIN, 1 - CERTAIN)
     return replace(tape, scores=models | exact)

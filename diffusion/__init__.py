@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .frames import Frames
     from .gaussian import Diffusion
     from .kernels import begin, denoise
+    from .masked.generator import MaskedDiffusion
+    from .masked.rules import Ancestral, AtRandom, Confident, InOrder
     from .mixture import Mixture
     from .rewards.clip import Aesthetic, ClipScore
     from .rewards.motion import Motion, centroids
@@ -30,14 +32,19 @@ if TYPE_CHECKING:
 _HOME = {
     "NO_DIGIT": "shipped.zoo",
     "Aesthetic": "rewards.clip",
+    "Ancestral": "masked.rules",
+    "AtRandom": "masked.rules",
     "Classifier": "shipped.convnets",
     "ClipScore": "rewards.clip",
+    "Confident": "masked.rules",
     "Corrected": "correctors",
     "DiffusersNetwork": "adapters.networks",
     "Diffusion": "gaussian",
     "Frames": "frames",
     "Guided": "denoiser",
     "ImageQuality": "rewards.quality",
+    "InOrder": "masked.rules",
+    "MaskedDiffusion": "masked.generator",
     "Mixture": "mixture",
     "Motion": "rewards.motion",
     "Network": "denoiser",
@@ -63,14 +70,19 @@ _HOME = {
 __all__ = [
     "NO_DIGIT",
     "Aesthetic",
+    "Ancestral",
+    "AtRandom",
     "Classifier",
     "ClipScore",
+    "Confident",
     "Corrected",
     "DiffusersNetwork",
     "Diffusion",
     "Frames",
     "Guided",
     "ImageQuality",
+    "InOrder",
+    "MaskedDiffusion",
     "Mixture",
     "Motion",
     "Network",

@@ -12,8 +12,8 @@ from ..ppl.cost import charge, rows
 from ..ppl.errors import NotRecorded
 from ..ppl.recording import Unkept, current, form_of, served
 
-Prediction = Literal["epsilon", "sample", "v", "flow"]
-"""What a network predicts: the noise ε, the data x, v = α·ε − σ·x, or the velocity ε − x."""
+Prediction = Literal["epsilon", "sample", "v", "flow", "logits"]
+"""What a network predicts: the noise ε, the data x, v = α·ε − σ·x, the velocity ε − x, or the logits of tokens."""
 
 
 class Denoiser(Protocol):
@@ -60,9 +60,9 @@ class Network:
         return (self.prediction, self._fn)
 
     def __call__(self, x: Any, time: Any, condition: Any) -> Any:
-        """Return the prediction; outputs with a ``sample`` (as diffusers' networks give) are unwrapped."""
+        """Return the prediction; what libraries' networks give, with ``sample`` or ``logits``, is unwrapped."""
         out = self._fn(x, time) if condition is None else self._fn(x, time, condition)
-        return getattr(out, "sample", out)
+        return getattr(out, "logits", getattr(out, "sample", out))
 
 
 class Guided:
@@ -106,8 +106,8 @@ def predict(denoiser: Denoiser, x: Any, time: Any, condition: Any) -> Any:
     def make(places: list[int]) -> list[Any]:
         index = torch.as_tensor(places, device=x.device)
         out = _evaluated(denoiser, x[index], time[index], select(condition, index))
-        good = out.shape[1:] == x.shape[1:]  # others are refused by whoever asks
-        return [_numpy(row) if good and bool(torch.isfinite(row).all()) else Unkept(row) for row in out]
+        good = out.shape[1 : x.dim()] == x.shape[1:]  # others are refused by whoever asks
+        return [_numpy(row) if good and bool((row < torch.inf).all()) else Unkept(row) for row in out]
 
     asked = form_of(denoiser, f"predictions of a {type(denoiser).__name__}")
     given = [None] * len(x) if condition is None else [select(condition, [i]) for i in range(len(x))]
@@ -117,7 +117,8 @@ def predict(denoiser: Denoiser, x: Any, time: Any, condition: Any) -> Any:
     except NotRecorded as error:
         error.row = None  # finished particles are not in this batch, so that it says nothing
         raise
-    return torch.stack([torch.as_tensor(row, dtype=x.dtype, device=x.device) for row in found])
+    dtype = x.dtype if x.is_floating_point() else None  # that of logits is their own
+    return torch.stack([torch.as_tensor(row, dtype=dtype, device=x.device) for row in found])
 
 
 def _evaluated(denoiser: Denoiser, x: Any, time: Any, condition: Any) -> Any:

@@ -147,7 +147,7 @@ class Generator:
         return Latents.concat(states)
 
     def values(self, state: Latents) -> list[Any]:
-        """Return the data of each particle, an array; for one that has not finished, the estimate of it."""
+        """Return the data of each particle, an array or what ``decode`` makes; of one on its way, the estimate."""
         data = state.fields.get("estimate", state.x)
         if len(state) and state.done.any():
             data = data.clone()
@@ -155,7 +155,7 @@ class Generator:
             data[at] = state.x[at]
         with torch.no_grad():
             data = self.decoded(data)
-        return list(data.detach().cpu().numpy().copy())
+        return list(data.detach().cpu().numpy().copy() if isinstance(data, torch.Tensor) else data)
 
     def decoded(self, data: Any) -> Any:
         """Return what rewards see and `values` returns, of data (n, …)."""

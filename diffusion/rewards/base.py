@@ -31,7 +31,7 @@ class TensorReward:
             try:
                 found = self._fn(data)
             except (RuntimeError, TypeError) as error:  # what torch raises where NumPy asks for such a tensor
-                if data.requires_grad and "numpy" in str(error):
+                if getattr(data, "requires_grad", False) and "numpy" in str(error):
                     raise _without_gradient(self.name) from error
                 raise
         found = torch.as_tensor(found, dtype=torch.float64).cpu()
@@ -64,7 +64,8 @@ class ScoredReward:
     def __call__(self, data: Any, latents: Any, owners: NDArray[np.intp]) -> Any:
         """Return the rewards (n,), float64. Raises InvalidWeight for NaN and +inf, naming the particle."""
         with rows(owners.tolist()):
-            scores = [self._reward(one) for one in data.detach().cpu().numpy()]
+            items = data.detach().cpu().numpy() if isinstance(data, torch.Tensor) else data
+            scores = [self._reward(one) for one in items]
             try:
                 return torch.tensor(evaluate(scores), dtype=torch.float64)
             except ScoreError as error:

@@ -1,0 +1,1 @@
+"""Masked diffusion: from masks to tokens, by rules that say which are revealed when."""

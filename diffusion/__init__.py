@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from .rewards.quality import ImageQuality
     from .schedule import Schedule
     from .shipped.convnets import Classifier
-    from .shipped.zoo import NO_DIGIT, bouncing, bouncing_clip, bouncing_motion, digit_classifier, digit_judge, digits
+    from .shipped.zoo import (
+        NO_DIGIT,
+        bouncing,
+        bouncing_clip,
+        bouncing_motion,
+        digit_classifier,
+        digit_judge,
+        digits,
+        digits_small,
+        latent_digits,
+    )
     from .steering import Steering
 
 _HOME = {
@@ -60,9 +70,11 @@ _HOME = {
     "digit_classifier": "shipped.zoo",
     "digit_judge": "shipped.zoo",
     "digits": "shipped.zoo",
+    "digits_small": "shipped.zoo",
     "from_pipeline": "adapters.pipelines",
     "from_scheduler": "adapters.schedulers",
     "guide": "correctors",
+    "latent_digits": "shipped.zoo",
     "product": "correctors",
     "tilt": "correctors",
 }
@@ -98,9 +110,11 @@ __all__ = [
     "digit_classifier",
     "digit_judge",
     "digits",
+    "digits_small",
     "from_pipeline",
     "from_scheduler",
     "guide",
+    "latent_digits",
     "product",
     "tilt",
 ]

@@ -32,7 +32,9 @@ def seen(values):
     return zoo.digit_judge()(torch.tensor(np.stack(values))).argmax(1).numpy()
 
 
-@pytest.mark.parametrize("name", ["digits", "digit_reward", "digit_judge", "bouncing_frames", "bouncing_clip"])
+@pytest.mark.parametrize(
+    "name", ["digits", "digits_small", "digit_reward", "digit_judge", "bouncing_frames", "bouncing_clip"]
+)
 def test_weights_are_whole_and_their_record_says_where_they_come_from(name):
     told = shipped.record(name)
     assert {"about", "license", "data", "training", "sha256", "parameters"} <= set(told)
@@ -106,6 +108,30 @@ def free():
     return fk.infer(zoo.digits(20), fk.ImportanceSampling(60), seed=1).values
 
 
+@pytest.fixture(scope="module")
+def small():
+    """200 samples without a class, of the small network."""
+    return fk.infer(zoo.digits_small(20), fk.ImportanceSampling(200), seed=1).values
+
+
+def test_small_samples_of_a_class_are_recognised_as_it_by_both_classifiers():
+    classes = list(range(10)) * 10
+    drawn = fk.infer(zoo.digits_small(20, classes), fk.ImportanceSampling(100), seed=0)
+    latents = fk.infer(zoo.digits_small(20, classes, draw=False), fk.ImportanceSampling(100), seed=0)
+    assert drawn.cost.nfe == 100 * 20
+    assert (seen(drawn.values) == classes).mean() >= 0.9
+    there = torch.tensor(np.stack(latents.values))
+    assert np.allclose(zoo.latent_digits().decode(there).numpy(), np.stack(drawn.values), atol=1e-5)
+    assert (zoo.latent_digits().classes(there).argmax(1).numpy() == classes).mean() >= 0.9
+
+
+def test_a_reward_of_latents_steers_what_is_drawn():
+    steering = Steering(zoo.latent_digits().classes.log_prob(5), scale=2.0, gradient=True)
+    posterior = fk.infer(zoo.digits_small(20, steering=steering, draw=False), fk.SMC(32), seed=0)
+    drawn = zoo.latent_digits().decode(torch.tensor(np.stack(posterior.values)))
+    assert posterior.probabilities @ (seen(drawn) == 5) > 0.7
+
+
 @pytest.mark.slow
 def test_samples_without_a_class_are_of_many(free):
     found = seen(free)
@@ -113,8 +139,13 @@ def test_samples_without_a_class_are_of_many(free):
     assert np.bincount(found).max() <= 20
 
 
-def test_samples_have_the_light_of_real_digits(real, free):
-    values = np.stack(free)
+def test_small_samples_without_a_class_are_of_all(small):
+    assert len(set(seen(small).tolist())) == 10
+
+
+@pytest.mark.parametrize("made", ["free", "small"])
+def test_samples_have_the_light_of_real_digits(real, made, request):
+    values = np.stack(request.getfixturevalue(made))
     light, truth = (values > 0).mean((1, 2, 3)), (real[0] > 0).float().mean((1, 2, 3)).numpy()
     assert abs(light.mean() - truth.mean()) < 0.04
     assert np.quantile(abs(values), 0.999) < 1.5
@@ -137,8 +168,9 @@ def test_a_reward_steers_to_its_class():
 def test_bad_requests_are_refused():
     with pytest.raises(ValueError, match="one of 0…9"):
         zoo.digits(digit=10)
-    with pytest.raises(ValueError, match="guidance needs a digit"):
-        zoo.digits(guidance=2.0)
+    for model in (zoo.digits, zoo.digits_small):
+        with pytest.raises(ValueError, match=rf"guidance needs a digit.*{model.__name__}\("):
+            model(guidance=2.0)
 
 
 # The scripts
@@ -175,6 +207,7 @@ def test_what_the_scripts_write_the_library_loads(training, real, monkeypatch):
     import classifiers
     import data
     import digits
+    import digits_small
     import loop
 
     some = data.Digits(*real)
@@ -182,12 +215,13 @@ def test_what_the_scripts_write_the_library_loads(training, real, monkeypatch):
     for kind in ("frames", "clip"):
         bouncing.main(kind, some, loop.Settings(2, batch=4), training)
     digits.main(some, loop.Settings(2, batch=4), training)
+    digits_small.main(some, some, loop.Settings(2, batch=4), loop.Settings(2, batch=4), training)
     monkeypatch.setattr(shipped, "_folder", lambda: training)
     shipped.load.cache_clear()
     try:
         assert shipped.record("digit_judge")["accuracy"] > 0.3
         assert (zoo.digit_judge()(real[0]).argmax(1) == real[1]).float().mean() > 0.3
-        for model in (zoo.digits(2), zoo.bouncing(2, 2), zoo.bouncing_clip(2)):
+        for model in (zoo.digits(2), zoo.digits_small(2), zoo.bouncing(2, 2), zoo.bouncing_clip(2)):
             assert np.isfinite(fk.infer(model, fk.ImportanceSampling(2), seed=0).values[0]).all()
     finally:
         shipped.load.cache_clear()

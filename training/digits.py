@@ -42,8 +42,8 @@ def noise(data: Any, generator: Any) -> tuple[Any, Any, Any]:
     schedule = Schedule.ddpm(1000)
     n = len(data)
     level = (torch.rand(1, generator=generator) + torch.arange(n) / n) % 1.0
-    step = (1000 * level).long()
-    alpha, sigma = (torch.tensor(a).float()[step].reshape(-1, 1, 1, 1) for a in (schedule.alpha, schedule.sigma))
+    step, width = (1000 * level).long(), (n,) + (1,) * (data.dim() - 1)
+    alpha, sigma = (torch.tensor(a).float()[step].reshape(width) for a in (schedule.alpha, schedule.sigma))
     epsilon = torch.randn(data.shape, generator=generator)
     return alpha * data + sigma * epsilon, torch.tensor(schedule.time)[step], alpha * epsilon - sigma * data
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,12 @@ def samples(model: Any, n: int, seed: int) -> Any:
     return torch.tensor(np.stack(fk.infer(model, fk.ImportanceSampling(n), seed=seed).values))
 
 
-def measure_digits(n: int, steps: int) -> dict[str, Any]:
+def measure_digits(model: Callable[..., Any], n: int, steps: int) -> dict[str, Any]:
     """Return recognition and distances, of n samples of each kind."""
     train, held_out = load()
     judge = zoo.digit_judge()
     classes = [i % 10 for i in range(n)]
-    asked, free = samples(zoo.digits(steps, classes), n, 0), samples(zoo.digits(steps), n, 1)
+    asked, free = samples(model(steps, classes), n, 0), samples(model(steps), n, 1)
     right = judge(asked).argmax(1) == torch.tensor(classes)
     truth = judge.features(held_out.images)
     return {
@@ -91,7 +92,8 @@ def main() -> None:
     arguments = parser.parse_args()
     n = arguments.samples
     found = {
-        "digits": lambda: measure_digits(n, 50),
+        "digits": lambda: measure_digits(zoo.digits, n, 50),
+        "digits_small": lambda: measure_digits(zoo.digits_small, n, 50),
         "bouncing_frames": lambda: measure_clips(zoo.bouncing(8, 10), n // 5),
         "bouncing_clip": lambda: measure_clips(zoo.bouncing_clip(50), n // 5),
     }

@@ -50,10 +50,12 @@ def load(name: str, device: str = "cpu") -> Any:
 
 
 def _build(told: dict[str, Any]) -> Any:
-    from . import convnets
+    from .convnets import JudgeNet, RewardNet
+    from .latent_digits import LatentDigits
 
-    if told["network"] != "UNet2DModel":
-        return getattr(convnets, told["network"])()
+    own = {kind.__name__: kind for kind in (JudgeNet, LatentDigits, RewardNet)}
+    if told["network"] in own:
+        return own[told["network"]]()
     try:
         from diffusers import UNet2DModel
     except ImportError as error:

@@ -245,12 +245,23 @@ def test_the_reasoner_on_tape(lm):
         problem = problems[tape.prompts.index(text.prompt)]
         assert (tape.scores["exact"][place] > 0.5) == problem.solvable(text)
         assert tape.solved[place] == problem.solved(text)
-    n = 500
+    n = 250
     for place, problem in enumerate(problems):
         texts = fk.infer(fk.tasks.solve(lm, None, problem), fk.ImportanceSampling(n), seed=place).values
         share, p = np.mean([problem.solved(text) for text in texts]), tape.success[place]
         # Beside the noise (|z| < 4.265: 2e-5), the law differs by what was cut off.
         assert abs(share - p) < 4.265 * (p * (1 - p) / n) ** 0.5 + 4 * tape.missing.max()
+
+
+def test_the_cassette_is_of_held_out_problems_and_of_the_reasoner(lm):
+    problems = fk.tasks.sudokus(200)
+    tape = fk.tasks.Tape.load(ROOT / "benchmarks" / "cassettes" / "sudoku_6.npz")
+    assert tape.prompts == tuple(problem.prompt for problem in problems)
+    share = fk.tasks.record("sudoku_reasoner")["measured"]["6_clues"]["solved"]  # of 500 problems, these among them
+    assert tape.success[:200].mean() == pytest.approx(share, abs=0.04)
+    again = fk.tasks.Tape.record(lm, problems[:1])
+    assert again.success[0] == pytest.approx(tape.success[0], abs=2e-3)
+    assert again.missing[0] == pytest.approx(tape.missing[0], abs=1e-3)
 
 
 # Training

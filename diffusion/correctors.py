@@ -21,6 +21,8 @@ from .denoiser import Denoiser, join
 from .gaussian import Diffusion, Gaussian
 from .generator import Floats, Moved, impose, spread
 from .latents import Latents, replace_fields
+from .masked import correctors as masked
+from .masked.generator import MaskedDiffusion
 from .rewards.base import as_reward, check_gradient, slope
 from .schedule import Schedule
 from .transitions import log_normal
@@ -266,11 +268,12 @@ def _same_levels(one: Schedule, other: Schedule) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("alpha", "sigma", "time"))
 
 
-def anneal(model: Gaussian, beta: float, **settings: Any) -> Corrected:
+def anneal(model: Any, beta: float, **settings: Any) -> Any:
     """Return the model of p(x)^β, normalised: β > 1 is colder, that is, sharper; tilts are raised as well.
 
-    ``settings``, here and below, are ``zeta`` and ``interval`` of `Corrected`, by default those of the model if it is
-    one.
+    Here and below, models are `Diffusion`, or what a corrector made of it, which gives a `Corrected`, or
+    `MaskedDiffusion`, which gives a `MaskedProduct`. ``settings`` are ``zeta`` and ``interval`` of `Corrected`, by
+    default those of the model if it is one; of masked diffusion there are none.
 
     >>> import feynkac as fk, torch
     >>> from feynkac.diffusion import Diffusion, Mixture, Schedule, anneal
@@ -281,10 +284,12 @@ def anneal(model: Gaussian, beta: float, **settings: Any) -> Corrected:
     >>> abs(posterior.expect(lambda x: x[0] ** 2) - 0.5) < 0.1
     True
     """
+    if isinstance(model, MaskedDiffusion):
+        return product([model], [beta], **settings)
     return Corrected(model, *_raised(model, beta), **_inherit([model], settings))
 
 
-def product(models: Sequence[Gaussian], betas: Sequence[float] | None = None, **settings: Any) -> Corrected:
+def product(models: Sequence[Any], betas: Sequence[float] | None = None, **settings: Any) -> Any:
     """Return the model of Π p_i(x)^β_i, normalised (β_i = 1 by default), of models with one schedule and shape.
 
     Raises ValueError where their levels or shapes differ, or there are none.
@@ -295,6 +300,10 @@ def product(models: Sequence[Gaussian], betas: Sequence[float] | None = None, **
     powers = [1.0] * len(models) if betas is None else list(betas)
     if len(powers) != len(models):
         raise ValueError(f"{len(models)} models need as many betas, not {len(powers)}")
+    if all(isinstance(model, MaskedDiffusion) for model in models):
+        for power in powers:
+            _check_constant(power)
+        return masked.product(models, powers, **settings)
     if any(other.shape != first.shape or not _same_levels(other.schedule, first.schedule) for other in models):
         raise ValueError("the models of a product must have one schedule and one shape")
     raised = [_raised(model, beta) for model, beta in zip(models, powers)]
@@ -302,15 +311,17 @@ def product(models: Sequence[Gaussian], betas: Sequence[float] | None = None, **
     return Corrected(first, parts, tilts, **_inherit(models, settings))
 
 
-def guide(model: Gaussian, gamma: float, unconditional: Any, **settings: Any) -> Corrected:
+def guide(model: Any, gamma: float, unconditional: Any, **settings: Any) -> Any:
     """Return the model of p(x)^(1−γ)·p(x|c)^γ, normalised: classifier-free guidance that samples what it says.
 
     ``unconditional`` is a batch of one empty condition, or another model of the unconditional law. Where the
     conditional law is narrower than γ/(γ − 1) times the other, as it should be, the result has finite mass.
     """
     _check_constant(gamma)
-    if isinstance(unconditional, Gaussian):
+    if isinstance(unconditional, Gaussian | MaskedDiffusion):
         return product([model, unconditional], [gamma, 1.0 - gamma], **settings)
+    if isinstance(model, MaskedDiffusion):
+        return masked.guide(model, gamma, unconditional, **settings)
     parts, tilts = _raised(model, 1.0)
     both = [replace(part, beta=gamma * part.beta) for part in parts]
     both += [replace(part, beta=(1.0 - gamma) * part.beta, condition=unconditional) for part in parts]
@@ -318,18 +329,19 @@ def guide(model: Gaussian, gamma: float, unconditional: Any, **settings: Any) ->
 
 
 def tilt(
-    model: Gaussian,
+    model: Any,
     reward: Any,
     schedule: Callable[[float], float] = float,
     *,
     of: Literal["noisy", "estimate"] = "noisy",
     **settings: Any,
-) -> Corrected:
+) -> Any:
     """Return the model of p(x)·exp(b·r(x)), normalised.
 
     Args:
-        model: a `Diffusion`, or what a corrector made of one.
-        reward: a function of a batch (n, …) to (n,) that torch can differentiate, finite everywhere.
+        model: see `anneal`.
+        reward: a function of a batch (n, …) to (n,), finite everywhere; of Gaussian noise one that torch can
+            differentiate. Of masked diffusion "noisy" data are tokens with masks among them.
         schedule: b by the share of steps made; the last value is b. By default it grows from 0 to 1.
         of: "noisy": the reward is that of the noisy data themselves on the way; "estimate": that of the (first)
             model's estimate of the data, at one evaluation more for the gradient and one for ∂_t r, which is taken
@@ -338,11 +350,13 @@ def tilt(
 
     Raises Unsupported for a reward that is not differentiable.
     """
-    check_gradient(reward, "tilt")
     if not callable(schedule):
         raise ValueError(f"schedule is a function of the share of steps made, such as lambda s: 2 * s, not {schedule}")
     if of not in ("noisy", "estimate"):
         raise ValueError(f"of must be noisy or estimate, not {of!r}")
+    if isinstance(model, MaskedDiffusion):
+        return masked.tilt(model, reward, schedule, of == "noisy", **settings)
+    check_gradient(reward, "tilt")
     parts, tilts = _raised(model, 1.0)
     return Corrected(model, parts, (*tilts, Tilt(reward, schedule, of)), **_inherit([model], settings))
 

@@ -174,8 +174,10 @@ class MaskedDiffusion(Generator):
         at = latents.step % self.unit
         return Site(latents.x, latents.fields["log_mu"], here & masked, here & ~masked, at, self.block, self.mask)
 
-    def log_laws(self, latents: Latents) -> Any:
+    def log_laws(self, latents: Latents, denoiser: Denoiser | None = None) -> Any:
         """Return log μ (n, L, V) for each particle, from one call of the network for all that have masks.
+
+        ``denoiser`` is the model's own by default.
 
         Raises InvalidOutput where the network returns another shape, or numbers that are no logits.
         """
@@ -184,15 +186,15 @@ class MaskedDiffusion(Generator):
         part = latents.select(going)
         share = (part.x == self.mask).double().mean(1).float()
         with rows(going.tolist()):
-            out = self._predicted(part, share, going)
+            out = self._predicted(denoiser or self.denoiser, part, share, going)
         whole = out.new_zeros(len(latents), *out.shape[1:])
         whole[torch.as_tensor(going, device=whole.device)] = out
         return whole
 
-    def _predicted(self, part: Latents, share: Any, owners: Any) -> Any:
+    def _predicted(self, denoiser: Denoiser, part: Latents, share: Any, owners: Any) -> Any:
         if not len(part):
             return torch.zeros(0, *self.shape, self.vocabulary, device=self.device)
-        out = predict(self.denoiser, part.x, share, part.condition)
+        out = predict(denoiser, part.x, share, part.condition)
         if out.shape != (*part.x.shape, self.vocabulary):
             raise InvalidOutput(
                 f"the network got tokens {tuple(part.x.shape)} and returned {tuple(out.shape)}, not the logits of "

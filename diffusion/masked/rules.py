@@ -155,20 +155,25 @@ class InOrder:
 
     def draw(self, site: Site, uniforms: Any) -> Any:
         """Return the tokens (n, L) after a step."""
-        score = uniforms[:, 0] if self.order == "uniform" else self._score(site)
-        return put(site, best(score, site.open, 1), uniforms[:, 1])
+        return put(site, self.place(site, uniforms), uniforms[:, 1])
 
     def log_prob(self, site: Site, x: Any) -> Any:
         """Return the log-probability (n,) of the tokens after a step."""
-        changed, log_mu = x != site.x, chosen(site, x)
-        count = site.open.sum(-1)
+        changed = x != site.x
+        return self.log_place(site, changed) + torch.where(changed, chosen(site, x), 0.0).sum(-1)
+
+    def place(self, site: Site, uniforms: Any) -> Any:
+        """Return the position that comes next, as one of (n, L)."""
+        return best(uniforms[:, 0] if self.order == "uniform" else self._score(site), site.open, 1)
+
+    def log_place(self, site: Site, place: Any) -> Any:
+        """Return the log-probability (n,) that some positions (n, L) come next."""
         if self.order == "uniform":
-            there = (changed & site.open).sum(-1) == count.clamp(max=1)
-            log_p = torch.where(changed, log_mu, 0.0).sum(-1) - count.clamp(min=1).double().log()
+            count = site.open.sum(-1)
+            there, log_p = (place.sum(-1) == count.clamp(max=1)), -count.clamp(min=1).double().log()
         else:
-            there = (changed == best(self._score(site), site.open, 1)).all(-1)
-            log_p = torch.where(changed, log_mu, 0.0).sum(-1)
-        return torch.where(there & ~(changed & ~site.open).any(-1), log_p, -math.inf)
+            there, log_p = (place == best(self._score(site), site.open, 1)).all(-1), torch.zeros(len(place)).double()
+        return torch.where(there & ~(place & ~site.open).any(-1), log_p.to(place.device), -math.inf)
 
     def _score(self, site: Site) -> Any:
         if self.order == "left":

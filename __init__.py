@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from .inference.pools.self_consistency import SelfConsistency
     from .inference.results.linear_twist import LinearTwist
     from .inference.results.posterior import Posterior
+    from .inference.scaling.allocate import allocate
     from .inference.search.a_star import AStar
     from .inference.search.beam_search import BeamSearch
     from .inference.search.dvts import DVTS
@@ -195,6 +196,7 @@ __all__ = [
     "TreeSearch",
     "WasteFreeSMC",
     "afresh",
+    "allocate",
     "batched",
     "bounds",
     "calibrate",
@@ -306,6 +308,7 @@ _HOME = {
     "TreeSampling": "inference.search.tree_sampling",
     "TreeSearch": "inference.search.tree_search",
     "WasteFreeSMC": "inference.tempering.waste_free",
+    "allocate": "inference.scaling.allocate",
     "bounds": "inference.comparison.bounds",
     "calibrate": "inference.calibration.calibrate",
     "compare": "inference.comparison.compare",

@@ -5,7 +5,7 @@
     scaling.Saturation.fit([1, 2, 4, 8], accuracies).enough(0.01)
     scaling.greedy([0.9, 0.3, 0.05], budget=12)
 
-None of it draws anything.
+None of it draws anything but `fk.allocate`, which spends a budget over problems, and `records`, for its policy.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from ...ppl.cards import index as _index
 from ...ppl.lazy import find
 
 if TYPE_CHECKING:
-    from .allocation import Allocation, greedy, gvm
+    from .allocate import records
+    from .allocation import Allocation, greedy, gvm, spend
     from .costs import Kinetics, Runtime
     from .curves import Curve, Saturation, anytime, regret
+    from .plan import Allocated, Plan, Share
+    from .policy import ComputeOptimal, Record, difficulty
     from .samples import (
         Bounds,
         Gap,
@@ -35,44 +38,58 @@ if TYPE_CHECKING:
     from .verdicts import Judge, conformal, majority, verify_or_vote
 
 _HOME = {
+    "Allocated": "plan",
     "Allocation": "allocation",
     "Bounds": "samples",
+    "ComputeOptimal": "policy",
     "Curve": "curves",
     "Gap": "samples",
     "Judge": "verdicts",
     "Kinetics": "costs",
+    "Plan": "plan",
+    "Record": "policy",
     "Runtime": "costs",
     "Saturation": "curves",
+    "Share": "plan",
     "Variability": "samples",
     "anytime": "curves",
     "best_of_k": "samples",
     "bounds_at_k": "samples",
     "conformal": "verdicts",
+    "difficulty": "policy",
     "greedy": "allocation",
     "gvm": "allocation",
     "length_gap": "samples",
     "majority": "verdicts",
     "pass_at_k": "samples",
     "prefix_diversity": "samples",
+    "records": "allocate",
     "regret": "curves",
+    "spend": "allocation",
     "tail": "samples",
     "verify_or_vote": "verdicts",
 }
 
 __all__ = [
+    "Allocated",
     "Allocation",
     "Bounds",
+    "ComputeOptimal",
     "Curve",
     "Gap",
     "Judge",
     "Kinetics",
+    "Plan",
+    "Record",
     "Runtime",
     "Saturation",
+    "Share",
     "Variability",
     "anytime",
     "best_of_k",
     "bounds_at_k",
     "conformal",
+    "difficulty",
     "greedy",
     "gvm",
     "index",
@@ -80,7 +97,9 @@ __all__ = [
     "majority",
     "pass_at_k",
     "prefix_diversity",
+    "records",
     "regret",
+    "spend",
     "tail",
     "verify_or_vote",
 ]

@@ -1,17 +1,18 @@
 """Compute-optimal allocation: how many tokens a budget shared out over problems saves at equal accuracy, on Countdown.
 
-    python benchmarks/allocation.py --short        # seconds: 8 problems of three numbers, on tapes made here
-    python benchmarks/allocation.py                # 200 held-out problems of four numbers, 120 of five: an hour
+    python benchmarks/allocation.py --short        # seconds: 20 problems of four numbers
+    python benchmarks/allocation.py                # four numbers, 200 problems from the cassette: minutes
+    python benchmarks/allocation.py --numbers 5    # five numbers, 100 problems; draws answers by the models once
 
 Claim (Snell et al. 2024, arXiv:2408.03314): with test-time compute shared out by the difficulty of problems, as a
 verifier's scores of a few answers tell it, 4 times less compute is needed than by best-of-N, for equal accuracy.
 
-What is run. Four numbers: 200 problems, held out, and 200 for training, on tapes (`fk.tasks.Tape`) of the shipped
-reasoner (lines of probability 0.01 or more) and verifier. Five numbers, whose tapes would be too wide: 120 and 120, on
-256 answers to each, drawn from the reasoner itself and drawn from again with replacement. The first look is
-``BestOfN(4)``; engines are ``BestOfN(4 … 256)``, and on tapes ``SMC(8 … 64)``, guided by the verifier. Budgets are
-worth 6, 8, 12, 16, 24, 32, 64 and 128 answers to each problem; 3 seeds; the policy is learned from 3 runs of each
-engine on each of the training problems, and from nothing else.
+What is run. Four numbers: the 200 held-out problems of the cassette (a tape of the shipped reasoner, with the scores of
+the shipped verifier, "old"). Five numbers: 100 held-out problems, 128 answers to each, drawn from the reasoner itself
+and drawn from again with replacement. The first look is ``BestOfN(4)``; engines are ``BestOfN(4 … 256)``, and on the
+cassette ``SMC(8 … 64)``, guided by the verifier. Budgets are worth 6, 8, 12, 16, 24, 32, 64 and 128 answers to each
+problem; 3 seeds. A policy shares out the budget of a fifth of the problems, and is learned from the other four fifths,
+from 3 runs of each engine on each problem; its settings are the library's, and nothing was tuned.
 
     uniform             best-of-N, the same N for all: exact, from the law of answers
     policy              `fk.allocate` with what was learned of BestOfN
@@ -22,11 +23,11 @@ engine on each of the training problems, and from nothing else.
     oracle, stopping    the same, and it stops at the first right answer: exact, the bound of all that draw answers
 
 Rule of the verdict, for each way of the list: at the accuracy of uniform best-of-8, -32 and -128, the factor is the
-tokens of uniform over those of the way (accuracy interpolated in log tokens between budgets; 0 where the largest budget
-does not reach it), with the 95% interval of a paired bootstrap over held-out problems (2,000 draws, budgets as they
-were spent). The claim **holds** for a way where the interval is at or above 4 at all three, **holds from** N where it
-is at N and beyond, **fails** where it is below 4 at all three, and else is **undecided**. The verdict on the claim as
-it was made is that on "policy" (four numbers), and five numbers are told beside it.
+tokens of uniform over those of the way (each where its curve first reaches this accuracy, a line in log tokens between
+budgets; 0 where the way's largest budget does not), with the 95% interval of a paired bootstrap over problems (2,000
+draws, budgets as they were spent). The claim **holds** for a way where the interval is at or above 4 at all three,
+**holds from** N where it is at N and beyond, **fails** where it is below 4 at all three, and else is **undecided**. The
+verdict on the claim as it was made is that on "policy" at four numbers; five numbers are told beside it.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common.leaves import Leaves, best_of, leaves
 from common.records import Records
+from common.tasks import TASKS, cassette
 
 import feynkac as fk
 from feynkac import scaling
@@ -51,65 +53,45 @@ BUDGETS = (6, 8, 12, 16, 24, 32, 64, 128)
 LEVELS = (8, 32, 128)
 FINE = tuple(sorted({math.ceil(2 ** (i / 4)) for i in range(41)}))
 """N of the exact curves, up to 1024."""
-CUTOFF, POOL, ENOUGH, CLIP = 0.01, 256, 0.9, 1e-6
+POOL, PARTS, ENOUGH, CLIP = 128, 5, 0.9, 1e-6
 BLOCK = 20
+LOOK = fk.BestOfN(4)
 DRAWS = 2000
 WAYS = ("policy", "policy, SMC too", "verifier")
 Floats = np.ndarray
 
 
-@dataclass(frozen=True)
-class Answers:
-    """The law of the answers to one problem: probabilities (n,), the verifier's scores, right or wrong, tokens."""
+def price(law: Leaves) -> float:
+    """Tokens of an answer, on average."""
+    return float(law.mass @ law.tokens)
 
-    mass: Floats
-    score: Floats
-    right: Floats
-    tokens: Floats
 
-    @property
-    def cost(self) -> float:
-        """Tokens of an answer, on average."""
-        return float(self.mass @ self.tokens)
+def stopping(law: Leaves, n: int) -> tuple[float, float]:
+    """Return how often the best-scored of n answers is right, and how many are drawn, if a score `ENOUGH` ends it.
 
-    @cached_property
-    def groups(self) -> tuple[Floats, Floats, Floats]:
-        """Scores from the lowest up, the probability of each, and how often an answer of it is right."""
-        scores, which = np.unique(self.score, return_inverse=True)
-        mass = np.bincount(which, self.mass)
-        return scores, mass, np.bincount(which, self.mass * self.right) / mass
-
-    def best_of(self, n: int) -> float:
-        """Return how often the best-scored of n answers is right."""
-        _, mass, right = self.groups
-        below = np.concatenate([[0.0], np.minimum(np.cumsum(mass), 1.0)])
-        return float(np.diff(below**n) @ right)
-
-    def stopping(self, n: int) -> tuple[float, float]:
-        """Return the same where no more are drawn once a score is `ENOUGH`, and how many are drawn."""
-        scores, mass, right = self.groups
-        good = scores >= ENOUGH
-        a = float(mass[good].sum())
-        if not a:
-            return self.best_of(n), float(n)
-        below = np.concatenate([[0.0], np.minimum(np.cumsum(mass), 1.0)]) ** n
-        missed = float(np.diff(below)[~good] @ right[~good])
-        found = 1.0 - (1.0 - a) ** n
-        return missed + found * float(mass[good] @ right[good]) / a, found / a
-
-    @property
-    def p(self) -> float:
-        """The probability that an answer is right."""
-        return float(self.mass @ self.right)
+    >>> law = Leaves(np.array([0.5, 0.5]), np.array([0.95, 0.1]), np.array([1.0, 0.0]), np.ones(2), None)
+    >>> stopping(law, 2)
+    (0.75, 1.5)
+    """
+    good = law.score >= ENOUGH
+    a = float(law.mass[good].sum())
+    if not a:
+        return best_of(law, n), float(n)
+    found = 1.0 - (1.0 - a) ** n
+    missed = 0.0
+    if a < 1:  # the best of n answers, none of which is good
+        rest = Leaves(law.mass[~good] / (1 - a), law.score[~good], law.solved[~good], law.tokens[~good], None)
+        missed = (1.0 - a) ** n * best_of(rest, n)
+    return missed + found * float(law.mass[good] @ law.solved[good]) / a, found / a
 
 
 @fk.program
-async def from_pool(answers: Answers, row: int) -> Any:
+async def from_pool(law: Leaves, row: int) -> Any:
     """Draw one of the answers that were drawn before. Returns the number of the problem, and whether it is right."""
-    i = await fk.sample("answer", fk.dist.DiscreteUniform(0, len(answers.mass) - 1))
-    await fk.call("pay", lambda: fk.charge(tokens_out=int(answers.tokens[i])))
-    await fk.factor("verifier", math.log(answers.score[i]))
-    return row, bool(answers.right[i])
+    i = await fk.sample("answer", fk.dist.DiscreteUniform(0, len(law.mass) - 1))
+    await fk.call("pay", lambda: fk.charge(tokens_out=int(law.tokens[i])))
+    await fk.factor("verifier", math.log(law.score[i]))
+    return row, bool(law.solved[i])
 
 
 @dataclass(frozen=True)
@@ -117,47 +99,29 @@ class Task:
     """Problems, as models; the law of their answers; and which value of which problem is right."""
 
     models: list[Any]
-    laws: list[Answers]
+    laws: list[Leaves]
     right: Callable[[Any, int], bool]
 
+    def part(self, which: list[int]) -> Task:
+        """Return some of the problems."""
+        some = [self.models[i] for i in which], [self.laws[i] for i in which]
+        return Task(*some, lambda value, i: self.right(value, which[i]))
 
-def taped(numbers: int, count: int, split: str, folder: Path) -> Task:
-    """Return problems on tapes, which are made where they are not yet there."""
-    problems = fk.tasks.problems(count, seed=0, numbers=numbers, split=split)
-    models, laws = [], []
-    for begin in range(0, count, BLOCK):
-        path = folder / f"tape_{numbers}_{split}_{begin}.npz"
-        some = problems[begin : begin + BLOCK]
-        if not path.exists():
-            lm, prm = fk.tasks.reasoner(max_batch=512), fk.tasks.verifier()
-            made = fk.tasks.Tape.record(lm, some, name=f"{numbers} {split} {begin}", cutoff=CUTOFF)
-            made.scored(shipped=prm).save(path)
-        tape = fk.tasks.Tape.load(path)
-        verifier = tape.verifier("shipped", clip=CLIP)
-        models += [fk.tasks.solve(tape, verifier, problem) for problem in some]
-        laws += answers_of(tape, len(some))
+
+def taped(count: int) -> Task:
+    """Return problems of four numbers, from the cassette."""
+    task, tape = TASKS["countdown_4"], fk.tasks.Tape.load(cassette("countdown_4"))
+    problems, verifier = task.problems(count, "test"), tape.verifier("old", clip=CLIP)
+    models = [fk.tasks.solve(tape, verifier, problem) for problem in problems]
+    laws = leaves(tape, count, "old", task.said)
     return Task(models, laws, lambda text, i: problems[i].solved(text))
 
 
-def answers_of(tape: Any, count: int) -> list[Answers]:
-    """Return the law of whole answers to the first problems of a tape."""
-    n = len(tape.parent)
-    mass, tokens, root = np.ones(n), np.zeros(n), np.arange(n)
-    for i in range(len(tape.prompts), n):  # parents come first
-        up = tape.parent[i]
-        mass[i], tokens[i], root[i] = mass[up] * math.exp(tape.log_prob[i]), tokens[up] + tape.tokens[i], root[up]
-    ends = tape.count == 0
-    score = np.clip(tape.scores["shipped"], CLIP, 1 - CLIP)
-    rows = [np.flatnonzero(ends & (root == problem)) for problem in range(count)]
-    return [Answers(mass[some], score[some], tape.solved[some].astype(float), tokens[some]) for some in rows]
-
-
-def pooled(numbers: int, count: int, split: str, folder: Path) -> Task:
-    """Return problems as pools of answers, which are drawn where they are not yet there."""
-    problems = fk.tasks.problems(count, seed=0, numbers=numbers, split=split)
-    laws = []
+def pooled(count: int, folder: Path) -> Task:
+    """Return problems of five numbers as pools of answers, which are drawn where they are not yet there."""
+    problems, laws = fk.tasks.problems(count, seed=0, numbers=5), []
     for begin in range(0, count, BLOCK):
-        path = folder / f"pool_{numbers}_{split}_{begin}.npz"
+        path = folder / f"pool_5_{begin}.npz"
         if not path.exists():
             lm, prm = fk.tasks.reasoner(max_batch=256), fk.tasks.verifier()
             some = problems[begin : begin + BLOCK]
@@ -168,8 +132,8 @@ def pooled(numbers: int, count: int, split: str, folder: Path) -> Task:
             np.savez_compressed(path, score=[np.exp(p.log_weights) for p in found], right=right, tokens=tokens)
         with np.load(path) as file:
             for score, right, tokens in zip(file["score"], file["right"], file["tokens"]):
-                clipped = np.clip(score, CLIP, 1 - CLIP)
-                laws.append(Answers(np.full(len(score), 1 / len(score)), clipped, right.astype(float), tokens))
+                even = np.full(len(score), 1 / len(score))
+                laws.append(Leaves(even, np.clip(score, CLIP, 1 - CLIP), right.astype(float), tokens, None))
     return Task([from_pool(law, i) for i, law in enumerate(laws)], laws, lambda value, i: value[1])
 
 
@@ -179,44 +143,50 @@ def engines(way: str) -> list[Any]:
     return [fk.BestOfN(n) for n in SIZES] + filters
 
 
-def learned(way: str, task: Task, runs: int) -> scaling.ComputeOptimal:
-    """Return the policy that training problems teach."""
-    rows = [
+def observed(way: str, task: Task, runs: int) -> list[scaling.Record]:
+    """Return what each engine came to on each problem, in some runs."""
+    return [
         row
         for seed in range(runs)
-        for row in scaling.records(task.models, engines(way), task.right, first_look=fk.BestOfN(4), seed=1000 + seed)
+        for row in scaling.records(task.models, engines(way), task.right, first_look=LOOK, seed=1000 + seed)
     ]
-    return scaling.ComputeOptimal.fit(rows)
 
 
-def spent(task: Task, way: str, policy: scaling.ComputeOptimal | None, answers: int, seed: int) -> dict[str, list[Any]]:
+def spent(task: Task, way: str, rows: list[scaling.Record] | None, answers: int, seed: int) -> dict[str, list[Any]]:
     """Share out a budget worth so many answers to each problem. Returns which were solved, and their tokens."""
-    budget = fk.Budget(tokens=math.floor(answers * sum(law.cost for law in task.laws)))
-    posteriors, plan = fk.allocate(
-        task.models, engines(way), budget, policy=policy, first_look=fk.BestOfN(4), seed=seed
-    )
-    solved = [int(task.right(posterior.best(), i)) for i, posterior in enumerate(posteriors)]
-    sizes = [share.size if share.engine == "BestOfN" else -share.size for share in plan.shares]
-    return {"solved": solved, "tokens": [share.cost for share in plan.shares], "sizes": sizes}
+    made: dict[str, list[Any]] = {name: [None] * len(task.models) for name in ("solved", "tokens", "sizes")}
+    for part in range(1 if rows is None else PARTS):
+        which = list(range(part, len(task.models), 1 if rows is None else PARTS))
+        some = task.part(which)
+        others = [row for row in rows or () if row.problem % PARTS != part]
+        posteriors, plan = fk.allocate(
+            some.models,
+            engines(way),
+            fk.Budget(tokens=math.floor(answers * sum(map(price, some.laws)))),
+            policy=scaling.ComputeOptimal.fit(others) if others else None,
+            first_look=LOOK,
+            seed=10 * seed + part,
+        )
+        for i, (problem, posterior, share) in enumerate(zip(which, posteriors, plan.shares)):
+            made["solved"][problem] = int(some.right(posterior.best(), i))
+            made["tokens"][problem] = share.cost
+            made["sizes"][problem] = share.size if share.engine == "BestOfN" else -share.size
+    return made
 
 
-def run(numbers: int, arguments: argparse.Namespace) -> tuple[Task, Records]:
+def run(numbers: int, count: int, seeds: int, folder: Path) -> tuple[Task, Records]:
     """Make what is not yet in the file."""
-    folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    make = pooled if numbers == 5 else taped
-    held_out, training = (make(numbers, arguments.count(numbers), split, folder) for split in ("test", "train"))
-    name = f"spent_{numbers}_{arguments.count(numbers)}.jsonl"
-    records = Records(folder / name, ("way", "answers", "seed"))
-    for way in (WAYS[0], WAYS[2]) if numbers == 5 else WAYS:
-        rows = [(n, seed) for n in BUDGETS for seed in range(arguments.seeds)]
-        todo = [(n, s) for n, s in rows if {"way": way, "answers": n, "seed": s} not in records]
-        policy = learned(way, training, arguments.seeds) if todo and way != "verifier" else None
-        for n, seed in todo:
-            made = spent(held_out, way, policy, n, seed)
-            records.add({"way": way, "answers": n, "seed": seed} | made)
+    task = taped(count) if numbers == 4 else pooled(count, folder)
+    records = Records(folder / f"spent_{numbers}_{count}.jsonl", ("way", "answers", "seed"))
+    for way in WAYS if numbers == 4 else (WAYS[0], WAYS[2]):
+        cells = [{"way": way, "answers": n, "seed": seed} for n in BUDGETS for seed in range(seeds)]
+        todo = [cell for cell in cells if cell not in records]
+        rows = observed(way, task, seeds) if todo and way != "verifier" else None
+        for cell in todo:
+            records.add(cell | spent(task, way, rows, cell["answers"], cell["seed"]))
         print(f"{numbers} numbers: {way}", flush=True)
-    return held_out, records
+    return task, records
 
 
 Curve = tuple[Floats, Floats]
@@ -225,10 +195,10 @@ Curve = tuple[Floats, Floats]
 
 def exact(task: Task) -> dict[str, Curve]:
     """Return the curves that need no run."""
-    cost = np.array([law.cost for law in task.laws])
-    best = np.array([[law.best_of(n) for law in task.laws] for n in FINE])
-    stops = np.array([[law.stopping(n) for law in task.laws] for n in FINE])
-    p = np.array([law.p for law in task.laws])
+    cost = np.array([price(law) for law in task.laws])
+    best = np.array([[best_of(law, n) for law in task.laws] for n in FINE])
+    stops = np.array([[stopping(law, n) for law in task.laws] for n in FINE])
+    p = np.array([law.mass @ law.solved for law in task.laws])
     tries = np.array(FINE)[:, None]
     found = 1.0 - (1.0 - p) ** tries
     drawn = np.where(p > 0, found / np.where(p > 0, p, 1.0), tries)
@@ -265,7 +235,7 @@ def measured(rows: Sequence[dict[str, Any]]) -> dict[str, Curve]:
 def needed(curve: Curve, accuracy: float, some: Any) -> float:
     """Return the tokens of a problem at which a curve's mean over some problems reaches an accuracy, or infinity."""
     tokens, solved = (part[:, some].mean(1) for part in curve)
-    best = np.maximum.accumulate(solved)
+    best = np.maximum.accumulate(solved) + 1e-12  # what is reached is reached, however it was added up
     if best[-1] < accuracy:
         return math.inf
     i = int(np.argmax(best >= accuracy))
@@ -284,10 +254,9 @@ def factors(curves: dict[str, Curve], draws: int = DRAWS) -> dict[str, list[tupl
     for way in (name for name in curves if name != "uniform"):
         for level in LEVELS:
             at = FINE.index(level)
-            found = [
-                curves["uniform"][0][at, some].mean() / needed(curves[way], curves["uniform"][1][at, some].mean(), some)
-                for some in samples
-            ]
+            aims = [float(curves["uniform"][1][at, some].mean()) for some in samples]
+            pairs = zip(aims, samples)
+            found = [needed(curves["uniform"], aim, some) / needed(curves[way], aim, some) for aim, some in pairs]
             low, high = np.quantile(found[1:], [0.025, 0.975])
             out.setdefault(way, []).append((float(found[0]), float(low), float(high)))
     return out
@@ -323,7 +292,7 @@ def draw(by_numbers: dict[int, dict[str, Curve]], path: Path) -> None:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     for axes, (numbers, curves) in zip(np.ravel(figure.subplots(1, len(by_numbers))), by_numbers.items()):
         ends = []
-        cost = curves["uniform"][0][0].mean()
+        cost = float(curves["uniform"][0][0].mean())
         for way, (tokens, solved) in curves.items():
             x, y = tokens.mean(1), solved.mean(1)
             keep = (x >= cost * 0.9) & (x <= cost * 140)
@@ -345,22 +314,20 @@ def draw(by_numbers: dict[int, dict[str, Curve]], path: Path) -> None:
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="8 problems of three numbers, 1 seed")
-    parser.add_argument("--numbers", type=int, nargs="+", choices=(3, 4, 5), default=None)
+    parser.add_argument("--short", action="store_true", help="20 problems of four numbers, 1 seed")
+    parser.add_argument("--numbers", type=int, nargs="+", choices=(4, 5), default=[4])
     parser.add_argument("--seeds", type=int, default=None)
-    parser.add_argument("--problems", type=int, default=None)
-    parser.add_argument("--folder", default="out/benchmarks/allocation")
+    parser.add_argument("--folder", type=Path, default=Path("out/benchmarks/allocation"))
     parser.add_argument("--picture", type=Path, default=None)
     arguments = parser.parse_args(given)
-    arguments.seeds = arguments.seeds or (1 if arguments.short else 3)
-    usual = {3: 8, 4: 20, 5: 20} if arguments.short else {3: 200, 4: 200, 5: 120}
-    arguments.count = lambda numbers: arguments.problems or usual[numbers]
+    seeds = arguments.seeds or (1 if arguments.short else 3)
     by_numbers = {}
-    for numbers in arguments.numbers or ([3] if arguments.short else [4, 5]):
-        task, records = run(numbers, arguments)
+    for numbers in arguments.numbers:
+        count = 20 if arguments.short else {4: 200, 5: 100}[numbers]
+        task, records = run(numbers, count, seeds, arguments.folder)
         by_numbers[numbers] = exact(task) | measured(records.rows)
         told(by_numbers[numbers], numbers)
-    draw(by_numbers, arguments.picture or Path(arguments.folder) / "allocation.png")
+    draw(by_numbers, arguments.picture or arguments.folder / "allocation.png")
 
 
 if __name__ == "__main__":

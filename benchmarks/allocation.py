@@ -245,11 +245,11 @@ def needed(curve: Curve, accuracy: float, some: Any) -> float:
     return float(np.exp(np.log(tokens[i - 1]) + share * np.log(tokens[i] / tokens[i - 1])))
 
 
-def factors(curves: dict[str, Curve], draws: int = DRAWS) -> dict[str, list[tuple[float, float, float]]]:
+def factors(curves: dict[str, Curve], draws: int | None = None) -> dict[str, list[tuple[float, float, float]]]:
     """Return by way, at each of `LEVELS`, by what factor it needs fewer tokens than uniform, with its interval."""
     problems = curves["uniform"][0].shape[1]
     rng = np.random.default_rng(0)
-    samples = [np.arange(problems), *rng.integers(problems, size=(draws, problems))]
+    samples = [np.arange(problems), *rng.integers(problems, size=(draws or DRAWS, problems))]
     out: dict[str, list[tuple[float, float, float]]] = {}
     for way in (name for name in curves if name != "uniform"):
         for level in LEVELS:

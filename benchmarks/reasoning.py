@@ -54,7 +54,7 @@ import numpy as np
 from common.cells import cells, gathered
 from common.contestants import ALL, CONTESTANTS, FAMILIES, HEADLINES, TWIST, YARDSTICK, learned, trial
 from common.leaves import pooled
-from common.multiples import multiples
+from common.multiples import by_family, multiples
 from common.records import Records
 from common.tasks import TASKS, VERIFIERS, cassette, with_exact
 from common.verdicts import report
@@ -124,7 +124,7 @@ def settle(options: argparse.Namespace, verifier: str, tape: Any, problems: list
         path.with_suffix(".txt").write_text(verdicts + "\n", encoding="utf-8")
         print(f"\n{verdicts}", flush=True)
         title = f"{options.task.replace('_', ', ')} numbers, verifier: {verifier}. Grey: {YARDSTICK}. Bands: 95%"
-        multiples(table, FAMILIES, YARDSTICK, title, path.with_suffix(".png"))
+        multiples(by_family(table, FAMILIES), YARDSTICK, title, path.with_suffix(".png"))
 
 
 def parsed(given: list[str] | None) -> argparse.Namespace:

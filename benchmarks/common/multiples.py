@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,48 +17,65 @@ APART = 0.062
 """Least distance of two names, as a share of the panel's height."""
 
 
-def multiples(table: Table, families: dict[str, tuple[str, ...]], yardstick: str, title: str, path: Path) -> None:
-    """Draw accuracy against each cost (rows) for each family (columns), with 95% bands, and write the picture."""
+class Panel(NamedTuple):
+    """A table, which of its engines to draw, and against what."""
+
+    title: str
+    table: Table
+    engines: Sequence[str]
+    cost: str = "tokens"
+
+    def rows(self, engine: str) -> Table:
+        return [row for row in self.table if row["engine"] == engine and row[self.cost] > 0]
+
+
+def multiples(rows: list[list[Panel]], yardstick: str, title: str, path: Path, sides: Sequence[str] = ("", "")) -> None:
+    """Draw accuracy against cost with 95% bands, a panel for each entry, and write the picture; ``sides`` name rows."""
     from matplotlib.figure import Figure
+    from PIL import Image
 
-    shown = {name: [e for e in engines if _rows(table, e, "tokens")] for name, engines in families.items()}
-    shown = {name: engines for name, engines in shown.items() if engines}
-    figure = Figure(figsize=(3.1 * len(shown) + 0.4, 6.4), layout="constrained")
-    panels = figure.subplots(2, len(shown), sharey=True, sharex="row", squeeze=False)
-    for row, (cost, label) in zip(panels, COSTS.items()):
-        for axes, (family, engines) in zip(row, shown.items()):
-            _panel(axes, table, engines, yardstick, cost)
-            axes.set_xlabel(label, fontsize=8.5)
-            if axes in panels[0]:
-                axes.set_title(family, fontsize=10, fontweight="bold", loc="left")
-        row[0].set_ylabel("share of problems solved", fontsize=8.5)
+    figure = Figure(figsize=(3.1 * len(rows[0]) + 0.4, 3.0 * len(rows) + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    for row in panels:  # which share their axis: room for the names
-        left, right = row[0].get_xlim()
-        row[0].set_xlim(left, right * (right / left) ** 0.6)
-    for axes, engines in zip(panels.ravel(), 2 * list(shown.values())):
-        _names(axes, engines, yardstick)
+    drawn = figure.subplots(len(rows), len(rows[0]), sharey=True, sharex="row", squeeze=False)
+    for row, panels, side in zip(drawn, rows, sides):
+        for axes, panel in zip(row, panels):
+            _draw(axes, panel, yardstick)
+        row[0].set_ylabel(f"share of problems solved{side}", fontsize=8.5)
+        left, right = row[0].get_xlim()  # which the row shares: room for the names
+        row[0].set_xlim(left, right * (right / left) ** 0.75)
+    for axes in drawn.ravel():
+        _names(axes)
     figure.savefig(path, dpi=110)
+    with Image.open(path) as picture:  # few colours: a third of the bytes
+        picture.convert("RGB").quantize(128).save(path, optimize=True)
 
 
-def _rows(table: Table, engine: str, cost: str) -> Table:
-    return [row for row in table if row["engine"] == engine and row[cost] > 0]
+def by_family(table: Table, families: dict[str, tuple[str, ...]]) -> list[list[Panel]]:
+    """Return a row of panels for each cost, with a family in each."""
+    engines = {row["engine"] for row in table}
+    shown = {name: [e for e in members if e in engines] for name, members in families.items()}
+    return [
+        [Panel(name if cost == "tokens" else "", table, members, cost) for name, members in shown.items() if members]
+        for cost in COSTS
+    ]
 
 
-def _panel(axes: Any, table: Table, engines: list[str], yardstick: str, cost: str) -> None:
+def _draw(axes: Any, panel: Panel, yardstick: str) -> None:
     axes.set_xscale("log")
-    for engine, ink in [(yardstick, GREY), *zip(engines, INKS)]:
-        rows = _rows(table, engine, cost)
-        x = [row[cost] for row in rows]
+    for engine, ink in [(yardstick, GREY), *zip(panel.engines, INKS)]:
+        rows = panel.rows(engine)
+        x = [row[panel.cost] for row in rows]
         low, high = ([row[end] for row in rows] for end in ("low", "high"))
         axes.fill_between(x, low, high, color=ink, alpha=0.13, lw=0)
         axes.plot(x, [row["accuracy"] for row in rows], "o-", ms=3, lw=1.5, color=ink, label=engine)
+    axes.set_title(panel.title, fontsize=10, fontweight="bold", loc="left")
+    axes.set_xlabel(COSTS[panel.cost], fontsize=8.5)
     axes.grid(alpha=0.25, lw=0.6)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _names(axes: Any, engines: list[str], yardstick: str) -> None:
+def _names(axes: Any) -> None:
     """Write each line's name at the right of its last point; names that would touch are moved apart."""
     bottom, top = axes.get_ylim()
     ends = [(line.get_xydata()[-1], line) for line in axes.get_lines() if len(line.get_xydata())]
@@ -67,7 +85,7 @@ def _names(axes: Any, engines: list[str], yardstick: str) -> None:
         axes.annotate(
             line.get_label(),
             (x, y),
-            (0.68, height),
+            (0.64, height),
             textcoords="axes fraction",
             va="center",
             fontsize=8,

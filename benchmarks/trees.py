@@ -48,6 +48,7 @@ No setting was tuned.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -131,8 +132,9 @@ class Bench:
         if not path.exists():
             prior = fk.diffusion.digits_small(STEPS, draw=False)
             made = np.stack(fk.infer(prior, fk.ImportanceSampling(BLOCK), seed=1000 * seed + i).values)
-            np.save(path.with_suffix(".part.npy"), made)
-            path.with_suffix(".part.npy").rename(path)
+            part = path.with_suffix(f".{os.getpid()}.npy")  # several tasks may run side by side
+            np.save(part, made)
+            part.rename(path)
         return np.load(path)
 
     def weights(self, task: str, latents: np.ndarray) -> np.ndarray:
@@ -323,32 +325,45 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(TASKS), figsize=(11, 4.2), sharex=True, sharey=True, layout="constrained")
-    colours = {"published tree": "#c1121f", "steered tree": "#e07a1f", "tree": "#7a3b9c"}
-    for axis, task in zip(axes, TASKS):
+    tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
+    size = (3.6 * len(tasks), 3.8)
+    figure, axes = plt.subplots(1, len(tasks), figsize=size, sharex=True, squeeze=False, layout="constrained")
+    colours = {"published tree": "#c1121f", "steered tree": "#d97706", "tree": "#7a3b9c"}
+    for axis, task in zip(axes[0], tasks):
         ends = []
         for engine in (*OTHERS, *TREES):
             points = [(budget, mean(rows, task, engine, budget)) for budget in BUDGETS]
             points = [(x, y) for x, y in points if np.isfinite(y) and y > 0]
             if points:
-                colour = colours.get(engine, "#5c6b73")
+                colour = colours.get(engine, "#52606d")
                 axis.plot(*zip(*points), "o-", color=colour, ms=3, lw=2.0 if engine in TREES else 1.0)
-                ends.append((np.log10(points[-1][1]), points[-1], engine, colour))
-        # Labels keep their distance from one another.
-        floor = -np.inf
-        for height, (x, y), engine, colour in sorted(ends, key=lambda end: end[0]):
-            floor = max(height, floor + 0.17)
-            axis.annotate(
-                engine, (x, y), (BUDGETS[-1] * 1.6, 10**floor), color=colour, va="center", fontsize=9,
-                arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.4, "alpha": 0.6},
-            )  # fmt: skip
+                ends.append((points[-1], engine, colour))
         axis.set(xscale="log", yscale="log", title=task, xlabel="evaluations of the network")
-        axis.set_xlim(700, BUDGETS[-1] * 60)
-        axis.set_xticks(BUDGETS)
+        axis.set_xlim(700, BUDGETS[-1] * 40)
+        axis.set_xticks(BUDGETS, ["10³", "10⁴", "10⁵", "10⁶"])
+        axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("squared MMD to the posterior")
-    figure.savefig(path, dpi=100)
+        label(axis, ends)
+    axes[0][0].set_ylabel("squared MMD to the posterior")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
     print(f"figure: {path}")
+
+
+def label(axis: Any, ends: list[tuple[tuple[float, float], str, str]]) -> None:
+    """Write each curve's name to the right, at the height of its end, or as near as other names let it."""
+    ends = sorted(ends, key=lambda end: end[0][1])
+    low, high = np.log10(axis.get_ylim())
+    heights, gap = np.log10([y for (_, y), _, _ in ends]), 0.065 * (high - low)
+    for _ in range(200):  # those that are too near push each other away
+        for i in range(len(heights) - 1):
+            push = max(0.0, gap - (heights[i + 1] - heights[i])) / 2.0
+            heights[i], heights[i + 1] = heights[i] - push, heights[i + 1] + push
+    for (point, engine, colour), height in zip(ends, heights):
+        line = {"arrowstyle": "-", "color": colour, "lw": 0.4, "alpha": 0.6}
+        there = (BUDGETS[-1] * 1.8, 10**height)
+        mark = axis.annotate(engine, point, there, color=colour, va="center", fontsize=8, arrowprops=line)
+        mark.set_in_layout(False)
 
 
 def main() -> None:

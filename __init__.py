@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from .inference.particles.look_ahead import LookAheadSMC
     from .inference.particles.particle_filter import ParticleFilter
     from .inference.particles.path_search import PathSearch
+    from .inference.particles.rejection import RejectionSMC
     from .inference.particles.rollover import RolloverBudget
     from .inference.particles.smc import SMC
     from .inference.particles.smc_steer import SMCSteer
@@ -178,6 +179,7 @@ __all__ = [
     "RandomWalk",
     "Ray",
     "Rebase",
+    "RejectionSMC",
     "Reward",
     "RolloverBudget",
     "SMCSteer",
@@ -293,6 +295,7 @@ _HOME = {
     "Ray": "inference.workers.ray",
     "QWake": "inference.variational.qwake",
     "Rebase": "inference.search.rebase",
+    "RejectionSMC": "inference.particles.rejection",
     "RolloverBudget": "inference.particles.rollover",
     "SMC": "inference.particles.smc",
     "SMCSteer": "inference.particles.smc_steer",

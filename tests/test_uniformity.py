@@ -279,6 +279,7 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "EntropicParticleFilter, as published": (fk.EntropicParticleFilter(5, max_steps=8, exact=False), {}),
     "SMCSteer": (fk.SMCSteer(4, beam=2), {}),
     "LookAheadSMC": (fk.LookAheadSMC(3, rollouts=2, ahead=2), {}),
+    "RejectionSMC": (fk.RejectionSMC(3, trials=3, all_dead="zero"), {}),
     "SMC, with a move": (fk.SMC(4, ess_threshold=1.0, move=fk.SuffixMH(1)), {}),
     "ParticleGibbs": (fk.ParticleGibbs(4, sweeps=4), {}),
     "ParticleGibbs, with ancestors": (fk.ParticleGibbs(4, sweeps=4, ancestor_sampling=True), {}),
@@ -305,13 +306,15 @@ def test_every_engine_of_the_library_is_in_the_table():
     assert all(set(refused) <= {*PROGRAMS, *SHIPPED} for _, refused in ENGINES.values())
 
 
-UNBIASED = "SMC ImportanceSampling ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC TreeSampling"
+UNBIASED = (
+    "SMC ImportanceSampling ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC RejectionSMC TreeSampling"
+)
 CONSISTENT = (
     "ParticleGibbs SuffixMH ParallelTempering PowerSampling MCMC "
     "NestedSampling TemperedSMC WasteFreeSMC PersistentSampling"
 )
 BY_REWARD = (
-    "SMC ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC SVDD RolloverBudget "
+    "SMC ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC RejectionSMC SVDD RolloverBudget "
     "TreeSampling TreeSearch ParticleGibbs SuffixMH ParallelTempering PowerSampling MCMC "
     "NestedSampling TemperedSMC WasteFreeSMC PersistentSampling"
 )

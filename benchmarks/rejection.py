@@ -4,31 +4,31 @@
     python benchmarks/rejection.py             # 20 minutes on one core
     python benchmarks/rejection.py --plot docs/claims/rejection.png
 
-The claim (Golowich et al. 2026, arXiv:2603.07887): even with the exact value as its guide, SMC needs about √T particles
-for one answer to have nearly the target's law, and rejecting single steps repairs that. The chain: T fair coins, a head
-worth 3/2 and a tail 1/2, so that the exact value after t coins is the product so far, and the target is T coins with
-P(head) = 3/4. Each step is resampled on its advantage, 3/2 or 1/2. What is measured is the number of heads of one answer
-drawn by weight: how far its mean is from the truth, in standard deviations of the target ("shift"), with its 99%
-interval over runs; and the children (draws of a coin) that a run took.
+The claim (Golowich et al. 2026, arXiv:2603.07887): even with the exact value as its guide, SMC needs about √T
+particles for one answer to have nearly the target's law, and rejecting single steps repairs that. The chain: T fair
+coins, a head worth 3/2 and a tail 1/2, so that the exact value after t coins is the product so far, and the target is
+T coins with P(head) = 3/4. Each step is resampled on its advantage, 3/2 or 1/2. What is measured is the number of
+heads of one answer drawn by weight: how far its mean is from the truth, in standard deviations of the target
+("shift"), with its 99% interval over runs; and the children (draws of a coin) that a run took.
 
 The rule of the verdict, for each part:
 
-1. "√T": by the closed form (``distance``), the particles that SMC with multinomial resampling at each step needs for a
-   total variation of .1 grow by a factor between 1.8 and 2.2 for each fourfold T, from T = 16 on.
-2. "one answer": holds if at T = 16, 64 and 256 the interval of `RejectionSMC(1, ceiling=1.5)` holds 0, trusted or not,
-   and at T = 64 and 256 that of `SMC` at as many children or more does not, for the scheme of the paper (multinomial, at
-   each step) and for that of the library (systematic, ESS ≤ n/2).
-3. "expectations": `RejectionSMC(4, ceiling=1.5)` has a smaller mean squared error of the posterior's mean number of heads
-   than `SMC(12)`, which takes as many children, at T = 64: holds if the interval of the difference over runs is below 0,
-   fails if it is above.
-4. "a verifier that errs": the value is multiplied by e^ε after an odd number of heads and e^−ε after an even one; T = 64,
-   ε = 0, .05, .1, .2, .4. Rejection that trusts it holds up to the last ε at which |shift| is below that of `SMC` with as
-   many children (both schemes), by the 99% interval of the difference of the two.
-5. "Countdown", by a tape of 100 training problems of four numbers: the answer of the largest score, `RejectionSMC` (n = 1
-   to 16, ceiling 2, start .2, about the reasoner's share of successes) against `SMC` (n = 4 to 128) and best-of-N (closed
-   form from 128 answers), verifiers "success" (exact) and the one that ships, 5 seeds. Others' accuracy at equal tokens is
-   interpolated in log tokens, problem by problem. Holds at an n where the 95% interval of the difference over problems
-   is above 0 against both, fails where it is below 0 against either.
+1. "√T": by the closed form (``distance``), the particles that SMC with multinomial resampling at each step needs for
+   a total variation of .1 grow by a factor between 1.8 and 2.2 for each fourfold T, from T = 16 on.
+2. "one answer": holds if at T = 16, 64 and 256 the interval of `RejectionSMC(1, ceiling=1.5)` holds 0, trusted or
+   not, and at T = 64 and 256 that of `SMC` at as many children or more does not, for the scheme of the paper
+   (multinomial, at each step) and for that of the library (systematic, ESS ≤ n/2).
+3. "expectations": `RejectionSMC(4, ceiling=1.5)` has a smaller mean squared error of the posterior's mean number of
+   heads than `SMC(12)`, which takes as many children, at T = 64: holds if the interval of the difference over runs is
+   below 0, fails if it is above.
+4. "a verifier that errs": the value is multiplied by e^ε after an odd number of heads and e^−ε after an even one; T =
+   64, ε = 0, .05, .1, .2, .4. Rejection that trusts it holds up to the last ε at which |shift| is below that of `SMC`
+   with as many children (both schemes), by the 99% interval of the difference of the two.
+5. "Countdown", by a tape of 100 training problems of four numbers: the answer of the largest score, `RejectionSMC` (n
+   = 1 to 16, ceiling 2, start .2, about the reasoner's share of successes) against `SMC` (n = 4 to 128) and best-of-N
+   (closed form from 128 answers), verifiers "success" (exact) and the one that ships, 5 seeds. Others' accuracy at
+   equal tokens is interpolated in log tokens, problem by problem. Holds at an n where the 95% interval of the
+   difference over problems is above 0 against both, fails where it is below 0 against either.
 
 Nothing was tuned: the ceiling of 1–4 is the largest advantage there is.
 """
@@ -36,6 +36,7 @@ Nothing was tuned: the ceiling of 1–4 is the largest advantage there is.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,8 +108,9 @@ class Chain:
 def drawn(n: int) -> float:
     """Return P(head) of a step of an answer drawn by SMC with n particles, multinomial resampling at each step."""
     others = np.arange(n)
-    log_law = np.array([math.lgamma(n) - math.lgamma(k + 1) - math.lgamma(n - k) for k in others]) - (n - 1) * math.log(2)
-    return float(0.5 * HEAD * np.sum(np.exp(log_law) * n / (HEAD + HEAD * others + TAIL * (n - 1 - others))))
+    choose = np.array([math.lgamma(n) - math.lgamma(k + 1) - math.lgamma(n - k) for k in others])
+    law = np.exp(choose - (n - 1) * math.log(2))
+    return float(0.5 * HEAD * np.sum(law * n / (HEAD + HEAD * others + TAIL * (n - 1 - others))))
 
 
 def distance(n: int, steps: int) -> float:
@@ -203,7 +205,7 @@ def shown(records: Records, short: bool) -> None:
     sizes = (16, 64, 256) if short else (16, 64, 256, 1024, 4096)
     wanted = [needed(t) for t in sizes]
     print("1. particles for a total variation of .1:", dict(zip(sizes, wanted)))
-    print("   growth:", [round(b / a, 2) for a, b in zip(wanted, wanted[1:])])
+    print("   growth:", [round(b / a, 2) for a, b in itertools.pairwise(wanted)])
     print("2-4. shift of one answer, 99% interval, mean squared error of the posterior's mean, children a step")
     for row in records.rows:
         if row["part"] == "coins":
@@ -222,11 +224,13 @@ def shown(records: Records, short: bool) -> None:
             other = _of(records, "SMC(12)", row["steps"], row["error"])
             one, two = (np.square(x["gaps"]) for x in (row, other))
             mean, error = one.mean() - two.mean(), Z * math.hypot(one.std(), two.std()) / math.sqrt(len(one))
-            print(f"   T={row['steps']:4} ε={row['error']:4} squared error less that of SMC(12): {mean:+.3f} ± {error:.3f}")
+            where = f"T={row['steps']:4} ε={row['error']:4}"
+            print(f"   {where} squared error less that of SMC(12): {mean:+.3f} ± {error:.3f}")
     print("5. Countdown: accuracy at tokens, and less that of others at equal tokens, 95% intervals")
     for row in records.rows:
         if row["part"] == "countdown" and row["engine"] == "rejection":
-            line = f"   {row['error']:8} n={row['steps']:2}: {np.mean(row['right']):.3f} at {np.mean(row['tokens']):.0f}"
+            right, tokens = np.mean(row["right"]), np.mean(row["tokens"])
+            line = f"   {row['error']:8} n={row['steps']:2}: {right:.3f} at {tokens:.0f}"
             for name in ("SMC", "best-of-N"):
                 mean, low, high = interval(np.array(row["right"]) - at_tokens(records, name, row), 1.96)
                 line += f"; less {name} {mean:+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -46,7 +46,7 @@ async def coins(steps, right=True, resampled_on="twist"):
 )
 def test_it_is_unbiased_whatever_the_ceiling(model, engine):
     truth = fk.enumerate_program(model)
-    check_unbiased(model, engine, {x: p for x, p in truth.law().items() if p > 0.05}, truth.log_evidence, runs=250)
+    check_unbiased(model, engine, {x: p for x, p in truth.law().items() if p > 0.05}, truth.log_evidence, runs=200)
 
 
 @pytest.mark.parametrize("trust", [False, True])

@@ -45,7 +45,7 @@ class RejectionSMC:
         trust: take the value to be exact, so that E[w] = 1 and nothing need be estimated: half the children, and no
             evidence. Then ``guarantee`` is "heuristic": the law is wrong by Π_t E[w | s_t], which `diagnose` estimates,
             and a child above the ceiling raises InvalidWeight.
-        start: the value before the first step, by which that is judged; 1 where ψ is a probability and nothing is known.
+        start: the value before the first step, by which that is judged; 1 where nothing is known of it.
         trials: m, most children of a particle in a step.
         ess_threshold: resample when ESS ≤ this fraction of n, as in `SMC`.
         resampling: "systematic", "stratified", "residual", "ssp" or "multinomial".

@@ -85,6 +85,8 @@ if TYPE_CHECKING:
     from .inference.results.linear_twist import LinearTwist
     from .inference.results.posterior import Posterior
     from .inference.scaling.allocate import allocate
+    from .inference.scaling.diagnose import diagnose
+    from .inference.scaling.diagnosis import Diagnosis
     from .inference.search.a_star import AStar
     from .inference.search.beam_search import BeamSearch
     from .inference.search.dvts import DVTS
@@ -144,6 +146,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Cost",
+    "Diagnosis",
     "DistributionTransformer",
     "Draws",
     "EllipticalSlice",
@@ -209,6 +212,7 @@ __all__ = [
     "compare",
     "constraints",
     "deterministic",
+    "diagnose",
     "diffusion",
     "dist",
     "enumerate_program",
@@ -256,6 +260,7 @@ _HOME = {
     "Calibration": "inference.calibration.calibration",
     "Comparison": "inference.comparison.table",
     "DVTS": "inference.search.dvts",
+    "Diagnosis": "inference.scaling.diagnosis",
     "ELBO": "inference.variational.elbo",
     "DistributionTransformer": "inference.variational.transformer",
     "EllipticalSlice": "inference.moves.elliptical_slice",
@@ -315,6 +320,7 @@ _HOME = {
     "bounds": "inference.comparison.bounds",
     "calibrate": "inference.calibration.calibrate",
     "compare": "inference.comparison.compare",
+    "diagnose": "inference.scaling.diagnose",
     "from_numpyro": "ppl.bridges.from_numpyro",
     "fit": "inference.variational.fit",
     "infer": "inference.infer",

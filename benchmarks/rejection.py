@@ -30,7 +30,8 @@ The rule of the verdict, for each part:
    Others' accuracy at equal tokens is interpolated in log tokens, problem by problem. Holds at an n where the 95%
    interval of the difference over problems is above 0 against both, fails where it is below 0 against either.
 
-There are 400 runs of a chain, and 100 at T = 256. Nothing was tuned: the ceiling of 1–4 is the largest advantage there is.
+There are 400 runs of a chain, and 100 at T = 256. Nothing was tuned: the ceiling of 1 to 4 is the largest advantage
+there is.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def coins(records: Records, runs: int, sizes: tuple[int, ...], errors: tuple[flo
     for steps, error in [(t, 0.0) for t in sizes] + [(sizes[-2], e) for e in errors]:
         for name, engine in contestants(error).items():
             row = {"part": "coins", "engine": name, "steps": steps, "error": error}
-            spared = name in EXPECTATIONS and steps > sizes[-2] or (error > 0 and "trusted" not in name)
+            spared = (name in EXPECTATIONS and steps > sizes[-2]) or (error > 0 and "trusted" not in name)
             if row in records or spared:
                 continue
             found = fk.infer([Chain(steps, error)] * (runs // 4 if steps > 64 else runs), engine, seed=1)

@@ -30,13 +30,12 @@ class RejectionSMC:
     verifier's value). A child of M_t is accepted with probability min(1, w/c). The first that is accepted has the law
     M_t·min(1, w/c)/a, where a = E[min(1, w/c)], and its twisted weight is multiplied by max(w, c)·â. Trials go on until
     the second acceptance, at the k-th, and â = 1/(k − 1); if there are not two in m trials, â is the share of those
-    accepted, and with none the particle dies. So E[â] = a, whatever the child, and Ẑ stays unbiased (Girshick,
-    Mosteller and Savage 1946, doi:10.1214/aoms/1177730976, for the stopped estimate).
+    accepted, and with none the particle dies. So E[â] = a, whatever the child, and Ẑ stays unbiased.
 
     With an exact value ψ and c ≥ w, the accepted child has the law of the target's own next step, so that one particle
     is a draw of the target for 2c children a step, however many steps there are; the draws of `SMC` with n particles
-    differ from it by √T/n (Golowich et al. 2026, arXiv:2603.07887). It pays there: *one answer*, many steps, a value
-    that is nearly exact. For expectations `SMC` is better at equal cost, since the noise of â multiplies up.
+    differ from it by about √T/n. It pays there: *one answer*, many steps, a value that is nearly exact. With more
+    particles the noise of â multiplies up, and `SMC` is better at equal cost where there are few steps.
 
     Args:
         particles: n.
@@ -53,6 +52,9 @@ class RejectionSMC:
         all_dead: "error" raises `AllParticlesDead` when all weights are zero; "zero" returns log Z = −inf.
 
     ``info["trials"]`` is the mean number of children of a particle in a step.
+
+    Source: Golowich et al. (2026), arXiv:2603.07887; Girshick, Mosteller and Savage (1946),
+    doi:10.1214/aoms/1177730976, for the stopped estimate.
 
     >>> import feynkac as fk
     >>> @fk.program

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from .inference.particles.look_ahead import LookAheadSMC
     from .inference.particles.particle_filter import ParticleFilter
     from .inference.particles.path_search import PathSearch
+    from .inference.particles.power_smc import PowerSMC
     from .inference.particles.rejection import RejectionSMC
     from .inference.particles.rollover import RolloverBudget
     from .inference.particles.smc import SMC
@@ -176,6 +177,7 @@ __all__ = [
     "PersistentSampling",
     "Posterior",
     "Posteriors",
+    "PowerSMC",
     "PowerSampling",
     "Program",
     "QWake",
@@ -295,6 +297,7 @@ _HOME = {
     "PersistentSampling": "inference.tempering.persistent",
     "Posterior": "inference.results.posterior",
     "Posteriors": "inference.workers.folder",
+    "PowerSMC": "inference.particles.power_smc",
     "PowerSampling": "inference.mcmc.power_sampling",
     "RandomWalk": "inference.moves.random_walk",
     "Ray": "inference.workers.ray",

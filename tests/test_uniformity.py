@@ -292,6 +292,7 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "WasteFreeSMC": (fk.WasteFreeSMC(6, fk.SuffixMH(1), length=2), {}),
     "PersistentSampling": (fk.PersistentSampling(4, fk.SuffixMH(1), moves=1), {}),
     "PowerSampling": (fk.PowerSampling(3, power=2.0, moves=2), {}),
+    "PowerSMC": (fk.PowerSMC(6, power=2.0, bridge=2), {}),
     "NestedSampling": (fk.NestedSampling(5, fk.SuffixMH(1), moves=2, delete=2), {}),
 }
 
@@ -306,15 +307,13 @@ def test_every_engine_of_the_library_is_in_the_table():
     assert all(set(refused) <= {*PROGRAMS, *SHIPPED} for _, refused in ENGINES.values())
 
 
-UNBIASED = (
-    "SMC ImportanceSampling ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC RejectionSMC TreeSampling"
-)
+UNBIASED = "SMC PowerSMC ImportanceSampling ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC RejectionSMC TreeSampling"
 CONSISTENT = (
     "ParticleGibbs SuffixMH ParallelTempering PowerSampling MCMC "
     "NestedSampling TemperedSMC WasteFreeSMC PersistentSampling"
 )
 BY_REWARD = (
-    "SMC ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC RejectionSMC SVDD RolloverBudget "
+    "SMC PowerSMC ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC RejectionSMC SVDD RolloverBudget "
     "TreeSampling TreeSearch ParticleGibbs SuffixMH ParallelTempering PowerSampling MCMC "
     "NestedSampling TemperedSMC WasteFreeSMC PersistentSampling"
 )

@@ -307,7 +307,10 @@ def test_every_engine_of_the_library_is_in_the_table():
     assert all(set(refused) <= {*PROGRAMS, *SHIPPED} for _, refused in ENGINES.values())
 
 
-UNBIASED = "SMC PowerSMC ImportanceSampling ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC RejectionSMC TreeSampling"
+UNBIASED = (
+    "SMC PowerSMC RejectionSMC ImportanceSampling ParticleFilter EntropicParticleFilter SMCSteer LookAheadSMC "
+    "TreeSampling"
+)
 CONSISTENT = (
     "ParticleGibbs SuffixMH ParallelTempering PowerSampling MCMC "
     "NestedSampling TemperedSMC WasteFreeSMC PersistentSampling"

@@ -66,3 +66,18 @@ def test_the_correction_is_that_of_exact_weights():
     truth = math.log(np.mean(np.exp(-np.arange(4))))
     assert abs(found.log_evidence - truth) < 4.265 * math.sqrt(2) * found.se  # one comparison: at most 2e-5
     assert law.asked == 4
+
+
+def test_the_cautious_likelihood_is_the_mean_less_half_the_variance_and_has_gradients():
+    jax = pytest.importorskip("jax")
+    points = fk.keys.normal(fk.keys.fold(fk.keys.root(0), np.arange(30)), 2)
+    law = tuning.LearnedLikelihood(lambda z: -float(z @ z), points, math.inf, scale=0.3)
+    at = np.array([[0.3, -0.2], [6.0, 1.0]])
+    mean, variance = tuning.network(points, -np.sum(points**2, axis=1), at, scale=0.3)
+    assert law.cautious(at) == pytest.approx(mean - variance / 2)
+    assert variance[1] > 10 > 0.1 > variance[0]  # out there it is far below what the networks say
+    with jax.enable_x64(True):
+        slope = jax.grad(lambda z: law.cautious(z, jax.numpy))(at[0])
+    moved = [law.cautious(at[0] + step) - law.cautious(at[0] - step) for step in 1e-5 * np.eye(2)]
+    assert np.asarray(slope) == pytest.approx(np.array(moved) / 2e-5, abs=1e-4)
+    assert law.asked == 30

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -95,6 +95,15 @@ class LearnedLikelihood:
         found = np.array(mean)
         found[doubted] = self.ask(at[doubted])
         return found
+
+    def cautious(self, at: Any, xp: Any = np) -> Any:
+        """Return the networks' mean less half their variance, at a point (d,) or at n (n, d), and never the truth.
+
+        For moves that need a density with gradients, which the truth may not have (``jax.numpy`` as ``xp``). Far from
+        where they were taught networks say anything, and a chain finds where it is large; there they disagree, which
+        keeps it away. Draws by this density are weighed by ``exp(learned.ask(points) - learned.cautious(points))``.
+        """
+        return self._predict.cautious(at, xp)
 
     def correct(
         self, posterior: Posterior, point: Callable[[object], ArrayLike] = np.asarray, *, draws: int, seed: int

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -76,6 +76,33 @@ def network(
     return networks(x, y, hidden=hidden, members=members, scale=scale, ridge=ridge, seed=seed)(at)
 
 
+@dataclass(frozen=True)
+class Networks:
+    """Networks of one hidden layer, fitted: a function of points (m, d) to the mean and the variance among them.
+
+    Attributes:
+        layers: of each network the weights (d, hidden), the biases (hidden,) and the head (hidden,).
+        centre: is added to what each of them says.
+    """
+
+    layers: tuple[tuple[Floats, Floats, Floats], ...]
+    centre: float
+
+    def each(self, at: Any, xp: Any = np) -> Any:
+        """Return what each network says, (members,) at a point (d,), (members, m) at m of them."""
+        return xp.stack([self.centre + xp.tanh(at @ w + b) @ head for w, b, head in self.layers])
+
+    def cautious(self, at: Any, xp: Any = np) -> Any:
+        """Return their mean less half their variance at a point (d,) or m (m, d), for NumPy or JAX as ``xp``."""
+        found = self.each(at, xp)
+        return xp.mean(found, axis=0) - 0.5 * xp.var(found, axis=0)
+
+    def __call__(self, at: ArrayLike) -> tuple[Floats, Floats]:
+        """Return the mean and the variance among the networks at points (m, d) or (m,), each (m,)."""
+        found = self.each(_rows(at))
+        return np.mean(found, axis=0), np.var(found, axis=0)
+
+
 def networks(
     x: ArrayLike,
     y: ArrayLike,
@@ -85,23 +112,18 @@ def networks(
     scale: float = 3.0,
     ridge: float = 1e-3,
     seed: int = 0,
-) -> Callable[[ArrayLike], tuple[Floats, Floats]]:
-    """Fit the ensemble of `network` once, and return the function of other points that gives its mean and variance."""
+) -> Networks:
+    """Fit the ensemble of `network` once, for many other points."""
     points, scores = _rows(x), np.asarray(y, float)
     rng, centre = np.random.default_rng(seed), float(scores.mean())
-    weights, biases, heads = [], [], []
+    layers = []
     for _ in range(members):
-        weights.append(scale * rng.standard_normal((points.shape[1], hidden)))
-        biases.append(scale * rng.standard_normal(hidden))
-        inside = np.tanh(points @ weights[-1] + biases[-1])
-        heads.append(np.linalg.solve(inside.T @ inside + ridge * np.eye(hidden), inside.T @ (scores - centre)))
-
-    def predict(at: ArrayLike) -> tuple[Floats, Floats]:
-        others = _rows(at)
-        found = [centre + np.tanh(others @ w + b) @ head for w, b, head in zip(weights, biases, heads)]
-        return np.mean(found, axis=0), np.var(found, axis=0)
-
-    return predict
+        weights = scale * rng.standard_normal((points.shape[1], hidden))
+        biases = scale * rng.standard_normal(hidden)
+        inside = np.tanh(points @ weights + biases)
+        head = np.linalg.solve(inside.T @ inside + ridge * np.eye(hidden), inside.T @ (scores - centre))
+        layers.append((weights, biases, head))
+    return Networks(tuple(layers), centre)
 
 
 def expected_improvement(mean: ArrayLike, sd: ArrayLike, best: float) -> Floats:

@@ -198,11 +198,11 @@ ROWS = {
 def main() -> None:
     """Print the rows that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], default=list(ROWS))
+    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], default=[])
     parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=2)
     given = parser.parse_args()
-    for row in given.rows:
+    for row in given.rows or ROWS:
         print(f"{row}: {ROWS[row].__doc__}", flush=True)
         ROWS[row](Bench(given.problems, given.seeds))
 

@@ -4,22 +4,25 @@
     python benchmarks/recipes_tape.py archon relax         # some
     python benchmarks/recipes_tape.py --short              # a few problems: whether it runs
 
-The reasoner, its verifier and the problems (four numbers, held out) are those of ``benchmarks/cassettes/countdown_4.npz``
-(`fk.tasks.Tape`; lines below a probability of 0.003 are left out). Settings are chosen on the first half of the problems, and
-all figures are of the second half, three seeds, unless a row says otherwise. ± is one standard error over problems, each the
-mean of its seeds; differences are paired. What was decided before the first run: a method *gains* where its difference from
-the rival at as many tokens is above 1.96 standard errors, *loses* where it is below −1.96, and else shows no difference.
+The reasoner, its verifier and the problems (four numbers, held out) are those of
+``benchmarks/cassettes/countdown_4.npz`` (`fk.tasks.Tape`; lines below a probability of 0.003 are left out). Settings
+are chosen on the first half of the problems, and all figures are of the second half, three seeds, unless a row says
+otherwise. ± is one standard error over problems, each the mean of its seeds; differences are paired. What was decided
+before the first run: a method *gains* where its difference from the rival at as many tokens is above 1.96 standard
+errors, *loses* where it is below −1.96, and else shows no difference.
 
-archon      `fk.programs.archon` of layers generate(n), then ``rounds`` times: keep the best ``keep`` by the verifier, and write
-            ``again`` new answers from the first line of each; then keep one. 25 trials of `bayes` on the first half, and 25 at
-            random, each of two seeds; score: share solved, less (tokens − 500)/500 where there are more than 500. The best
-            of each search on the second half against best-of-N of at least as many tokens, which is archon without rounds.
-bandit      `UCB` and `TsallisINF` over four engines, all 200 problems in 200 orders, three seeds; rival: the best engine.
-relax       `TsallisINF` over SMC(N), N = 1, 4, 16, 64: loss is the tokens until a problem is solved by fresh runs, at most
-            2,000, all 200 problems in 200 orders, three seeds; rival: the best fixed N in hindsight.
+archon      `fk.programs.archon` of layers generate(n), then ``rounds`` times: keep the best ``keep`` by the verifier,
+            and write ``again`` new answers from the first line of each; then keep one. 25 trials of `bayes` on the
+            first half, and 25 at random, each of two seeds; score: share solved, less (tokens − 500)/500 where there
+            are more than 500. The best of each search on the second half against best-of-N of at least as many
+            tokens, which is archon without rounds.
+bandit      `UCB` and `TsallisINF` over four engines, all 200 problems in 200 orders, three seeds; rival: the best
+            engine.
+relax       `TsallisINF` over SMC(N), N = 1, 4, 16, 64: loss is the tokens until a problem is solved by fresh runs, at
+            most 2,000, all 200 problems in 200 orders, three seeds; rival: the best fixed N in hindsight.
 restart     `AdaptiveBestOfN(16)` until the verifier says 0.8 or 0.95, all 200 problems; rival: best-of-16.
-backtrack   `fk.programs.backtrack` of 24 lines, width and ``accept`` chosen on the first half by the share solved; rival:
-            `AdaptiveBestOfN(8)` that stops at the same score.
+backtrack   `fk.programs.backtrack` of 24 lines, width and ``accept`` chosen on the first half by the share solved;
+            rival: `AdaptiveBestOfN(8)` that stops at the same score.
 """
 
 from __future__ import annotations
@@ -202,7 +205,7 @@ def played(bench: Bench, policy: Any, table: np.ndarray, reward: np.ndarray) -> 
     return got, shares
 
 
-def compared(bench: Bench, names: Sequence[str], tables: list[np.ndarray], rewards: list[np.ndarray], sign: int) -> None:
+def compared(bench: Bench, names: Sequence[str], tables: list[Any], rewards: list[Any], sign: int) -> None:
     """Print each arm, and the bandits against the best arm; a table is (problems, arms) of a seed."""
     arms = np.mean(tables, axis=0)
     for name, column in zip(names, arms.T):
@@ -240,9 +243,7 @@ def until_solved(bench: Bench, engine: Any, seed: int) -> np.ndarray:
 
 def relax(bench: Bench) -> None:
     sizes = 1, 4, 16, 64
-    tables = [
-        np.stack([until_solved(bench, fk.SMC(n), seed) for n in sizes], axis=1) for seed in range(bench.seeds)
-    ]
+    tables = [np.stack([until_solved(bench, fk.SMC(n), seed) for n in sizes], axis=1) for seed in range(bench.seeds)]
     compared(bench, [f"SMC({n})" for n in sizes], tables, [1 - table / CAP for table in tables], -1)
 
 

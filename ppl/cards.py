@@ -79,9 +79,14 @@ def row(*cells: str) -> str:
 
 
 def lines_of_code(thing: Any) -> int:
-    """Return how many lines of the file of a function or class hold code."""
+    """Return how many lines hold code in the file of a function or class, and in its module's ``PARTS`` beside it."""
     code: Any = inspect.unwrap(thing)
-    source = Path(inspect.getsourcefile(code) or "").read_text(encoding="utf-8")
+    home = Path(inspect.getsourcefile(code) or "")
+    return sum(_lines(home.with_name(name)) for name in (home.name, *getattr(inspect.getmodule(code), "PARTS", ())))
+
+
+def _lines(file: Path) -> int:
+    source = file.read_text(encoding="utf-8")
     said = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):

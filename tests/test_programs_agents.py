@@ -272,6 +272,21 @@ def test_children_spawn_as_deep_as_they_may():
         assert run.trace["latency"].value == run.trace["tokens"].value
 
 
+def test_a_text_that_spawns_for_ever_ends():
+    def script(before):
+        return "x\n" if "child" in before.split("<")[0] else "<child>\n"
+
+    for joins in (0, 1, 3):
+        run = fk.simulate(fk.programs.threads(ScriptedLM(script), "?", spawn="<", join=">", joins=joins), seed=0)
+        assert sum(site.name.endswith("text") for site in run.trace.values()) == 1 + 2 * joins  # a child for each
+        assert str(run.value).startswith("<child>x\n" * joins + "<child>\n<child>" * (joins == 0))
+    alone = ScriptedLM(lambda before: "> >")  # joins without a spawn count, too
+    run = fk.simulate(fk.programs.threads(alone, "?", spawn="<", join=">", joins=2), seed=0)
+    assert sum(site.name.endswith("text") for site in run.trace.values()) <= 3
+    with pytest.raises(ValueError, match="joins"):
+        fk.simulate(fk.programs.threads(alone, "?", joins=-1), seed=0)
+
+
 # -- memory, forgetting -----------------------------------------------------------------------------------------
 
 
@@ -347,6 +362,30 @@ def test_the_critic_chooses_among_clean_variants():
 
 
 # -- Hogwild ----------------------------------------------------------------------------------------------------
+
+
+def test_the_composer_merges_the_clean_variants_and_is_not_taken_where_it_leaks():
+    said = []
+
+    def script(before):
+        if "One of" in before:
+            said.append(before)
+            return {"bc": 0.5, "Abc": 0.5}
+        return {"b": 0.25, "ccc": 0.25, "Ab": 0.5} if "again" in before else "A"
+
+    model = fk.programs.unlearn(
+        ScriptedLM(script), lambda text, target: target in text, lambda q, a: len(a), "?", ["A"], top=2,
+        compose="{question} One of\n{answers}",
+    )  # fmt: skip
+    values = fk.infer(model, fk.ImportanceSampling(800), seed=0).values
+    # Both variants are clean with .25: then the composed answer with ½, else the longer one.
+    truth = {"bc": 0.125, "ccc": 0.125 * 0.75 + 0.25, "b": 0.125 * 0.25 + 0.25, "Ab": 0.25}
+    for value, p in truth.items():  # four comparisons at |z| < 4.265: 8e-5
+        assert abs(values.count(value) / 800 - p) < 4.265 * math.sqrt(p * (1 - p) / 800), value
+    assert set(values) == set(truth)
+    assert not any("Ab" in prompt for prompt in said)
+    assert any("[1] ccc\n[2] b" in prompt for prompt in said)
+    assert not any("[1] b\n[2] ccc" in prompt for prompt in said)
 
 
 def test_workers_draw_a_token_each_at_a_tick_and_the_first_answers():

@@ -10,6 +10,7 @@ import pytest
 
 import feynkac as fk
 from feynkac import scaling
+from feynkac.models.testing import ScriptedLM
 
 
 @fk.program
@@ -160,6 +161,48 @@ def test_kinetics_of_a_run_is_that_of_its_lengths():
         cost.run(fk.infer(guess(0.5), fk.ImportanceSampling(2), seed=0))
     with pytest.raises(TypeError, match="four numbers"):
         scaling.Kinetics.of(object())
+
+
+@fk.program
+async def three_lines(lm):
+    text = lm.prompt("Q: ")
+    for _ in range(3):
+        text = await fk.sample("line", lm.line(text))
+        await fk.factor("a", float(str(text).count("a")))
+        if text.finished:
+            break
+    return text
+
+
+def test_kinetics_of_a_particle_filter_is_told_by_its_steps():
+    """Lines of two tokens, resampled each time: what was drawn and dropped is counted; level ones are the formula's."""
+    lm = ScriptedLM(lambda before: {"a\n": 0.5, "b\n": 0.5})
+    cost = scaling.Kinetics(5.0, 3, 2, 7)
+    posterior = fk.infer(three_lines(lm), fk.SMC(4, ess_threshold=1.0), seed=0)
+    assert any(step.resampled for step in posterior.steps)
+    with pytest.raises(ValueError, match="depend on each other"):
+        cost.run(posterior)
+    drawn = posterior.cost.tokens_out // 4
+    steps = cost.steps(posterior)
+    assert steps.shape == (len(posterior.steps), 2)
+    assert steps.sum(0) == pytest.approx(cost(len(posterior.values[0].prompt_tokens), drawn, n=4))
+    assert (np.diff(steps[:3], axis=0) > 0).all()  # later lines read more
+
+
+def test_kinetics_of_steps_counts_those_that_go_on():
+    """One ends after its first line, which is known by its length: the rest is that of three."""
+    lm = ScriptedLM(lambda before: {"a\n": 0.5, "b": 0.5} if before.endswith(": ") else "a\n")
+    posterior = fk.infer(three_lines(lm), fk.ImportanceSampling(8), seed=1)
+    first = posterior.steps[0]
+    going = int((~first.done).sum())
+    assert 0 < going < 8
+    steps = scaling.Kinetics(1.0, 1, 1, 1).steps(posterior)
+    prompt, length = len(posterior.values[0].prompt_tokens), first.cost.tokens_out / 8
+    more = (posterior.steps[1].cost.tokens_out - first.cost.tokens_out) / going
+    own = going * ((length + more) ** 2 - length**2)
+    assert steps[1] == pytest.approx([2 * going * more * (1 + 2 * prompt) + 2 * own, 1125 * (2 * prompt * more + own)])
+    with pytest.raises(ValueError, match="each of its steps"):
+        scaling.Kinetics(1.0, 1, 1, 1).steps(fk.infer(three_lines(lm), fk.SMC(4, chains=2), seed=0))
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ..base.checks import positive
 from ..results.posterior import Posterior
 from .curves import independent
 
+Floats = NDArray[np.float64]
 _INTENSITY = 562.5
 """Floating-point operations that a byte of memory traffic costs (FLOPs per byte of a B200), times bytes of a number."""
 
@@ -96,15 +97,44 @@ class Kinetics:
         """Return (compute, memory) of the independent runs of a posterior whose values are texts of one prompt.
 
         Raises ValueError for runs that were resampled or belong to a Markov chain, since what they dropped is not among
-        the values, for prompts that differ, and TypeError for values that are no texts.
+        the values (`steps` counts it), for prompts that differ, and TypeError for values that are no texts.
         """
         independent(posterior)
-        texts = posterior.values
-        if not texts or not all(hasattr(text, "prompt_tokens") for text in texts):
-            raise TypeError("the values of the posterior are no texts of a language model: give prompt and lengths")
-        if len({tuple(text.prompt_tokens) for text in texts}) > 1:
-            raise ValueError("the texts have different prompts, which are not shared: add up the cost of each")
-        return self(len(texts[0].prompt_tokens), [len(text.tokens) for text in texts])
+        return self(_prompt(posterior), [len(text.tokens) for text in posterior.values])
+
+    def steps(self, posterior: Posterior) -> Floats:
+        """Return (compute, memory) of each step of a particle filter, (T, 2), by the tokens that its step drew.
+
+        Their sum is what the run cost, with what it drew and dropped. As if the particles that go on had one length,
+        which is the mean of what they drew, and each its own memory; n answers of one length cost what a call says.
+
+        Raises ValueError for several chains, which share a ledger, and for steps that do not know what they cost, as
+        those of Markov chains and searches; TypeError for values that are no texts.
+        """
+        history = posterior.steps
+        if len(posterior.chains) > 1 or not history or any(step.cost is None for step in history):
+            raise ValueError(f"{posterior.engine} does not say what each of its steps cost, or has several chains")
+        prompt, drawn, length, found = _prompt(posterior), 0, 0.0, []
+        for before, step in zip((None, *history), history):
+            assert step.cost is not None
+            going = len(step.done) if before is None else int((~before.done[step.ancestors]).sum())
+            more = (step.cost.tokens_out - drawn) / max(going, 1)
+            own = going * ((length + more) ** 2 - length**2)  # twice the positions of its own that attention looks at
+            scored, read = 2 * prompt * going * more + own, 2 * prompt * more + own
+            compute = 2 * self.parameters * going * more + 2 * scored * self.heads * self.width
+            found.append((compute, _INTENSITY * 2 * read * self.kv_heads * self.width))
+            drawn, length = step.cost.tokens_out, length + more
+        return np.array(found)
+
+
+def _prompt(posterior: Posterior) -> int:
+    """Return the length of the prompt that all texts of a posterior share."""
+    texts = posterior.values
+    if not texts or not all(hasattr(text, "prompt_tokens") for text in texts):
+        raise TypeError("the values of the posterior are no texts of a language model: give prompt and lengths")
+    if len({tuple(text.prompt_tokens) for text in texts}) > 1:
+        raise ValueError("the texts have different prompts, which are not shared: add up the cost of each")
+    return len(texts[0].prompt_tokens)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def networks(
     """Fit the ensemble of `network` once, for many other points."""
     points, scores = _rows(x), np.asarray(y, float)
     rng, centre = np.random.default_rng(seed), float(scores.mean())
-    layers = []
+    layers: list[tuple[Any, Any, Any]] = []
     for _ in range(members):
         weights = scale * rng.standard_normal((points.shape[1], hidden))
         biases = scale * rng.standard_normal(hidden)

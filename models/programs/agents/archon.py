@@ -9,6 +9,9 @@ from ....ppl.program import program
 from ..weighing import Reward, weigh
 from .layers import Draft, Layer
 
+PARTS = ("layers.py",)
+"""What the card counts as lines of Archon, too."""
+
 
 @program
 async def archon(layers: Sequence[Layer], question: str, *, reward: Reward | None = None) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ....ppl.effects import deterministic, gather, sample
 from ....ppl.program import program
+from ....ppl.reals import whole_number
 from ...language.host import Host
 from ...language.text import Text
 from ..asking import ask
@@ -26,6 +27,7 @@ async def threads(
     join: str = "<join>",
     between: str = "|",
     depth: int = 2,
+    joins: int = 16,
     child: str = "{task}",
     message: Callable[[str], str] = last_line,
     report: str = "{messages}\n",
@@ -45,11 +47,15 @@ async def threads(
         join: ends the line of tasks.
         between: separates tasks.
         depth: how deep children may spawn; at 0 the tag is text like any other.
+        joins: how often each text may come to ``join``, with or without a spawn before it. After that its tags are text
+            like any other, and it is written to its end: so a model that spawns for ever ends, too.
         child: the prompt of a child.
         message: from all that a child has written to what it reports.
         report: what the parent reads of its children's messages, which ``between`` separates.
         max_tokens: most tokens of a draw.
         law: keywords of `Sampling`.
+
+    Raises ValueError for a depth or joins below 0.
 
     Source: Learning Adaptive Parallel Reasoning with Language Models (2025), arXiv:2504.15466; ThreadWeaver (2025),
         arXiv:2512.07843, is the same with tags of its own, such as ``spawn="<Parallel>"``.
@@ -66,8 +72,9 @@ async def threads(
     >>> str(run.value).splitlines()
     ['I ask <spawn>1+1|2+2<join>2|4', '6 in all']
     """
+    limits = whole_number("depth", depth, 0), whole_number("joins", joins, 0)
     text, latency, tokens = await _write(
-        lm, ask(lm, prompt) if isinstance(prompt, str) else prompt, depth, (spawn, join, between, child, report),
+        lm, ask(lm, prompt) if isinstance(prompt, str) else prompt, limits, (spawn, join, between, child, report),
         message, {"max_tokens": max_tokens, **law},
     )  # fmt: skip
     deterministic("latency", latency)
@@ -77,26 +84,34 @@ async def threads(
 
 
 async def _write(
-    lm: Host, text: Text, depth: int, tags: tuple[str, ...], message: Callable[[str], str], law: dict[str, Any]
+    lm: Host,
+    text: Text,
+    limits: tuple[int, int],
+    tags: tuple[str, ...],
+    message: Callable[[str], str],
+    law: dict[str, Any],
 ) -> tuple[Text, int, int]:
     """Return a whole text, and how many tokens one waits for, and pays for."""
-    spawn, join, between, child, report = tags
+    (depth, joins), (spawn, join, between, child, report) = limits, tags
+    left = joins if depth else 0
     latency = tokens = 0
     read = str(text).rfind(join) + 1  # tags in what is before, as in a report, are text like any other
     while True:
         before = len(text.tokens)
-        kernel = lm.until(text, join, include_stop=True, **law) if depth else lm.complete(text, **law)
+        kernel = lm.until(text, join, include_stop=True, **law) if left else lm.complete(text, **law)
         text = await sample("text", kernel)
         drawn = len(text.tokens) - before
         latency, tokens = latency + drawn, tokens + drawn
         _, tag, tasks = str(text)[read:].rpartition(spawn)
-        if not depth or text.finished or not tag or not tasks.endswith(join):
-            if depth and not text.finished and drawn and str(text).endswith(join):
-                read = len(str(text))  # a join without a spawn is text like any other
-                continue
+        if not left or text.finished or not drawn or not str(text).endswith(join):
             return text, latency, tokens
+        left -= 1
+        if not tag:  # a join without a spawn is text like any other
+            read = len(str(text))
+            continue
         asked = [ask(lm, child.format(task=task.strip())) for task in tasks.removesuffix(join).split(between)]
-        found = await gather(*(_write(lm, one, depth - 1, tags, message, law) for one in asked), name="children")
+        children = (_write(lm, one, (depth - 1, joins), tags, message, law) for one in asked)
+        found = await gather(*children, name="children")
         text = text.append(report.format(messages=between.join(message(str(one)) for one, _, _ in found)))
         read = len(str(text))
         latency, tokens = latency + max(wait for _, wait, _ in found), tokens + sum(paid for _, _, paid in found)

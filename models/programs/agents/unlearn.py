@@ -8,7 +8,7 @@ from typing import Any
 from ....ppl.effects import call, deterministic, gather, sample
 from ....ppl.program import program
 from ...language.host import Host
-from ..asking import ask
+from ..asking import ask, numbered
 
 
 @program
@@ -21,16 +21,18 @@ async def unlearn(
     *,
     top: int = 2,
     erase: str = "{answer}\nWrite this again so that nothing of {target} is in it.",
+    compose: str | None = None,
     **law: Any,
 ) -> str:
     """Answer a question, and for each target that the answer gives away write ``top`` variants without it, and keep
-    one.
+    one, or what they are composed to.
 
-    The critic chooses among the variants that are clean of this target, or among all where none is. Targets are gone
-    over once, in their order: a variant that brings an earlier one back is not seen. The paper's composer,
-    which merges the best variants, is not here: one of them is kept. If an answer leaks
-    each of k targets with probability l and a variant is clean with e, then with one variant each the answer is clean
-    with probability (1 − l·(1 − e))^k. It costs an answer, an audit for each target, and ``top`` variants for a leak.
+    The critic chooses among the variants that are clean of this target, or among all where none is. The composer
+    makes one answer of the clean ones, best first, where there are two or more; one that gives the target away is not
+    taken. Targets are gone over once, in their order: a variant that brings an earlier one back is not seen. If an
+    answer leaks each of k targets with probability l and a variant is clean with e, then with one variant each the
+    answer is clean with probability (1 − l·(1 − e))^k. It costs an answer, an audit for each target, and for a leak
+    ``top`` variants and what is composed of them, with an audit each.
 
     Args:
         lm: writes answers and variants.
@@ -40,6 +42,8 @@ async def unlearn(
         targets: what is to be forgotten.
         top: how many variants.
         erase: the prompt of a variant.
+        compose: the prompt of the composer, such as ``"{question}\\n{answers}\\nMake one of these."``;
+            None keeps the best variant.
         law: keywords of `Sampling`, and ``max_tokens``.
 
     Raises ValueError where there is no variant.
@@ -68,6 +72,12 @@ async def unlearn(
         variants = list(map(str, found))
         worth = await gather(*(call("critic", critic, question, text) for text in variants), name="critics")
         leaks = await gather(*(call("check", audit, text, target) for text in variants), name="checks")
-        answer = max(zip(variants, worth, leaks), key=lambda one: (one[2] < 0.5, one[1]))[0]
+        order = sorted(range(top), key=lambda i: (leaks[i] < 0.5, worth[i]), reverse=True)
+        clean = tuple(variants[i] for i in order if leaks[i] < 0.5)
+        answer = variants[order[0]]
+        if compose is not None and len(clean) > 1:
+            start = ask(lm, compose.format(question=question, answers=numbered(clean)))
+            made = str(await sample("composed", lm.complete(start, **law)))
+            answer = answer if float(await call("last", audit, made, target)) >= 0.5 else made
     deterministic("output", answer)
     return answer

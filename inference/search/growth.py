@@ -39,11 +39,13 @@ class Fork:
         reach: the log-weight of the step to it plus its value; −inf where all that is known of it is dead.
         visits: how many rollouts took it, those still under way included.
         going: whether its line may part again.
+        alive: whether any promises more than −inf.
     """
 
-    __slots__ = ("children", "going", "promise", "reach", "visits")
+    __slots__ = ("alive", "children", "going", "promise", "reach", "visits")
 
     def __init__(self) -> None:
+        self.alive = False
         self.children, self.visits = array("q"), array("q")
         self.promise, self.reach, self.going = array("d"), array("d"), array("b")
 
@@ -135,7 +137,7 @@ class Growth:
         if fork is None:
             only = self._first[x]
             return only if only >= 0 and self._log_edge[only] > -math.inf else -1
-        if max(fork.promise) == -math.inf:
+        if not fork.alive:
             return -1
         return fork.children[descend(fork, self._entered[x])]
 
@@ -271,6 +273,7 @@ class Growth:
             fork.visits.append(self._entered[child])
             promise, going = self._line(child)
             fork.promise.append(promise)
+            fork.alive = fork.alive or promise > -math.inf
             fork.going.append(going)
 
     def _line(self, x: int) -> tuple[float, bool]:

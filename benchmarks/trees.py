@@ -42,7 +42,8 @@ tree's saving is the top over the cost at which its mean distance first comes do
 bootstraps of the seeds, the same seeds for both. The claim *holds* for a tree where the whole interval is at 10 or more
 on all three tasks, *fails* where on some task the whole of it is below 10, and is *open* otherwise.
 
-No setting was tuned.
+No setting was tuned. The saving over the best of FK, TDS and DAS, which are the others that the paper has, is shown
+beside; that was added when the first results of one seed had been seen, and no verdict stands on it.
 """
 
 from __future__ import annotations
@@ -253,7 +254,7 @@ class Saving:
     high: float
 
 
-def saving(rows: list[dict[str, Any]], task: str, tree: str) -> Saving | None:
+def saving(rows: list[dict[str, Any]], task: str, tree: str, others: tuple[str, ...] = OTHERS) -> Saving | None:
     """Return what the head's rule gives, or None where nothing can be compared."""
     engines = [name for name in (*OTHERS, tree) if any(r["engine"] == name and r["task"] == task for r in rows)]
     needed = [name for name in engines if name not in ("TDS", "DAS")]
@@ -262,7 +263,7 @@ def saving(rows: list[dict[str, Any]], task: str, tree: str) -> Saving | None:
     if tree not in engines or len(needed) < 2 or not full:
         return None
     top = full[-1]
-    at_top = {name: mean(rows, task, name, top) for name in engines if name in OTHERS}
+    at_top = {name: mean(rows, task, name, top) for name in engines if name in others}
     best, order = min(at_top, key=lambda name: at_top[name]), sorted(seeds)
     curves = {
         name: np.array([[pick(rows, task, name, b)[seed]["distance"] for seed in order] for b in full])
@@ -311,7 +312,8 @@ def show(records: Records, figure: Path) -> None:
     table(["task", "engine", *(f"{budget:,}" for budget in BUDGETS)], lines)
     for tree in TREES:
         savings = [saving(rows, task, tree) for task in TASKS]
-        for task, one in zip(TASKS, savings):
+        published = [saving(rows, task, tree, OTHERS[1:]) for task in TASKS]
+        for task, one in [*zip(TASKS, savings), *zip(TASKS, published)]:
             if one:
                 times = f"{one.times:.2g} [{one.low:.2g}, {one.high:.2g}]"
                 print(f"{task}: {tree} needs {times} times fewer evaluations than {one.best} with {one.top:,}")

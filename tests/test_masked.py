@@ -191,6 +191,27 @@ def test_prompts_stay_and_are_given_to_the_network():
     assert made.start(KEY, [np.array([M, M, M])]).log_prob[0] == -np.inf
 
 
+@pytest.mark.parametrize("rule", [Ancestral(4), AtRandom(2), InOrder(), InOrder("left"), Confident(3)], ids=str)
+def test_masks_put_on_again_are_as_many_as_there_were(rule):
+    n = 3000
+    made = model(rule, block=2 if rule == AtRandom(2) else None)
+    keys = fk.keys.fold(fk.keys.root(5), np.arange(n))
+    there, states = made.start(keys).state, []
+    for step in range(made.steps):
+        states.append(there)
+        there = made.advance(there, fk.keys.fold(keys, step)).state
+    for depth in range(1, made.steps):
+        back = made.renoise(there, fk.keys.fold(keys, 77), depth).state
+        assert (back.depth == depth).all()
+        assert ((back.x == M) | (back.x == there.x)).all()
+        share, was = ((state.x == M).double().mean(0) for state in (back, states[depth]))
+        if rule != Confident(3):  # of which the surest are shown first, and any masked again
+            assert (abs(share - was) < 4.9 * np.sqrt(0.5 / n)).all()  # 1e-6 each
+        assert abs(share.mean() - was.mean()) < 4.9 * np.sqrt(0.5 / n)
+    with pytest.raises(ValueError, match="one before it"):
+        made.renoise(there, keys, made.steps)
+
+
 def test_the_network_runs_once_for_each_particle_that_has_masks():
     found = fk.infer(model(Confident(3, 0.0)), fk.ImportanceSampling(10), seed=0)
     assert found.cost.nfe == 10  # all is revealed at once, and nothing is left to ask

@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import feynkac as fk  # noqa: E402
-from feynkac.diffusion import Diffusion, Frames, Mixture, Schedule, Steering, anneal, begin, denoise  # noqa: E402
+from feynkac.diffusion import Diffusion, Frames, MaskedDiffusion, Mixture, Schedule, Steering, anneal, begin, denoise  # noqa: E402
 from feynkac.inference.base.engine import weaker  # noqa: E402
 from feynkac.models.language.steps import Step as TokenStep  # noqa: E402
 from feynkac.models.testing import tiny_lm  # noqa: E402
@@ -199,6 +199,25 @@ def video():
     return network.watched.record_keys(frames)
 
 
+@cache
+def masked():
+    """Six tokens, two at a time, from a network with random laws; steered by a reward of the likeliest ones."""
+    law = torch.tensor(np.random.default_rng(0).normal(size=(6, 5)))
+
+    def network(tokens, share):
+        watched.saw(model_calls=1, nfe=len(tokens))
+        return law + 0.3 * (tokens == 2).sum(1)[:, None, None] * law.roll(1, 0)
+
+    def twos(tokens):
+        watched.saw(reward_calls=len(tokens))
+        return (tokens == 2).double().sum(1)
+
+    rule, steering = fk.diffusion.AtRandom(3), Steering(twos, 0.5)
+    model = MaskedDiffusion(fk.diffusion.Network(network, "logits"), 6, rule, vocabulary=5, steering=steering)
+    watched = Watched(model, lambda value: 4 not in value, IMAGE)
+    return watched.record_keys(model)
+
+
 def shipped(model, shape):
     """A model that ships with the library, its network watched."""
     watched = Watched(model, lambda value: value.shape == shape, IMAGE)
@@ -221,7 +240,7 @@ def bouncing():
     return shipped(fk.diffusion.bouncing(frames=2, steps=2, reward=reward), (2, 24, 24))
 
 
-PROGRAMS = {"text": text, "image": image, "steps": steps, "corrected": corrected, "video": video}
+PROGRAMS = {"text": text, "image": image, "steps": steps, "corrected": corrected, "video": video, "masked": masked}
 SHIPPED = {"digits": digits, "bouncing": bouncing}
 
 # -- engines -----------------------------------------------------------------------------------------------------------
@@ -252,7 +271,7 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "TreeOfFrames": (fk.TreeOfFrames((4, 2), keep=2, judged=(0,)), {}),
     "NoiseSearch": (
         fk.NoiseSearch(3),
-        {"text": f"{NO_NOISE}.* begins with tuple", "steps": NO_NOISE, "video": NO_NOISE},
+        {"text": f"{NO_NOISE}.* begins with tuple", "steps": NO_NOISE, "video": NO_NOISE, "masked": NO_NOISE},
     ),
     "PathSearch": (
         fk.PathSearch(2, branches=2, first=2, back=1, forward=2),
@@ -433,7 +452,7 @@ def test_an_engine_runs(name, program, tmp_path):
     assert {unit for unit, amount in watched.seen.items() if amount} == set(watched.units)
     # Law 7: no key is used twice, the same seed gives the identical posterior, and a file keeps it.
     assert len(set(watched.keys)) == len(watched.keys)
-    assert bool(watched.keys) == (program in ("image", "corrected", "video"))
+    assert bool(watched.keys) == (program in ("image", "corrected", "video", "masked"))
     same(posterior, run(name, program)[1])
     posterior.save(tmp_path / "kept")
     same(posterior, fk.Posterior.load(tmp_path / "kept"))

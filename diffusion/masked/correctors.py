@@ -51,6 +51,8 @@ class MaskedProduct(MaskedDiffusion):
     power rules a token out that the others allow.
     """
 
+    renoise = None  # type: ignore[assignment]  # a mask put on again would undo weights that are of one path
+
     def __init__(self, model: MaskedDiffusion, factors: Sequence[Factor], leans: Sequence[Lean] = ()) -> None:
         if not isinstance(model.rule, InOrder):
             raise ValueError(f"a product reveals one position at a time: give its models InOrder(), not {model.rule!r}")

@@ -11,6 +11,7 @@ from ...ppl import keys as _keys
 from ...ppl.cost import rows
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
+from ...ppl.model import Advance
 from ..denoiser import Denoiser, predict
 from ..generator import Floats, Generator, InvalidOutput, Moved, impose
 from ..latents import Latents, replace_fields
@@ -164,6 +165,31 @@ class MaskedDiffusion(Generator):
         log_mu = self.log_laws(latents)
         masked = latents.x == self.mask
         return replace_fields(latents, log_mu=log_mu, estimate=torch.where(masked, log_mu.argmax(-1), latents.x))
+
+    def renoise(self, state: Latents, keys: Keys, depth: int) -> Advance[Latents]:
+        """Take particles back to an earlier depth, by masking positions again as they were there.
+
+        By the forward process of `Ancestral`; by other rules so many positions as there were, which ones being drawn
+        (the last ones where the order is from the left). The prompt stays. It is no step of the model, so that it has
+        no density; it is weighed as a step is. Raises ValueError for a depth that is not before that of every particle.
+        """
+        if not 0 <= depth < int(state.step.min()):
+            raise ValueError(f"masks take particles back, from depth {state.step.min()} to one before it, not {depth}")
+        block, to = divmod(depth, self.unit)
+        now = np.where(state.step // self.unit > block, self.unit, state.step % self.unit)
+        masked = state.x == self.mask
+        here = self._block_of == block
+        site = Site(state.x, state.fields["log_mu"], here & masked, here & ~masked, now, self.block, self.mask)
+        again = self.rule.hidden(site, to, self.noise(keys)) | (self._block_of > block)
+        x = torch.where(again, self.mask, state.x)
+        there = Latents(x, np.full(len(state), depth), state.steps, state.condition)
+        log_potential: Any = np.zeros(len(state))
+        with torch.no_grad():
+            if self.steering is None:
+                there = self.look(there)
+            else:
+                log_potential, there = self.steering.weigh(self, state, there)
+        return self._advance(there, np.zeros(len(state)), np.zeros(len(state)), log_potential)
 
     # The network
 

@@ -56,6 +56,9 @@ class Rule(Protocol):
     def log_prob(self, site: Site, x: Any) -> Any:
         """Return the log-probability (n,), float64, that a step leads to ``x`` (n, L); −inf where it cannot."""
 
+    def hidden(self, site: Site, to: int, uniforms: Any) -> Any:
+        """Draw which revealed positions (n, L) of the block are masked again, to be where ``to`` of its steps lead."""
+
 
 @dataclass(frozen=True)
 class Ancestral:
@@ -120,6 +123,11 @@ class Ancestral:
         each = torch.where(site.open, of_open, torch.where(site.revealed, of_revealed, 0.0))
         return torch.where(allowed, each, -math.inf).sum(-1)
 
+    def hidden(self, site: Site, to: int, uniforms: Any) -> Any:
+        """Draw which revealed positions (n, L) are masked again: each with probability 1 − α_to/α."""
+        kept = torch.as_tensor(self.alpha[to] / self.alpha[site.at], device=site.x.device)[:, None]
+        return site.revealed & (uniforms[:, 0] >= kept)
+
     def _chances(self, site: Site) -> tuple[Any, Any]:
         """Return how probably a masked position is revealed, and a revealed one masked, (n, 1) each."""
         before, after = self.alpha[site.at], self.alpha[site.at + 1]
@@ -175,10 +183,14 @@ class InOrder:
             there, log_p = (place == best(self._score(site), site.open, 1)).all(-1), torch.zeros(len(place)).double()
         return torch.where(there & ~(place & ~site.open).any(-1), log_p.to(place.device), -math.inf)
 
+    def hidden(self, site: Site, to: int, uniforms: Any) -> Any:
+        """Draw which revealed positions (n, L) are masked again: all but ``to``, the first or any."""
+        score = _from_left(site) if self.order == "left" else uniforms[:, 0]
+        return site.revealed & ~best(score, site.revealed, to)
+
     def _score(self, site: Site) -> Any:
         if self.order == "left":
-            length = site.x.shape[1]
-            return -torch.arange(length, device=site.x.device).expand(len(site.x), length).double()
+            return _from_left(site)
         log_mu = site.log_mu
         if self.order == "probability":
             return log_mu.amax(-1).double()
@@ -218,6 +230,10 @@ class AtRandom:
         log_p = torch.where(changed, chosen(site, x), 0.0).sum(-1) - ways
         there = (changed.sum(-1) == k) & ~(changed & ~site.open).any(-1)
         return torch.where(there, log_p, -math.inf)
+
+    def hidden(self, site: Site, to: int, uniforms: Any) -> Any:
+        """Draw which revealed positions (n, L) are masked again: any, but as many as ``to`` steps reveal."""
+        return _all_but(self.count, site, to, uniforms)
 
 
 @dataclass(frozen=True)
@@ -289,6 +305,21 @@ class Confident:
         each = torch.where(kept, sure, torch.where(site.open, log_f, 0.0))
         there = ((size == k) | ((size > k) & above)) & ~(kept & ~site.open).any(-1)
         return torch.where(there, each.sum(-1), -math.inf)
+
+    def hidden(self, site: Site, to: int, uniforms: Any) -> Any:
+        """Draw which revealed positions (n, L) are masked again: any, but as many as ``to`` steps reveal."""
+        return _all_but(self.count, site, to, uniforms)
+
+
+def _from_left(site: Site) -> Any:
+    length = site.x.shape[1]
+    return -torch.arange(length, device=site.x.device).expand(len(site.x), length).double()
+
+
+def _all_but(count: int, site: Site, to: int, uniforms: Any) -> Any:
+    """Draw which revealed positions are masked again, so that as many are left as ``to`` steps of ``count`` reveal."""
+    left = site.width // count * to + min(to, site.width % count)
+    return site.revealed & ~best(uniforms[:, 0], site.revealed, left)
 
 
 def chosen(site: Site, x: Any) -> Any:

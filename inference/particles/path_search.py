@@ -74,7 +74,7 @@ class PathSearch:
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
-        if not hasattr(model, "renoise"):
+        if getattr(model, "renoise", None) is None:
             raise Unsupported(f"PathSearch adds noise again, and {model!r:.200} has no method renoise: use TreeSearch")
         ancestors = np.arange(self.paths)
         lineage = _keys.fold(key, _keys.tag("particle"), ancestors)

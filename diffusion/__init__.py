@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .adapters.networks import DiffusersNetwork
     from .adapters.pipelines import from_pipeline
     from .adapters.schedulers import from_scheduler
+    from .adapters.tokens import TokenNetwork
     from .correctors import Corrected, anneal, guide, product, tilt
     from .denoiser import Guided, Network
     from .frames import Frames
@@ -60,6 +61,7 @@ _HOME = {
     "Network": "denoiser",
     "Schedule": "schedule",
     "Steering": "steering",
+    "TokenNetwork": "adapters.tokens",
     "anneal": "correctors",
     "begin": "kernels",
     "bouncing": "shipped.zoo",
@@ -100,6 +102,7 @@ __all__ = [
     "Network",
     "Schedule",
     "Steering",
+    "TokenNetwork",
     "anneal",
     "begin",
     "bouncing",

@@ -18,6 +18,9 @@ archon      `fk.programs.archon` of layers generate(n), then ``rounds`` times: k
             tokens, which is archon without rounds.
 bandit      `UCB` and `TsallisINF` over four engines, all 200 problems in 200 orders, three seeds; rival: the best
             engine.
+settings    12 trials of `bayes` against 12 at random over n in 1 to 32 and the engine (best-of-n, SMC, a beam of n),
+            by the share of the first half solved less 0.01 n, each of six seeds; the same score on the second half,
+            the difference over seeds.
 relax       `TsallisINF` over SMC(N), N = 1, 4, 16, 64: loss is the tokens until a problem is solved by fresh runs, at
             most 2,000, all 200 problems in 200 orders, three seeds; rival: the best fixed N in hindsight.
 restart     `AdaptiveBestOfN(16)` until the verifier says 0.8 or 0.95, all 200 problems; rival: best-of-16.
@@ -230,6 +233,26 @@ def bandit(bench: Bench) -> None:
     compared(bench, list(engines), tables, tables, 1)
 
 
+def settings(bench: Bench) -> None:
+    engines = {"best": fk.BestOfN, "SMC": fk.SMC, "beam": fk.BeamSearch}
+    space = {"n": (1, 32), "engine": list(engines)}
+
+    def score(at: dict[str, Any], problems: Sequence[Any], seed: int) -> float:
+        row = bench.run(bench.solve, engines[at["engine"]](at["n"]), problems, seed)
+        return float(row[:, 0].mean() - 0.01 * at["n"])
+
+    held: dict[str, list[float]] = {"bayes": [], "random": []}
+    for name, starts in (("bayes", 4), ("random", 12)):
+        for seed in range(2 * bench.seeds):
+            found = tuning.bayes(
+                space, lambda at: score(at, bench.used, 0), 12, seed=seed, starts=starts, progress=False
+            )
+            held[name].append(np.mean([score(found.best, bench.others, s) for s in range(1, bench.seeds + 1)]))
+            print(f"  {name} {found.best}, seen {found.score:.3f}, held out {held[name][-1]:.3f}", flush=True)
+        print(f"  {name} held out {mean(held[name])}")
+    print(f"  difference {mean(np.subtract(held['bayes'], held['random']))}", flush=True)
+
+
 def until_solved(bench: Bench, engine: Any, seed: int) -> np.ndarray:
     """Return the tokens of fresh runs until each problem is solved, at most `CAP`, (problems,)."""
     tokens, going = np.zeros(len(bench.problems)), np.arange(len(bench.problems))
@@ -278,7 +301,7 @@ def backtrack(bench: Bench) -> None:
     say(f"backtracking, width {width}, accept {accept}, seen {scores[width, accept]:.3f}", row, rival)
 
 
-ROWS = {row.__name__: row for row in (archon, bandit, relax, restart, backtrack)}
+ROWS = {row.__name__: row for row in (archon, bandit, settings, relax, restart, backtrack)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

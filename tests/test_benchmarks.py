@@ -145,3 +145,13 @@ def test_the_published_descent_follows_the_values():
     fork.reach.extend([0.0, -np.inf, np.log(2.0), np.log(0.5)])
     chosen = [trees.by_value(fork, coin) for coin in (np.arange(700) + 0.5) / 700]
     assert np.bincount(chosen).tolist() == [200, 0, 400, 100]
+
+
+def test_recipes_on_the_cassette_run_in_their_short_form(capsys):
+    pytest.importorskip("optuna")
+    import recipes_tape
+
+    recipes_tape.main(["--short"])
+    said = capsys.readouterr().out
+    assert [line[:-1] for line in said.splitlines() if line.endswith(":") and line[0] != " "] == list(recipes_tape.ROWS)
+    assert said.count("difference") == 4 + 1 + 2 + 1

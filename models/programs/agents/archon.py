@@ -32,7 +32,12 @@ async def archon(layers: Sequence[Layer], question: str, *, reward: Reward | Non
     Guarantee: exact for the law that the program defines; its prompts are ours: not a replication.
     Engines: ImportanceSampling, SMC, BestOfN, BeamSearch, SuffixMH; a run is one step, so that trees have nowhere to
         branch.
-    Not shown here: its gains come from large models that differ; `fk.tune` searches over lists of layers.
+    Measured: a search over its layers on Countdown with 4 numbers, on a tape of the reasoner: generate n answers, then
+        up to three rounds that keep the best by the verifier and write new ones from their first lines; 25 trials on
+        100 problems at 500 tokens or less, the best on 100 others, 3 seeds, ± 1 standard error. Two searches by
+        `fk.tuning.bayes` and one of two at random chose no round, which is best-of-13 or 14 (0.673 ± 0.039 solved). The
+        other chose a round, and solves 0.620 ± 0.038 where best-of-12 at as many tokens has 0.667 ± 0.039 (difference
+        −0.047 ± 0.020: it loses). Gains by large models that differ are not shown here.
 
     >>> import feynkac as fk
     >>> from feynkac.models.testing import ScriptedLM

@@ -51,7 +51,10 @@ async def choose_prompt(
         general, Think Beyond Size (2024), arXiv:2410.08130. Their prompts and scores are not here: not a replication.
     Guarantee: exact for the law that the program defines; with a score, the choice is an argmax, and part of it.
     Engines: all; without a score and reward no engine has anything to choose by.
-    Not shown here: what a score that knows the question gains.
+    Measured: SmolLM2-135M, five questions, three prompts, 24 answers each, weighed by its own verdict, P(Yes)⁴: the
+        share of a prompt goes from 0.03 to 0.62 by question, and differs from its share of the draws by 0.09 on
+        average, which is less than an ESS of 6 to 14 lets one see. So which prompt suits which question is not
+        shown, nor what a score gains that knows the question.
 
     >>> import feynkac as fk
     >>> from feynkac.models.testing import ScriptedLM

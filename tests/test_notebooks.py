@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-import feynkac as fk
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 LOADED = 'fk.models.TransformersLM.from_pretrained("smollm2", '
@@ -87,13 +86,14 @@ def test_the_notebook_of_numbers_runs():
 
 
 @pytest.mark.real
-def test_the_demonstration_writes_its_table_its_figure_and_a_posterior(tmp_path):
-    small = ["--particles", "4", "--best-of", "5", "--seeds", "1", "--out", str(tmp_path)]
-    command = [sys.executable, str(NOTEBOOKS / "demo.py"), *small]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=900).stdout
-    assert "best of 5" in printed
-    assert "SMC, 4 particles" in printed
+def test_the_demonstration_writes_its_table_and_its_figure_and_goes_on_where_it_stopped(tmp_path):
+    command = [sys.executable, str(NOTEBOOKS / "demo.py"), "--problems", "1", "--resume", "--out", str(tmp_path)]
+    printed = [subprocess.run(command, capture_output=True, text=True, check=True, timeout=900).stdout for _ in "ab"]
+    for family in ("words", "letter", "endings"):
+        assert any(line.startswith(f"{family}: ") for line in printed[0].splitlines())
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
-    posterior = fk.Posterior.load(tmp_path / "posterior.fk")
-    assert len(posterior) == 4
-    assert posterior.cost.tokens_out > 0
+    trials = [json.loads(line) for line in (tmp_path / "demo.jsonl").read_text().splitlines()]
+    assert len(trials) == 9
+    assert all(trial["tokens_out"] > 0 for trial in trials)
+    table = [[line for line in text.splitlines() if "%" in line] for text in printed]
+    assert table[0] == table[1]

@@ -207,12 +207,17 @@ def verdict(gain) -> str:
     return "SMC pays" if gain.low > 0 else "SMC does not pay" if gain.high < 0 else "not settled"
 
 
+def unequal(row: dict) -> bool:
+    """Whether an engine spent more or less than SMC by a tenth."""
+    return abs(row["cost"] - 1) > 0.1
+
+
 def report(rows: list[dict]) -> None:
     """Print the table, and the verdicts."""
     print(f"\n{'':9s}{'':18s}{'solved':>7s}  {'95% interval':14s}{'less best of N':26s}{'tokens a problem':>16s}")
     for row in rows:
         share, gain = row["share"], row["gain"]
-        uneven = f"  not equal: {row['cost']:.2f} of SMC" if abs(row["cost"] - 1) > 0.1 else ""
+        uneven = f"  not equal: {row['cost']:.2f} of SMC" if unequal(row) else ""
         less = "" if gain is None else f"{gain.mean:+.0%} ({gain.low:+.0%} to {gain.high:+.0%})"
         print(
             f"{row['family']:9s}{row['engine']:18s}{share.mean:7.0%}  {f'{share.low:.0%} – {share.high:.0%}':14s}"
@@ -251,14 +256,15 @@ def draw(path: Path, rows: list[dict], count: int) -> None:
                 capsize=3,
             )
             ax.text(share.high + 0.03, i, f"{share.mean:.0%}", va="center", fontweight="bold")
-        ax.set_yticks(range(len(mine)), [row["engine"] for row in mine])
+        spent = [f"\n({row['cost']:.1f}× the tokens)" if unequal(row) else "" for row in mine]
+        ax.set_yticks(range(len(mine)), [row["engine"] + more for row, more in zip(mine, spent)])
         ax.set_title(title, fontsize=10, loc="left")
         ax.set_xlabel(verdict(mine[-1]["gain"]), fontsize=10, loc="left", fontweight="bold")
         ax.set_xlim(0, 1.15)
         ax.set_xticks([0, 0.5, 1], ["0", "50%", "100%"])
         ax.invert_yaxis()
         ax.spines[["top", "right"]].set_visible(False)
-    fig.suptitle(f"Share of {count} problems solved, equal tokens (SmolLM2-135M), 95% intervals", fontsize=10.5)
+    fig.suptitle(f"Share of {count} problems solved at the tokens of SMC (SmolLM2-135M), 95% intervals", fontsize=10.5)
     fig.savefig(path, dpi=130)
 
 

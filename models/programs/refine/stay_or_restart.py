@@ -58,7 +58,10 @@ async def stay_or_restart(
 
     Measured: Countdown with 4 numbers, 200 held-out problems, 3 seeds, ± 1 standard error, with the verifier as
     judge: drawing until P ≥ 0.8 solves 0.648 ± 0.028 with 162 tokens, all 16 answers 0.665 ± 0.027 with 496 (difference
-    −0.017 ± 0.014). Self-evaluation and pruning are not shown here: the model that ships does not judge itself.
+    −0.017 ± 0.014). On a tape of 200 problems, 3 seeds: until P ≥ 0.95 it solves 0.682 ± 0.027 with 234 tokens, until
+    0.8 0.675 ± 0.027 with 156, and all 16 answers 0.685 ± 0.028 with 480 (differences −0.003 ± 0.009, −0.010 ± 0.014):
+    half of the tokens and less, at no loss seen. Self-evaluation and pruning are not shown here, for the model that
+    ships does not judge itself.
 
     >>> import feynkac as fk
     >>> from feynkac.models.testing import ScriptedLM

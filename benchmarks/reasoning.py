@@ -123,7 +123,7 @@ def settle(options: argparse.Namespace, verifier: str, tape: Any, problems: list
         verdicts = report(found)
         path.with_suffix(".txt").write_text(verdicts + "\n", encoding="utf-8")
         print(f"\n{verdicts}", flush=True)
-        title = f"{options.task.replace('_', ', ')} numbers, verifier: {verifier}. Grey: {YARDSTICK}. Bands: 95%"
+        title = f"{TASKS[options.task].title}, verifier: {verifier}. Grey: {YARDSTICK}. Bands: 95%"
         multiples(by_family(table, FAMILIES), YARDSTICK, title, path.with_suffix(".png"))
 
 

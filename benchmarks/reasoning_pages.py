@@ -1,7 +1,8 @@
-"""The pictures and tables of the pages docs/claims/{particle_filtering,a_star,look_ahead}.md, and docs/reasoning.png.
+"""The pictures and tables of docs/claims/{particle_filtering,a_star,look_ahead,sudoku}.md, and docs/reasoning.png.
 
     python benchmarks/reasoning_pages.py                # from what `python benchmarks/reasoning.py` left
-    python benchmarks/reasoning_pages.py --task countdown_5
+    python benchmarks/reasoning_pages.py --task countdown_5     # tables alone
+    python benchmarks/reasoning_pages.py --task sudoku_6
 
 Tables are printed as Markdown. ``--model`` rows, where there are any, are compared with those of the tape.
 """
@@ -9,6 +10,7 @@ Tables are printed as Markdown. ``--model`` rows, where there are any, are compa
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def grids(task: str, folder: Path) -> dict[str, Grid]:
 def pictures(task: str, found: dict[str, Grid]) -> None:
     tables = {name: [cell.summary() for engine in grid.values() for cell in engine] for name, grid in found.items()}
     shown = [name for name in SHOWN if name in tables]
-    words = f"Countdown, {task[-1]} numbers. Grey: {YARDSTICK}. Bands: 95%"
+    words = f"{TASKS[task].title}. Grey: {YARDSTICK}. Bands: 95%"
     claims = DOCS / "claims"
     claims.mkdir(exist_ok=True)
 
@@ -66,6 +68,38 @@ def pictures(task: str, found: dict[str, Grid]) -> None:
     multiples(looks, YARDSTICK, words, claims / "look_ahead.png", sides)
     title = f"{words}. Verifier: {shown[0]}"
     multiples(by_family(tables[shown[0]], FAMILIES), YARDSTICK, title, DOCS / "reasoning.png")
+
+
+def one_way(task: str) -> Any:
+    """Return the probability of the right line after the right ones before it, (problems, steps).
+
+    Where a problem has one solution, and the verifier knows it, this tells all: a filter that keeps the right ones
+    alone solves it with Π_t 1 − (1 − p_t)^N, best-of-N with 1 − (1 − Π_t p_t)^N.
+    """
+    tape = fk.tasks.Tape.load(cassette(task))
+    rows = []
+    for place, problem in enumerate(TASKS[task].problems(len(tape.prompts), "test")):
+        chances = []
+        for line in problem.solution():
+            after = int(tape.first[place]) + np.arange(tape.count[place])
+            place = next((k for k in after.tolist() if tape.lines[tape.line_of[k]] == line), -1)
+            chances.append(math.exp(tape.log_prob[place]) if place >= 0 else 0.0)
+        rows.append(chances)
+    return np.array(rows)
+
+
+def sudoku(task: str, found: dict[str, Grid]) -> None:
+    """Draw the picture, and print what theory says of the filter and of best-of-N, and what a filter can save."""
+    table = [cell.summary() for engine in found["reach"].values() for cell in engine]
+    engines = ("particle filter", "beam", "A*, N children")
+    words = f"{TASKS[task].title}. Grey: {YARDSTICK}. Bands: 95%"
+    multiples([[Panel("", table, engines)]], YARDSTICK, words, DOCS / "claims" / "sudoku.png")
+    p = one_way(task)
+    whole = p.prod(1)
+    for n in ALL:
+        print(f"N = {n}: filter {(1 - (1 - p) ** n).prod(1).mean():.3f}, best-of-N {(1 - (1 - whole) ** n).mean():.3f}")
+    quartiles = np.quantile(p.min(1)[whole > 0] / whole[whole > 0], [0.25, 0.5, 0.75])
+    print(f"hardest step ÷ all steps: quartiles {quartiles.round(2)}; chances by step {p.mean(0).round(3)}")
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> None:
@@ -157,6 +191,8 @@ def main(given: Any = None) -> None:
     agreement(options.task, options.folder, found)
     if options.task == "countdown_4":
         pictures(options.task, found)
+    if options.task == "sudoku_6" and "reach" in found:
+        sudoku(options.task, found)
 
 
 if __name__ == "__main__":

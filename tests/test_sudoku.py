@@ -253,7 +253,7 @@ def test_the_reasoner_on_tape(lm):
         assert abs(share - p) < 4.265 * (p * (1 - p) / n) ** 0.5 + 4 * tape.missing.max()
 
 
-def test_the_cassette_is_of_held_out_problems_and_of_the_reasoner(lm):
+def test_the_cassette_is_of_held_out_problems_and_of_the_reasoner(lm, monkeypatch):
     problems = fk.tasks.sudokus(200)
     tape = fk.tasks.Tape.load(ROOT / "benchmarks" / "cassettes" / "sudoku_6.npz")
     assert tape.prompts == tuple(problem.prompt for problem in problems)
@@ -262,6 +262,10 @@ def test_the_cassette_is_of_held_out_problems_and_of_the_reasoner(lm):
     again = fk.tasks.Tape.record(lm, problems[:1])
     assert again.success[0] == pytest.approx(tape.success[0], abs=2e-3)
     assert again.missing[0] == pytest.approx(tape.missing[0], abs=1e-3)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import reasoning_pages
+
+    assert reasoning_pages.one_way("sudoku_6").prod(1) == pytest.approx(tape.success[:200])
 
 
 # Training

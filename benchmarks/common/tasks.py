@@ -25,6 +25,7 @@ class Task:
     """Held-out problems, others to learn on, a language model, and its verifiers by name.
 
     Attributes:
+        title: of pictures.
         problems: from a number and a split to problems.
         reasoner: makes the language model.
         verifiers: make the process reward models that were trained.
@@ -32,6 +33,7 @@ class Task:
         cutoff: the least probability of a line on its tape.
     """
 
+    title: str
     problems: Callable[[int, str], list[Any]]
     reasoner: Callable[[], Any]
     verifiers: dict[str, Callable[[], Any]]
@@ -46,6 +48,7 @@ class Task:
 
 def countdown(numbers: int, cutoff: float) -> Task:
     return Task(
+        title=f"Countdown, {numbers} numbers",
         problems=lambda count, split: fk.tasks.problems(count, seed=0, numbers=numbers, split=split),
         reasoner=partial(fk.tasks.reasoner, max_batch=512),
         verifiers={"old": partial(fk.tasks.verifier, cache=1_000_000)},
@@ -56,6 +59,7 @@ def countdown(numbers: int, cutoff: float) -> Task:
 
 def sudoku(clues: int) -> Task:
     return Task(
+        title=f"Sudoku of 4 by 4, {clues} clues",
         problems=lambda count, split: fk.tasks.sudokus(count, seed=0, clues=clues, split=split),
         reasoner=partial(fk.tasks.reasoner, "sudoku", max_batch=512),
         verifiers={},

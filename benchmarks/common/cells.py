@@ -48,7 +48,10 @@ def gathered(cells: Iterable[Cell]) -> Grid:
 
 
 def cells(rows: list[dict[str, Any]]) -> list[Cell]:
-    """Return the cells of records: rows of an engine, a size, a seed and a block of problems."""
+    """Return the cells of records, which are rows of an engine, a size, a seed and a block of problems.
+
+    Cells of which some problems were not run yet are left out.
+    """
     found: dict[tuple[str, int], dict[str, dict[int, list[float]]]] = {}
     for row in rows:
         columns = found.setdefault((row["engine"], row["particles"]), {})
@@ -56,12 +59,12 @@ def cells(rows: list[dict[str, Any]]) -> list[Cell]:
             by_problem = columns.setdefault(name, {})
             for i, value in enumerate(row[name]):
                 by_problem.setdefault(row["block"] + i, []).append(value)
-    return [
-        Cell(
-            *key, *(np.array([np.mean(values) for _, values in sorted(column.items())]) for column in columns.values())
-        )
-        for key, columns in found.items()
-    ]
+    made = []
+    for key, columns in found.items():
+        means = (np.array([np.mean(values) for _, values in sorted(column.items())]) for column in columns.values())
+        made.append(Cell(*key, *means))
+    most = max((len(cell.solved) for cell in made), default=0)
+    return [cell for cell in made if len(cell.solved) == most]
 
 
 def difference(a: Cell, b: Cell) -> tuple[float, float, float]:

@@ -12,10 +12,11 @@ on a tape (`fk.tasks.Tape`: the law of the reasoner's lines, but for lines of a 
 best-of-N is exact and nobody needs the models; ``--model`` runs the models themselves on some cells, and both are
 compared, paired by problem.
 
-**Verifiers**: "early" and "old", which are trained models (the old one tells little after a first step); "value", the
-exact probability that the reasoner succeeds from here, kept within 0.001 and 0.999; "reach", 0.99 where the target is
-still in reach (the grid can still be filled), else 0.01; "overconfident", the old one with its log-odds times 4. Sudoku
-has no trained one: it is the task whose verifier, "reach", is exact and cheap after each step, and "reach" decides.
+**Verifiers**: "old" and, where a cassette has it, "early", which are trained models (the old one tells little after a
+first step); "value", the exact probability that the reasoner succeeds from here, kept within 0.001 and 0.999; "reach",
+0.99 where the target is still in reach (the grid can still be filled), else 0.01; "overconfident", the old one with its
+log-odds times 4. Sudoku has no trained one: it is the task whose verifier, "reach", is exact and cheap after each step,
+and "reach" decides.
 
 **Nothing is chosen after seeing its result.** Settings are the engines' own, beams have 4 children a node; A*'s width
 (N children) was chosen on problems of another seed; twists are learned on 40 problems of the split "train". All

@@ -316,7 +316,7 @@ def show(records: Records, figure: Path) -> None:
         for task, one in [*zip(TASKS, savings), *zip(TASKS, published)]:
             if one:
                 times = f"{one.times:.2g} [{one.low:.2g}, {one.high:.2g}]"
-                print(f"{task}: {tree} needs {times} times fewer evaluations than {one.best} with {one.top:,}")
+                print(f"{task}: saving of {tree} over {one.best} with {one.top:,}: {times}")
         print(f"{tree}: {verdict(savings)}")
     draw(rows, figure)
 
@@ -330,7 +330,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
     size = (3.6 * len(tasks), 3.8)
     figure, axes = plt.subplots(1, len(tasks), figsize=size, sharex=True, squeeze=False, layout="constrained")
-    colours = {"published tree": "#c1121f", "steered tree": "#d97706", "tree": "#7a3b9c"}
+    colours = {"importance": "black", "published tree": "#c1121f", "steered tree": "#d97706", "tree": "#7a3b9c"}
     for axis, task in zip(axes[0], tasks):
         ends = []
         for engine in (*OTHERS, *TREES):
@@ -361,6 +361,7 @@ def label(axis: Any, ends: list[tuple[tuple[float, float], str, str]]) -> None:
         for i in range(len(heights) - 1):
             push = max(0.0, gap - (heights[i + 1] - heights[i])) / 2.0
             heights[i], heights[i + 1] = heights[i] - push, heights[i + 1] + push
+    axis.set_ylim(10 ** min(low, heights[0] - gap), 10 ** max(high, heights[-1] + gap))
     for (point, engine, colour), height in zip(ends, heights):
         line = {"arrowstyle": "-", "color": colour, "lw": 0.4, "alpha": 0.6}
         there = (BUDGETS[-1] * 1.8, 10**height)

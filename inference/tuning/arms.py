@@ -78,9 +78,10 @@ def play(
     Source: PlanGEN (2025), arXiv:2502.16111, whose selection agent it is.
     Guarantee: that of the policy; each posterior has that of its engine.
     Engines: any, mixed.
-    Measured: 100 Countdown problems of four numbers, one run, solved: `SMC(8)` .550, best of 8 .540, beam .420, one
-        draw .160 (each ±.05); UCB .469 on average over 200 orders of them, uniform choice .417. So it gains two fifths
-        of what there is to gain, and is below either good engine alone: that is what learning costs here.
+    Measured: 200 Countdown problems of four numbers on a tape of the reasoner, 3 seeds, ± 1 standard error, solved:
+        `SMC(8)` .597 ± .028, best of 8 .593, beam .462, one draw .187; UCB .533 ± .025 on average over 200 orders,
+        uniform choice .460. So it gains half of what there is to gain, and loses to the best engine alone (−.064 ±
+        .006): that is what learning costs here.
 
     >>> import feynkac as fk
     >>> @fk.program

@@ -58,9 +58,10 @@ async def backtrack(
     a search itself.
 
     Measured: Countdown with 4 numbers, on a tape of the reasoner, 100 held-out problems, 3 seeds, ± 1 standard error,
-    ``width`` and ``accept`` chosen on 100 others. One search of 24 lines solves 0.630 ± 0.039 with 141 tokens; best-of-8
-    that stops at the same score 0.650 ± 0.041 with 146 (difference −0.020 ± 0.029: none). The width that was chosen is
-    1, which is to begin anew after each poor line. On the model itself, ``width=None`` solves 0.297 ± 0.022 of 200.
+    ``width`` and ``accept`` chosen on 100 others. One search of 24 lines solves 0.630 ± 0.039 with 141 tokens, and
+    best-of-8 that stops at the same score 0.650 ± 0.041 with 146 (difference −0.020 ± 0.029: none). The width that
+    was chosen is 1, which is to begin anew after each poor line. On the model itself, ``width=None`` solves 0.297 ±
+    0.022 of 200.
 
     >>> import feynkac as fk
     >>> from feynkac.models.testing import ScriptedLM

@@ -93,7 +93,8 @@ def sudoku(task: str, found: dict[str, Grid]) -> None:
     table = [cell.summary() for engine in found["reach"].values() for cell in engine]
     engines = ("particle filter", "beam", "A*, N children")
     words = f"{TASKS[task].title}. Grey: {YARDSTICK}. Bands: 95%"
-    multiples([[Panel("", table, engines)]], YARDSTICK, words, DOCS / "claims" / "sudoku.png")
+    panels = [Panel("", table, engines, cost) for cost in ("tokens", "reward_calls")]
+    multiples([panels], YARDSTICK, words, DOCS / "claims" / "sudoku.png")
     p = one_way(task)
     whole = p.prod(1)
     for n in ALL:

@@ -52,7 +52,8 @@ class TreeSampling:
         rollouts: descents, in all; one that ends in a leaf it has been to costs nothing.
         width: C.
         growth: α, in [0, 1]. The paper has C = 2 with 0.8 for images and 0.7 for text. With a smaller one the tree has
-            fewer beginnings, and more ends to each.
+            fewer beginnings, and more ends to each: a node has a child for every visit until it has had C^(1/(1−α))
+            of them (32 at 2 and 0.8), so that smaller trees hardly branch below the second depth of ``branch_at``.
         branch_at: the depths (steps made, from 0) whose nodes may have several children; None for all. The root,
             before the first step, always may. With few, rollouts share long beginnings, and fewer states are kept.
             A child of a node where little is decided yet is nearly a new run, and costs nearly as much. With () it is

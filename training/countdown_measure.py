@@ -1,4 +1,4 @@
-"""Measure the reasoner of Countdown and its process reward model, and add what was found to their records.
+"""Measure the reasoner of Countdown and its process reward models, and add what was found to their records.
 
     python training/countdown_measure.py
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,10 +56,10 @@ def measure_reasoner(found: list[tuple[Any, Any]]) -> dict[str, Any]:
     }
 
 
-def measure_verifier(found: list[tuple[Any, Any]]) -> dict[str, Any]:
+def measure_verifier(found: list[tuple[Any, Any]], which: Any = "overconfident") -> dict[str, Any]:
     """Return what the scores of each step say of the verdict at the end."""
     found = [(p, text) for p, text in found if len(text.steps) == p.steps]
-    scores = np.array(fk.tasks.verifier().details([(p.prompt, text) for p, text in found]))
+    scores = np.array(fk.tasks.verifier(which).details([(p.prompt, text) for p, text in found]))
     good = np.array([p.solved(text) for p, text in found])
     return {
         "answers": len(found),
@@ -65,6 +67,7 @@ def measure_verifier(found: list[tuple[Any, Any]]) -> dict[str, Any]:
         "area_by_step": [area(column, good) for column in scores.T],
         "mean_score_by_step": [share(column) for column in scores.T],
         "calibration_error_by_step": [_calibration(column, good) for column in scores.T],
+        "brier_by_step": [share((column - good) ** 2) for column in scores.T],
     }
 
 
@@ -75,20 +78,26 @@ def _calibration(scores: Any, good: Any, bins: int = 10) -> float:
     return round(float(sum(gaps) / len(scores)), 3)
 
 
+MEASURES: dict[str, Callable[[list[tuple[Any, Any]]], dict[str, Any]]] = {
+    "reasoner": measure_reasoner,
+    "verifier": measure_verifier,
+    "verifier_early": partial(measure_verifier, which="early"),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=500)
     parser.add_argument("--answers", type=int, default=4, help="to each problem")
-    parser.add_argument("--only", choices=["reasoner", "verifier"])
+    parser.add_argument("--only", choices=list(MEASURES))
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    measures = {"reasoner": measure_reasoner, "verifier": measure_verifier}
-    told: dict[str, dict[str, Any]] = {name: {} for name in measures if asked.only in (None, name)}
+    told: dict[str, dict[str, Any]] = {name: {} for name in MEASURES if asked.only in (None, name)}
     for numbers in (4, 5):
         problems = fk.tasks.problems(asked.problems, seed=0, numbers=numbers)
         found = answers(fk.tasks.reasoner(), problems, asked.answers)
         for name, about in told.items():
-            about[f"{numbers}_numbers"] = measures[name](found)
+            about[f"{numbers}_numbers"] = MEASURES[name](found)
     for name, about in told.items():
         path = WEIGHTS / f"countdown_{name}.json"
         record = {**json.loads(path.read_text(encoding="utf-8")), "measured": about}

@@ -21,7 +21,7 @@ class Shelf:
 
     >>> from importlib.resources import files
     >>> Shelf(files("feynkac.models.tasks") / "weights").names()
-    ['countdown_reasoner', 'countdown_verifier', 'sudoku_reasoner']
+    ['countdown_reasoner', 'countdown_verifier', 'countdown_verifier_early', 'sudoku_reasoner']
     """
 
     def __init__(self, folder: Any) -> None:

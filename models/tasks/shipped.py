@@ -1,7 +1,7 @@
-"""The small reasoners that ship with the library, of Countdown and of Sudoku, and the former's process reward model.
+"""The small reasoners that ship with the library, of Countdown and of Sudoku, and the former's process reward models.
 
-They were trained from scratch by the repository's scripts ``training/countdown.py`` and ``training/sudoku.py``;
-`record` tells how, and what was measured.
+They were trained from scratch by the repository's scripts ``training/countdown.py``, ``training/sudoku.py`` and
+``training/countdown_early.py``; `record` tells how, and what was measured.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..rewards.stepwise import Aggregate
 
 Task = Literal["countdown", "sudoku"]
+Which = Literal["overconfident", "early"]
+_VERIFIERS: dict[Which, str] = {"overconfident": "countdown_verifier", "early": "countdown_verifier_early"}
 TEMPERATURE = 0.7
 """At which a reasoner is sampled by default, and was when its verifier was trained."""
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
@@ -58,9 +60,10 @@ def tokenizer(task: Task = "countdown") -> Any:
 
 
 def record(name: str) -> dict[str, Any]:
-    """Return what is on record of "countdown_reasoner", its "countdown_verifier", or "sudoku_reasoner".
+    """Return what is on record of what ships.
 
-    That is data, licence, training and quality.
+    That is of "countdown_reasoner", its "countdown_verifier" (the overconfident one) and "countdown_verifier_early", or
+    "sudoku_reasoner": data, licence, training and quality.
 
     >>> record("countdown_reasoner")["license"]
     'Apache-2.0'
@@ -93,13 +96,21 @@ def reasoner(task: Task = "countdown", **options: Any) -> TransformersLM:
     return TransformersLM(model, tokenizer(task), **options)
 
 
-def verifier(*, aggregate: Aggregate = "last", max_batch: int = 256, **options: Any) -> ValueHeadPRM:
-    """Return the process reward model of Countdown: after each step, whether the problem will be solved.
+def verifier(
+    which: Which = "overconfident", *, aggregate: Aggregate = "last", max_batch: int = 256, **options: Any
+) -> ValueHeadPRM:
+    """Return a process reward model of Countdown: after each step, whether the problem will be solved.
 
-    It was trained on whether the target can still be reached after a step (by the solver), and then on whether at least
-    one of 4 rollouts of the reasoner from there reaches it (the hard labels of Math-Shepherd, Wang et al. 2024,
-    arXiv:2312.08935). What can be reached is mostly missed, so it overrates early steps by far; `record` says how
-    much. ``options`` go to `ValueHeadPRM`. Raises DamagedWeights where the file does not match its checksum.
+    "early" gives the probability that the reasoner, sampled on from the end of a step, succeeds: it was trained on that
+    probability, which is exact, after it had learned from numbers left alone which targets are in reach. It is
+    calibrated for `TEMPERATURE`.
+
+    "overconfident" was trained on whether the target can still be reached after a step (by the solver), and then on
+    whether at least one of 4 rollouts of the reasoner from there reaches it (the hard labels of Math-Shepherd, Wang et
+    al. 2024, arXiv:2312.08935). What can be reached is mostly missed, so it overrates early steps by far.
+
+    `record` says how good either is, step by step. ``options`` go to `ValueHeadPRM`. Raises ValueError for another
+    name, DamagedWeights where the file does not match its checksum.
 
     >>> prm, question = verifier(), "3 5 7 > 22\\n"
     >>> steps = ["5*3=15 (7 15)", "15+7=22 (22)"], ["5*3=15 (7 15)", "15-7=8 (8)"]
@@ -107,12 +118,14 @@ def verifier(*, aggregate: Aggregate = "last", max_batch: int = 256, **options: 
     >>> right[1] > 0.9, wrong[1] < 0.1
     (True, True)
     """
+    if which not in _VERIFIERS:
+        raise ValueError(f"there are verifiers {' and '.join(map(repr, _VERIFIERS))}, not {which!r}")
     with needing("fk.tasks.verifier", "text"):
         from transformers import LlamaForTokenClassification
 
         from ..rewards.process import ValueHeadPRM
 
-    model = _load(LlamaForTokenClassification, "countdown_verifier")
+    model = _load(LlamaForTokenClassification, _VERIFIERS[which])
     render = options.pop("render", _question)
     return ValueHeadPRM(model, tokenizer(), aggregate=aggregate, max_batch=max_batch, render=render, **options)
 

@@ -31,7 +31,7 @@ from common.tasks import TASKS, VERIFIERS, cassette, with_exact
 
 import feynkac as fk
 
-NAMES = {"BestOfN": YARDSTICK, "ParticleFilter": "particle filter"}
+NAMES = {"BestOfN": YARDSTICK, "ParticleFilter": "particle filter", "EntropicParticleFilter": "entropic"}
 
 
 def diagnosed(tape: Any, verifier: str, problems: list[Any], answers: int) -> Any:

@@ -178,12 +178,16 @@ def test_the_advice_is_the_rule():
     """Early knowledge, or a best-of-n that gains no more, speaks for the filter; else it is best-of-n."""
     found = fk.diagnose([coins()] * 3, success, answers=32, seed=0)
     row = found.table()[0]
-    early = replace(found, rows=(row._replace(auc_within=0.71), *found.rows[1:]))
-    late = replace(found, rows=(row._replace(auc_within=0.69), *found.rows[1:]))
+    early, late, sure = (
+        replace(found, rows=(row._replace(auc_within=auc, slope=slope), *(r._replace(slope=1.2) for r in found.rows[1:])))
+        for auc, slope in ((0.71, 0.61), (0.69, 1.0), (0.71, 0.59))
+    )
+    assert sure.choose(8) == fk.EntropicParticleFilter(8, 3)
+    assert "too sure" in repr(sure)
     assert early.choose(8) == fk.ParticleFilter(8)
     assert late.choose(2) == fk.BestOfN(2)
     assert late.best_of(32) - late.best_of(16) < 0.03
-    assert late.choose(32) == late.choose(32) == fk.ParticleFilter(32)
+    assert late.choose(32) == fk.ParticleFilter(32)
     assert late.choose(1000) == fk.ParticleFilter(1000)
     assert replace(found, rows=found.rows[:1]).choose(32) == fk.BestOfN(32)
     assert early.advice(8).startswith("For a budget of 8 answers to a problem try ParticleFilter(8) on the odds")

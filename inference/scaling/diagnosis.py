@@ -14,6 +14,7 @@ from ...ppl.model import Floats
 from ..base.checks import positive
 from ..base.selection import best_of
 from ..base.step import freeze
+from ..particles.entropic import EntropicParticleFilter
 from ..particles.particle_filter import ParticleFilter
 from ..pools.best_of_n import BestOfN
 
@@ -21,6 +22,8 @@ EARLY = 0.7
 """AUC within a problem, after the first step, from which on partial runs are worth comparing."""
 GAIN = 0.03
 """What twice as many answers must add to best-of-n, for more of them to be worth having."""
+TOO_SURE = 0.6
+"""Slope of the logistic recalibration, at the step where it is least, below which a filter is tempered."""
 
 
 class Row(NamedTuple):
@@ -62,8 +65,9 @@ class Diagnosis:
     The rule of `choose`, for a budget of n answers: the particle filter, of n particles, where scores tell right from
     wrong after the first step already (AUC within a problem of .7 or more), or where best-of-n no longer solves more
     than best-of-n/2 does (by less than .03: then more answers are more that fool the verifier, and a filter has fewer
-    of them to choose from at the end); else best-of-n. Where there is one step, or no two answers to a problem differ
-    after the first, it is best-of-n. Both thresholds were set on 40 training problems of Countdown.
+    of them to choose from at the end); else best-of-n. Where there is one step, or no problem has answers of both
+    kinds, it is best-of-n. The filter is the entropic one where scores are much too sure (a slope below .6). The three
+    thresholds were set on 40 training problems of Countdown.
 
     Attributes:
         rows: a `Row` for each step.
@@ -100,13 +104,20 @@ class Diagnosis:
             raise ValueError(f"there are {self.right.shape[1]} answers to each problem, and best-of-{n} needs as many")
         return float(np.mean([best_of(*pair, n) for pair in zip(self.scores, self.right)]))
 
-    def choose(self, budget: int) -> BestOfN | ParticleFilter:
+    def choose(self, budget: int) -> BestOfN | ParticleFilter | EntropicParticleFilter:
         """Return the engine to try for a budget of so many whole answers to a problem, by the rule above.
 
-        `BestOfN` wants a program whose weight is the last score (``weigh="final"``), and `ParticleFilter` one that
-        multiplies the odds of the score after each step (``weigh="odds"``).
+        `BestOfN` wants a program whose weight is the last score (``weigh="final"``), and filters one that multiplies
+        the odds of the score after each step (``weigh="odds"``).
         """
-        return ParticleFilter(budget) if self._why(budget)[0] else BestOfN(budget)
+        if not self._why(budget)[0]:
+            return BestOfN(budget)
+        return EntropicParticleFilter(budget, len(self.rows)) if self._sure < TOO_SURE else ParticleFilter(budget)
+
+    @property
+    def _sure(self) -> float:
+        """The least slope of all steps; infinite where scores are no probabilities."""
+        return min((row.slope for row in self.rows if not math.isnan(row.slope)), default=math.inf)
 
     def advice(self, budget: int) -> str:
         """Say in a sentence what to try for a budget of so many whole answers to a problem, and why."""
@@ -147,9 +158,8 @@ class Diagnosis:
             f"{problems} problem{'s' * (problems != 1)} × {answers} answers, {self.right.mean():.0%} of them right; an "
             f"answer takes {self.tokens:.0f} tokens and {self.reward_calls:.1f} scores",
         ]
-        sure = [row.slope for row in self.rows if row.slope < 1.0]
-        if sure:
-            notes.append(f"too sure: the slope of a logistic recalibration is down to {min(sure):.2f} (1 is right)")
+        if self._sure < 1.0:
+            notes.append(f"too sure: the slope of a logistic recalibration is down to {self._sure:.2f} (1 is right)")
         return notes
 
     def __repr__(self) -> str:

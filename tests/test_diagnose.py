@@ -178,8 +178,9 @@ def test_the_advice_is_the_rule():
     """Early knowledge, or a best-of-n that gains no more, speaks for the filter; else it is best-of-n."""
     found = fk.diagnose([coins()] * 3, success, answers=32, seed=0)
     row = found.table()[0]
+    others = [other._replace(slope=1.2) for other in found.rows[1:]]
     early, late, sure = (
-        replace(found, rows=(row._replace(auc_within=auc, slope=slope), *(r._replace(slope=1.2) for r in found.rows[1:])))
+        replace(found, rows=(row._replace(auc_within=auc, slope=slope), *others))
         for auc, slope in ((0.71, 0.61), (0.69, 1.0), (0.71, 0.59))
     )
     assert sure.choose(8) == fk.EntropicParticleFilter(8, 3)

@@ -256,33 +256,28 @@ def at_tokens(records: Records, name: str, row: dict[str, Any]) -> Any:
 
 
 def plot(records: Records, path: str) -> None:
-    """Draw the shift against T, and against the verifier's error."""
+    """Draw the shift of one answer against T, with an exact verifier."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4), constrained_layout=True)
+    figure, axis = plt.subplots(figsize=(6.4, 3.4), constrained_layout=True)
     names = {
-        "SMC, multinomial": ("SMC, multinomial, 3", "tab:orange"),
-        "SMC": ("SMC, 3", "tab:red"),
-        "rejection": ("rejection, 1", "tab:blue"),
-        "rejection, trusted": ("rejection, trusted", "tab:green"),
+        "SMC, multinomial": ("SMC(3), multinomial", "tab:orange"),
+        "SMC": ("SMC(3)", "tab:red"),
+        "rejection": ("RejectionSMC(1), 3 children a step", "tab:blue"),
     }
-    for name, (label, colour) in names.items():
-        rows = [r for r in records.rows if r["part"] == "coins" and r["engine"] == name]
-        exact = sorted({(r["steps"], i) for i, r in enumerate(rows) if r["error"] == 0.0})
-        wrong = sorted((r["error"], i) for i, r in enumerate(rows) if r["steps"] == 64)
-        for axis, points in zip(axes, (exact, wrong)):
-            found = [interval(rows[i]["gaps"]) for _, i in points]
-            x, y = [a for a, _ in points], [f[0] for f in found]
-            axis.errorbar(x, y, [f[2] - f[0] for f in found], color=colour, marker="o", markersize=4)
-            axis.annotate(label, (x[-1], y[-1]), (6, 0), textcoords="offset points", color=colour, va="center", size=8)
-    axes[0].set(xscale="log", xlabel="steps T", ylabel="heads of one answer − truth (SD)", title="An exact verifier")
-    axes[0].set_xticks([16, 64, 256], ["16", "64", "256"])
-    axes[0].minorticks_off()
-    axes[1].set(xlabel="error ε of the verifier", title="One that errs, T = 64")
-    for axis in axes:
-        axis.axhline(0, color="grey", linewidth=0.8)
-        axis.margins(x=0.35)
-        axis.spines[["top", "right"]].set_visible(False)
+    for name, (told, colour) in names.items():
+        rows = [r for r in records.rows if r["part"] == "coins" and r["engine"] == name and r["error"] == 0.0]
+        found = [interval(row["gaps"]) for row in rows]
+        x, y = [row["steps"] for row in rows], [mean for mean, _, _ in found]
+        axis.errorbar(x, y, [high - mean for mean, _, high in found], color=colour, marker="o", markersize=4)
+        shift = (0, -14) if name == "rejection" else (8, 0)
+        ha = "right" if name == "rejection" else "left"
+        axis.annotate(told, (x[-1], y[-1]), shift, textcoords="offset points", color=colour, va="center", ha=ha)
+    axis.axhline(0, color="grey", linewidth=0.8)
+    axis.set(xscale="log", xlim=(12, 1100), xlabel="steps T", ylabel="heads of one answer − truth (SD)")
+    axis.set_xticks([16, 64, 256], ["16", "64", "256"])
+    axis.minorticks_off()
+    axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 
 

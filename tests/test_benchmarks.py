@@ -155,3 +155,34 @@ def test_recipes_on_the_cassette_run_in_their_short_form(capsys):
     said = capsys.readouterr().out
     assert [line[:-1] for line in said.splitlines() if line.endswith(":") and line[0] != " "] == list(recipes_tape.ROWS)
     assert said.count("difference") == 4 + 1 + 2 + 1
+
+
+def test_the_law_of_an_answer_by_smc_on_coins_is_the_closed_form():
+    import rejection
+
+    import feynkac as fk
+
+    # 2 comparisons at |z| < 4.26: a correct engine fails with probability 4e-5.
+    for n in (2, 5):
+        found = fk.infer([rejection.Chain(5)] * 250, rejection.paper(n), seed=n)
+        assert abs(z_score([p.expect(float) for p in found], 5 * rejection.drawn(n))) < Z_LIMIT
+    assert rejection.drawn(1) == pytest.approx(0.5)
+    assert rejection.drawn(2) == pytest.approx(0.5 * 0.5 + 0.5 * 0.75)
+    assert rejection.distance(rejection.needed(16), 16) <= 0.1 < rejection.distance(rejection.needed(16) - 1, 16)
+
+
+@pytest.mark.slow
+def test_the_short_forms_of_rejection_and_of_diagnose_run(tmp_path, capsys):
+    import diagnose
+    import reasoning
+    import rejection
+
+    rejection.main(["--short", "--folder", str(tmp_path), "--plot", str(tmp_path / "rejection.png")])
+    some = ["--problems", "20", "--sizes", "2", "4", "8", "--engines", "particle filter", "A*, N children"]
+    reasoning.main(["--short", "--verifier", "value", "--folder", str(tmp_path), *some])
+    diagnose.main(["--short", "--verifier", "value", "--folder", str(tmp_path), "--plot", str(tmp_path / "d.png")])
+    said = capsys.readouterr().out
+    assert "5. Countdown" in said
+    assert "8 answers: " in said
+    assert (tmp_path / "rejection.png").exists()
+    assert (tmp_path / "d.png").exists()

@@ -175,23 +175,23 @@ def test_scores_that_are_no_probabilities_have_no_calibration():
 
 
 def test_the_advice_is_the_rule():
-    """Early knowledge, or a best-of-n that gains no more, speaks for the filter; else it is best-of-n."""
     found = fk.diagnose([coins()] * 3, success, answers=32, seed=0)
-    row = found.table()[0]
-    others = [other._replace(slope=1.2) for other in found.rows[1:]]
+    row, others = found.table()[0], [other._replace(slope=1.2) for other in found.rows[1:]]
     early, late, sure = (
         replace(found, rows=(row._replace(auc_within=auc, slope=slope), *others))
-        for auc, slope in ((0.71, 0.61), (0.69, 1.0), (0.71, 0.59))
+        for auc, slope in ((0.71, math.inf), (0.69, 0.61), (0.69, 0.59))
     )
-    assert sure.choose(8) == fk.EntropicParticleFilter(8, 3)
+    assert [early.choose(n) for n in (8, 128)] == [fk.AStar(64, width=8), fk.AStar(64, width=128)]
+    assert [late.choose(n) for n in (1, 24, 25)] == [
+        fk.AStar(64, width=1), fk.AStar(64, width=16), fk.ParticleFilter(25)
+    ]  # fmt: skip
+    assert sure.choose(25) == fk.EntropicParticleFilter(25, 3)
     assert "too sure" in repr(sure)
-    assert early.choose(8) == fk.ParticleFilter(8)
-    assert late.choose(2) == fk.BestOfN(2)
-    assert late.best_of(32) - late.best_of(16) < 0.03
-    assert late.choose(32) == fk.ParticleFilter(32)
-    assert late.choose(1000) == fk.ParticleFilter(1000)
     assert replace(found, rows=found.rows[:1]).choose(32) == fk.BestOfN(32)
-    assert early.advice(8).startswith("For a budget of 8 answers to a problem try ParticleFilter(8) on the odds")
-    assert "best-of-32 solves only +0.000 more than best-of-16" in late.advice(64)
+    real = tuple(one._replace(slope=math.nan) for one in found.rows)
+    assert replace(found, rows=real).choose(8) == fk.ParticleFilter(8)
+    assert early.advice(8).startswith("For a budget of 8 answers to a problem try AStar(64, width=8) on the score of")
+    assert "ParticleFilter(64) on the odds of each step's score: after step 1" in late.advice(64)
+    assert replace(found, rows=found.rows[:1]).advice(4).endswith("nothing to compare before the end.")
     with pytest.raises(ValueError, match="budget"):
         found.choose(0)

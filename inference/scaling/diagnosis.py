@@ -17,11 +17,15 @@ from ..base.step import freeze
 from ..particles.entropic import EntropicParticleFilter
 from ..particles.particle_filter import ParticleFilter
 from ..pools.best_of_n import BestOfN
+from ..search.a_star import AStar
 
 EARLY = 0.7
 """AUC within a problem, after the first step, from which on partial runs are worth comparing."""
-GAIN = 0.03
-"""What twice as many answers must add to best-of-n, for more of them to be worth having."""
+FEW = 24
+"""Answers up to which a search pays however little is known early."""
+DEARER = 1.5
+"""What A* costs where little is known early, in answers for each child of a node."""
+EXPANSIONS = 64
 TOO_SURE = 0.6
 """Slope of the logistic recalibration, at the step where it is least, below which a filter is tempered."""
 
@@ -62,12 +66,12 @@ class Row(NamedTuple):
 class Diagnosis:
     """What a verifier is worth, step by step. Made by `diagnose`.
 
-    The rule of `choose`, for a budget of n answers: the particle filter, of n particles, where scores tell right from
-    wrong after the first step already (AUC within a problem of .7 or more), or where best-of-n no longer solves more
-    than best-of-n/2 does (by less than .03: then more answers are more that fool the verifier, and a filter has fewer
-    of them to choose from at the end); else best-of-n. Where there is one step, or no problem has answers of both
-    kinds, it is best-of-n. The filter is the entropic one where scores are much too sure (a slope below .6). The three
-    thresholds were set on 40 training problems of Countdown.
+    The rule of `choose`, for a budget of n answers: A*, whose nodes have n children, where scores tell right from wrong
+    after the first step already (AUC within a problem of .7 or more); A* with n/1.5 children where they do not and n is
+    24 or less, for then it often comes back to an earlier fork; else a particle filter of n, the entropic one where
+    scores are much too sure (a slope below .6). Where there is nothing to compare before the end it is best-of-n, and
+    where scores are no probabilities, as A* wants them, a filter. The numbers were set on 40 training problems of
+    Countdown.
 
     Attributes:
         rows: a `Row` for each step.
@@ -104,42 +108,38 @@ class Diagnosis:
             raise ValueError(f"there are {self.right.shape[1]} answers to each problem, and best-of-{n} needs as many")
         return float(np.mean([best_of(*pair, n) for pair in zip(self.scores, self.right)]))
 
-    def choose(self, budget: int) -> BestOfN | ParticleFilter | EntropicParticleFilter:
+    def choose(self, budget: int) -> BestOfN | AStar | ParticleFilter | EntropicParticleFilter:
         """Return the engine to try for a budget of so many whole answers to a problem, by the rule above.
 
-        `BestOfN` wants a program whose weight is the last score (``weigh="final"``), and filters one that multiplies
-        the odds of the score after each step (``weigh="odds"``).
+        Each wants a program of its own, which `solve` makes by ``weigh``: `BestOfN` one whose weight is the last score
+        ("final"), filters one that multiplies the odds of the score after each step ("odds"), and `AStar` one whose
+        factors are the scores ("product").
         """
-        if not self._why(budget)[0]:
+        positive("budget", budget)
+        early = self.rows[0].auc_within
+        if len(self.rows) == 1 or math.isnan(early):
             return BestOfN(budget)
+        if self._sure < math.inf and (early >= EARLY or budget <= FEW):
+            return AStar(EXPANSIONS, width=budget if early >= EARLY else max(round(budget / DEARER), 1))
         return EntropicParticleFilter(budget, len(self.rows)) if self._sure < TOO_SURE else ParticleFilter(budget)
 
     @property
     def _sure(self) -> float:
-        """The least slope of all steps; infinite where scores are no probabilities."""
-        return min((row.slope for row in self.rows if not math.isnan(row.slope)), default=math.inf)
+        """The least slope of all steps, at most 10⁹; infinite where scores are no probabilities."""
+        return min((min(row.slope, 1e9) for row in self.rows if not math.isnan(row.slope)), default=math.inf)
 
     def advice(self, budget: int) -> str:
         """Say in a sentence what to try for a budget of so many whole answers to a problem, and why."""
-        engine, why = self.choose(budget), self._why(budget)[1]
-        how = "on the last score" if isinstance(engine, BestOfN) else "on the odds of each step's score"
+        engine, early = self.choose(budget), self.rows[0].auc_within
         tokens = f" ({budget * self.tokens:,.0f} tokens)" if self.tokens else ""
-        name = f"{type(engine).__name__}({budget})"
-        return f"For a budget of {budget} answers{tokens} to a problem try {name} {how}: {why}."
-
-    def _why(self, budget: int) -> tuple[bool, str]:
-        """Return whether to filter, and why."""
-        positive("budget", budget)
-        early, n = self.rows[0].auc_within, min(budget, self.right.shape[1])
-        if len(self.rows) == 1 or math.isnan(early):
-            return False, "there is nothing to compare before the end"
         told = f"after step 1 scores tell right from wrong within a problem with an AUC of {early:.2f}"
-        if early >= EARLY:
-            return True, told
-        more = self.best_of(n) - self.best_of(max(n // 2, 1))
-        if n > 1 and more < GAIN:
-            return True, f"{told}, but best-of-{n} solves only {more:+.3f} more than best-of-{n // 2}"
-        return False, f"{told}, which is little"
+        if isinstance(engine, BestOfN):
+            shown, why = f"BestOfN({budget})", "there is nothing to compare before the end"
+        elif isinstance(engine, AStar):
+            shown, why = f"AStar({EXPANSIONS}, width={engine.width}) on the score of each step", told
+        else:
+            shown, why = f"{type(engine).__name__}({budget}) on the odds of each step's score", told
+        return f"For a budget of {budget} answers{tokens} to a problem try {shown}: {why}."
 
     def plot(self, *, figsize: tuple[float, float] | None = None) -> Any:
         """Draw by step what tells right from wrong, how sure the scores are, and what SMC keeps; return the figure."""

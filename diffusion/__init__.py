@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .rewards.quality import ImageQuality
     from .schedule import Schedule
     from .shipped.convnets import Classifier
+    from .shipped.strings import string_law
     from .shipped.zoo import (
         NO_DIGIT,
         bouncing,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         digits,
         digits_small,
         latent_digits,
+        strings,
     )
     from .steering import Steering
 
@@ -78,6 +80,8 @@ _HOME = {
     "guide": "correctors",
     "latent_digits": "shipped.zoo",
     "product": "correctors",
+    "string_law": "shipped.strings",
+    "strings": "shipped.zoo",
     "tilt": "correctors",
 }
 
@@ -119,6 +123,8 @@ __all__ = [
     "guide",
     "latent_digits",
     "product",
+    "string_law",
+    "strings",
     "tilt",
 ]
 

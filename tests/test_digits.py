@@ -209,6 +209,7 @@ def test_what_the_scripts_write_the_library_loads(training, real, monkeypatch):
     import digits
     import digits_small
     import loop
+    import strings
 
     some = data.Digits(*real)
     classifiers.main(some, some, 30, training)
@@ -216,6 +217,7 @@ def test_what_the_scripts_write_the_library_loads(training, real, monkeypatch):
         bouncing.main(kind, some, loop.Settings(2, batch=4), training)
     digits.main(some, loop.Settings(2, batch=4), training)
     digits_small.main(some, some, loop.Settings(2, batch=4), loop.Settings(2, batch=4), training)
+    strings.main(loop.Settings(2, batch=4), training)
     monkeypatch.setattr(shipped, "_folder", lambda: training)
     shipped.load.cache_clear()
     try:
@@ -223,6 +225,8 @@ def test_what_the_scripts_write_the_library_loads(training, real, monkeypatch):
         assert (zoo.digit_judge()(real[0]).argmax(1) == real[1]).float().mean() > 0.3
         for model in (zoo.digits(2), zoo.digits_small(2), zoo.bouncing(2, 2), zoo.bouncing_clip(2)):
             assert np.isfinite(fk.infer(model, fk.ImportanceSampling(2), seed=0).values[0]).all()
+        assert shipped.record("strings")["measured"]["total_variation"] > 0.05  # hardly trained
+        assert set(fk.infer(zoo.strings(), fk.SMC(2), seed=0).values[0]) <= set("abcd")
     finally:
         shipped.load.cache_clear()
 

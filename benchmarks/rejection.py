@@ -145,8 +145,8 @@ def contestants(error: float) -> dict[str, Any]:
     c = HEAD * math.exp(2 * error)
     n, twice = math.ceil(c), math.ceil(2 * c)
     return {
-        "rejection, trusted": fk.RejectionSMC(1, ceiling=c, trust=True, start=math.exp(-error)),
-        "rejection": fk.RejectionSMC(1, ceiling=c, start=math.exp(-error)),
+        "rejection, trusted": fk.RejectionSMC(1, ceiling=c, trust=True, start=math.exp(-error), trials=512),
+        "rejection": fk.RejectionSMC(1, ceiling=c, start=math.exp(-error), trials=512),
         "SMC, as trusted": fk.SMC(n),
         "SMC, multinomial, as trusted": paper(n),
         "SMC": fk.SMC(twice),

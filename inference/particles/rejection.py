@@ -45,7 +45,7 @@ class RejectionSMC:
             evidence. Then ``guarantee`` is "heuristic": the law is wrong by Π_t E[w | s_t], which `diagnose` estimates,
             and a child above the ceiling raises InvalidWeight.
         start: the value before the first step, by which that is judged; 1 where nothing is known of it.
-        trials: m, most children of a particle in a step.
+        trials: m, most children of a particle in a step; with none accepted it dies, so let it be many times c.
         ess_threshold: resample when ESS ≤ this fraction of n, as in `SMC`.
         resampling: "systematic", "stratified", "residual", "ssp" or "multinomial".
         chains: independent runs, pooled in proportion to their evidence; several give a standard error.

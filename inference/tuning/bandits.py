@@ -98,6 +98,9 @@ class TsallisINF:
     Guarantee: regret of O(√(arms·t)) against the best arm in hindsight, in any order of rewards.
     Engines: any; see `play`.
     Measured: .538 ± .025 solved where UCB has .533 ± .025, in the experiment of `play`: no difference to speak of.
+        Over SMC(N), N = 1, 4, 16, 64, with the tokens until a problem is solved (2,000 at most) as loss: 581 ± 37
+        where UCB has 603 ± 36 and uniform choice 930 ± 28, and 129 ± 11 more than the best fixed N, which is 1: it
+        learns, and pays for it.
 
     >>> [round(p, 6) for p in TsallisINF.solve([0, 1, 2], 1.0).tolist()]
     [0.534814, 0.286762, 0.178424]

@@ -90,7 +90,9 @@ def bayes(
         Bayesian Neural Network Surrogates for Bayesian Optimization (2023), arXiv:2305.20028.
     Guarantee: heuristic. The closed forms (posterior of the process, expected improvement) are exact.
     Engines: any, and anything that has settings: the layers of `fk.programs.archon`, ``max_batch`` of a model.
-    Not shown here: `python benchmarks/recipes_tape.py settings` compares it with random settings on Countdown.
+    Measured: number of particles and engine on a tape of Countdown, share solved less .01 a particle, 12 trials on
+        100 problems: .552 ± .007 on 100 others, and 12 trials at random .553 ± .007 (six seeds of each search,
+        difference −.001 ± .011): no difference, for the best settings lie on a plateau.
 
     >>> found = bayes({"x": (0.0, 1.0)}, lambda s: -((s["x"] - 0.3) ** 2), 12, seed=0)
     >>> len(found), abs(found.best["x"] - 0.3) < 0.02

@@ -75,7 +75,7 @@ def test_chances_are_those_of_the_reasoner(training):
     import countdown_chances as chances
     from countdown_rollouts import answer, problem, roll
 
-    model, outcome, spread = fk.tasks.reasoner().model, 0.0, 0.0
+    model, outcome, spread, alone = fk.tasks.reasoner().model, 0.0, 0.0, []
     heads = [shipped.tokenizer()(p.prompt).input_ids for p in fk.tasks.problems(40, seed=3, numbers=4)]
     with torch.inference_mode():
         rows = roll(model, torch.tensor(heads).repeat_interleave(4, 0), torch.Generator().manual_seed(0))
@@ -86,6 +86,13 @@ def test_chances_are_those_of_the_reasoner(training):
         assert all(task.solvable(answer(row, end)) or not chance for end, chance in marks)
         assert marks[-1][1] == solved
         outcome, spread = outcome + solved - first, spread + first * (1.0 - first)
+        if solved and len(chances.ways(task.left(answer(row, marks[1][0])), task.target)) == 1:
+            with torch.inference_mode():
+                law = (model(input_ids=torch.tensor([row])).logits[0] / shipped.TEMPERATURE).log_softmax(-1)
+            line = range(marks[1][0] + 1, marks[2][0] + 1)
+            alone.append((float(sum(law[t - 1, row[t]] for t in line).exp()), marks[1][1]))
+    assert len(alone) > 5
+    assert np.allclose(*zip(*alone), atol=1e-4)
     assert spread > 4.0
     # Outcomes are draws of their chances: |z| < 4.265 fails by chance in 2e-5 of seeds.
     assert abs(outcome) < 4.265 * spread**0.5

@@ -103,7 +103,7 @@ def verifier(
 
     "early" gives the probability that the reasoner, sampled on from the end of a step, succeeds: it was trained on that
     probability, which is exact, after it had learned from numbers left alone which targets are in reach. It is
-    calibrated for `TEMPERATURE`.
+    calibrated for `TEMPERATURE`. With four numbers left, as after the first step of five, it knows nothing.
 
     "overconfident" was trained on whether the target can still be reached after a step (by the solver), and then on
     whether at least one of 4 rollouts of the reasoner from there reaches it (the hard labels of Math-Shepherd, Wang et

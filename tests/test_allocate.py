@@ -108,7 +108,7 @@ def test_how_alike_problems_are_is_found_from_their_rewards():
     p = rng.beta(kappa * 0.4, kappa * 0.6, 4000)  # of Bernoulli rewards the process is a Beta law
     assert alike((rng.random((4000, 4)) < p[:, None]).astype(float)) == pytest.approx(kappa, rel=0.1)
     assert alike((rng.random((4000, 4)) < 0.4).astype(float)) > 30
-    assert alike(np.ones((5, 4))) == 0.0
+    assert alike(np.ones((5, 4))) == 0.2
 
 
 # -- a run ----------------------------------------------------------------------------------------------------------
@@ -165,6 +165,17 @@ def test_a_problem_ends_as_best_of_n_of_its_size_would():
     weighed = [np.exp(posterior.log_weights) @ [value == posterior.best() for value in posterior.values]
                for posterior in posteriors]  # fmt: skip
     assert min(weighed) >= 1.0
+
+
+def test_runs_whose_number_depends_on_what_they_found_do_not_promise_to_be_unbiased():
+    look = fk.ImportanceSampling(4)
+    posteriors, plan = fk.allocate(
+        [guess(1.0), guess(0.0)], [fk.ImportanceSampling(8)], fk.Budget(tokens=99), first_look=look, seed=0
+    )
+    assert [(share.size, posterior.guarantee) for share, posterior in zip(plan.shares, posteriors)] == [
+        (4, "consistent"),
+        (8, "consistent"),
+    ]
 
 
 def test_two_sets_of_runs_are_one_importance_sample():

@@ -106,7 +106,7 @@ def allocate(
     run = Spending(asked, unit, limit, seed)
     run.give(range(len(asked.models)), [asked.first] * len(asked.models))
     looks, looked = list(run.posteriors), int(run.costs.sum())
-    if not looked:
+    if not looked and run.stopped is None:
         raise ValueError(f"the first look cost no {unit}, so that a budget of {unit} says nothing: limit another unit")
     if run.stopped is None and policy is not None:
         _by_policy(run, policy, looks)
@@ -154,6 +154,8 @@ def records(
         before = looked if asked.pool(engine) else run.costs.copy()
         if engine != asked.first:
             run.give(everyone, [engine] * len(everyone))
+        if run.stopped is not None:
+            raise KeyboardInterrupt
         for i, (posterior, cost) in enumerate(zip(run.posteriors, (run.costs - before).tolist())):
             good = float(correct(posterior.best(), i))
             out.append(Record(names[i], features[i], repr(engine), engine.particles, cost, good))
@@ -232,6 +234,8 @@ class Spending:
         for i, engine, more, found in zip(which, engines, on, made):
             self.costs[i] += getattr(found.cost, _UNITS[self.unit])
             found = replace(found, seed=self.seed)
+            if self.asked.pool(engine):  # how many runs there are depends on what they found
+                found = replace(found, guarantee=weaker(found.guarantee, "consistent"))
             self.posteriors[i] = joined(self.posteriors[i], found, engine) if more else found
             self.engines[i] = engine
             self.stopped = found.stopped
@@ -291,7 +295,7 @@ def _by_verifier(run: Spending, looks: Sequence[Posterior], norms: Floats | None
         raise ValueError(f"the least variance needs rewards that are probabilities, and one is {_exp(unit):.3g}")
     at = np.zeros(len(looks), np.int64)
     while run.stopped is None and run.left > 0:
-        rewards = [np.exp(posterior.log_potential - unit) for posterior in run.posteriors]
+        rewards = [np.exp(np.minimum(posterior.log_potential - unit, 700.0)) for posterior in run.posteriors]
         if norms is None:
             worth = _rises(rewards, at, sizes, law, kappa)
         else:

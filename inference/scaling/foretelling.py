@@ -13,17 +13,19 @@ _THRESHOLDS = 1000
 def alike(rewards: Floats) -> float:
     """Return κ, how many runs of its own tell as much of a problem as those of all the others do.
 
-    It is the variance of rewards within problems over that between problems, without what few runs add to the latter;
-    so that of a Dirichlet process from whose laws the rewards (problems, n) are. It is 1 for one problem.
+    It is the variance of rewards within problems over that between problems, without what few runs add to the latter:
+    so that of a Dirichlet process from whose laws the rewards (problems, n) are. It is 1 for one problem, and at least
+    1/problems, since a few equal runs do not prove that all will be.
 
     >>> alike(np.array([[0.0, 1.0], [0.0, 1.0]])) > 100, alike(np.array([[0.0, 0.0], [1.0, 1.0]]))
-    (True, 0.0)
+    (True, 0.5)
     """
     if len(rewards) < 2:
         return 1.0
     within = float(rewards.var(1, ddof=1).mean())
     between = float(rewards.mean(1).var(ddof=1)) - within / rewards.shape[1]
-    return within / max(between, within / _MOST_ALIKE) if within > 0 else 0.0
+    found = within / max(between, within / _MOST_ALIKE) if within > 0 else 0.0
+    return max(found, 1.0 / len(rewards))
 
 
 def gain(best: Floats, n: int, more: NDArray[np.int64], law: Floats, kappa: float) -> Floats:

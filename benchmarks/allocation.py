@@ -1,22 +1,22 @@
-"""Compute-optimal allocation: how many tokens a budget shared out over problems saves at equal accuracy, on Countdown.
+"""Compute-optimal allocation: how many tokens a budget shared out over problems saves at equal accuracy.
 
-    python benchmarks/allocation.py --short        # seconds: 20 problems of four numbers
-    python benchmarks/allocation.py                # four numbers, 200 problems from the cassette: minutes
-    python benchmarks/allocation.py --numbers 5    # five numbers, 100 problems; draws answers by the models once
+    python benchmarks/allocation.py --short                       # seconds: 20 problems of Countdown
+    python benchmarks/allocation.py                               # Countdown, from its cassette: minutes, no model
+    python benchmarks/allocation.py --tasks countdown_4 sudoku_6  # Sudoku, too
 
 Claim (Snell et al. 2024, arXiv:2408.03314): with test-time compute shared out by the difficulty of problems, as a
 verifier's scores of a few answers tell it, 4 times less compute is needed than by best-of-N, for equal accuracy.
 
-What is run. Four numbers: the 200 held-out problems of the cassette (a tape of the shipped reasoner, with the scores of
-the shipped verifier, "old"). Five numbers: 100 held-out problems, 128 answers to each, drawn from the reasoner itself
-and drawn from again with replacement. The first look is ``BestOfN(4)``; engines are ``BestOfN(4 … 256)``, and on the
-cassette ``SMC(8 … 64)``, guided by the verifier. Budgets are worth 6, 8, 12, 16, 24, 32, 64 and 128 answers to each
-problem; 3 seeds. A policy shares out the budget of a fifth of the problems, and is learned from the other four fifths,
-from 3 runs of each engine on each problem; its settings are the library's, and nothing was tuned.
+What is run. Held-out problems of a cassette (a tape of the shipped reasoner, see ``benchmarks/reasoning.py``): 200 of
+Countdown with four numbers, judged by the shipped verifier ("old"), 3 seeds; and 100 of Sudoku with six clues, judged
+by a verifier that knows ("reach"), 2 seeds. The first look is ``BestOfN(4)``; engines are ``BestOfN(4 … 256)``, and on
+Countdown ``SMC(8 … 64)``, guided by the verifier. Budgets are worth 6, 8, 12, 16, 24, 32, 64 and 128 answers to each
+problem. A policy shares out the budget of a fifth of the problems, and is learned from the other four fifths, from as
+many runs of each engine on each problem as there are seeds; its settings are the library's, and nothing was tuned.
 
     uniform             best-of-N, the same N for all: exact, from the law of answers
     policy              `fk.allocate` with what was learned of BestOfN
-    policy, SMC too     the same with what was learned of BestOfN and SMC; four numbers alone
+    policy, SMC too     the same with what was learned of BestOfN and SMC; Countdown alone
     verifier            `fk.allocate` by the verifier alone
     stop at .9          the same N for all, but no more answers once one has a score of .9: exact
     oracle              the best N for each problem when its law is known (no look): exact
@@ -27,7 +27,7 @@ tokens of uniform over those of the way (each where its curve first reaches this
 budgets; 0 where the way's largest budget does not), with the 95% interval of a paired bootstrap over problems (2,000
 draws, budgets as they were spent). The claim **holds** for a way where the interval is at or above 4 at all three,
 **holds from** N where it is at N and beyond, **fails** where it is below 4 at all three, and else is **undecided**. The
-verdict on the claim as it was made is that on "policy" at four numbers; five numbers are told beside it.
+verdict on the claim as it was made is that on "policy" on Countdown; Sudoku is told beside it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from common.leaves import Leaves, best_of, leaves
 from common.records import Records
-from common.tasks import TASKS, cassette
+from common.tasks import TASKS, cassette, with_exact
 
 import feynkac as fk
 from feynkac import scaling
@@ -53,12 +53,26 @@ BUDGETS = (6, 8, 12, 16, 24, 32, 64, 128)
 LEVELS = (8, 32, 128)
 FINE = tuple(sorted({math.ceil(2 ** (i / 4)) for i in range(41)}))
 """N of the exact curves, up to 1024."""
-POOL, PARTS, ENOUGH, CLIP = 128, 5, 0.9, 1e-6
-BLOCK = 20
+PARTS, ENOUGH, CLIP = 5, 0.9, 1e-6
 LOOK = fk.BestOfN(4)
 DRAWS = 2000
-WAYS = ("policy", "policy, SMC too", "verifier")
 Floats = np.ndarray
+
+
+class Setup(NamedTuple):
+    """The title of a task, who judges, how many problems and seeds there are, and what is run on it."""
+
+    title: str
+    verifier: str
+    problems: int
+    seeds: int
+    ways: tuple[str, ...]
+
+
+SETUPS = {
+    "countdown_4": Setup("Countdown, four numbers", "old", 200, 3, ("policy", "policy, SMC too", "verifier")),
+    "sudoku_6": Setup("Sudoku, six clues", "reach", 100, 2, ("policy", "verifier")),
+}
 
 
 def price(law: Leaves) -> float:
@@ -85,15 +99,6 @@ def stopping(law: Leaves, n: int) -> tuple[float, float]:
     return missed + found * float(law.mass[good] @ law.solved[good]) / a, found / a
 
 
-@fk.program
-async def from_pool(law: Leaves, row: int) -> Any:
-    """Draw one of the answers that were drawn before. Returns the number of the problem, and whether it is right."""
-    i = await fk.sample("answer", fk.dist.DiscreteUniform(0, len(law.mass) - 1))
-    await fk.call("pay", lambda: fk.charge(tokens_out=int(law.tokens[i])))
-    await fk.factor("verifier", math.log(law.score[i]))
-    return row, bool(law.solved[i])
-
-
 @dataclass(frozen=True)
 class Task:
     """Problems, as models; the law of their answers; and which value of which problem is right."""
@@ -108,33 +113,14 @@ class Task:
         return Task(*some, lambda value, i: self.right(value, which[i]))
 
 
-def taped(count: int) -> Task:
-    """Return problems of four numbers, from the cassette."""
-    task, tape = TASKS["countdown_4"], fk.tasks.Tape.load(cassette("countdown_4"))
-    problems, verifier = task.problems(count, "test"), tape.verifier("old", clip=CLIP)
-    models = [fk.tasks.solve(tape, verifier, problem) for problem in problems]
-    laws = leaves(tape, count, "old", task.said)
-    return Task(models, laws, lambda text, i: problems[i].solved(text))
-
-
-def pooled(count: int, folder: Path) -> Task:
-    """Return problems of five numbers as pools of answers, which are drawn where they are not yet there."""
-    problems, laws = fk.tasks.problems(count, seed=0, numbers=5), []
-    for begin in range(0, count, BLOCK):
-        path = folder / f"pool_5_{begin}.npz"
-        if not path.exists():
-            lm, prm = fk.tasks.reasoner(max_batch=256), fk.tasks.verifier()
-            some = problems[begin : begin + BLOCK]
-            models = [fk.tasks.solve(lm, prm, problem, "final") for problem in some]
-            found = fk.infer(models, fk.ImportanceSampling(POOL, all_dead="zero"), seed=begin)
-            right = [[problem.solved(value) for value in p.values] for problem, p in zip(some, found)]
-            tokens = [[len(value.tokens) for value in p.values] for p in found]
-            np.savez_compressed(path, score=[np.exp(p.log_weights) for p in found], right=right, tokens=tokens)
-        with np.load(path) as file:
-            for score, right, tokens in zip(file["score"], file["right"], file["tokens"]):
-                even = np.full(len(score), 1 / len(score))
-                laws.append(Leaves(even, np.clip(score, CLIP, 1 - CLIP), right.astype(float), tokens, None))
-    return Task([from_pool(law, i) for i, law in enumerate(laws)], laws, lambda value, i: value[1])
+def taped(name: str, count: int) -> Task:
+    """Return problems of a cassette."""
+    task, verifier = TASKS[name], SETUPS[name].verifier
+    problems = task.problems(count, "test")
+    tape = with_exact(fk.tasks.Tape.load(cassette(name)), problems)
+    prm = tape.verifier(verifier, clip=CLIP)
+    models = [fk.tasks.solve(tape, prm, problem) for problem in problems]
+    return Task(models, leaves(tape, count, verifier, task.said), lambda text, i: problems[i].solved(text))
 
 
 def engines(way: str) -> list[Any]:
@@ -174,18 +160,18 @@ def spent(task: Task, way: str, rows: list[scaling.Record] | None, answers: int,
     return made
 
 
-def run(numbers: int, count: int, seeds: int, folder: Path) -> tuple[Task, Records]:
+def run(name: str, count: int, seeds: int, folder: Path) -> tuple[Task, Records]:
     """Make what is not yet in the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    task = taped(count) if numbers == 4 else pooled(count, folder)
-    records = Records(folder / f"spent_{numbers}_{count}.jsonl", ("way", "answers", "seed"))
-    for way in WAYS if numbers == 4 else (WAYS[0], WAYS[2]):
+    task = taped(name, count)
+    records = Records(folder / f"spent_{name}_{count}.jsonl", ("way", "answers", "seed"))
+    for way in SETUPS[name].ways:
         cells = [{"way": way, "answers": n, "seed": seed} for n in BUDGETS for seed in range(seeds)]
         todo = [cell for cell in cells if cell not in records]
         rows = observed(way, task, seeds) if todo and way != "verifier" else None
         for cell in todo:
             records.add(cell | spent(task, way, rows, cell["answers"], cell["seed"]))
-        print(f"{numbers} numbers: {way}", flush=True)
+        print(f"{name}: {way}", flush=True)
     return task, records
 
 
@@ -271,17 +257,17 @@ def verdict(found: Sequence[tuple[float, float, float]]) -> str:
     return "undecided" if since is None else "holds" if since == 0 else f"holds from {LEVELS[since]}"
 
 
-def told(curves: dict[str, Curve], numbers: int) -> None:
+def told(curves: dict[str, Curve], name: str) -> None:
     """Print the table of the page."""
-    names = ", ".join(f"best-of-{n}: {curves['uniform'][1][FINE.index(n)].mean():.3f}" for n in LEVELS)
-    print(f"{numbers} numbers, {curves['uniform'][0].shape[1]} problems; uniform {names}")
+    levels = ", ".join(f"best-of-{n}: {curves['uniform'][1][FINE.index(n)].mean():.3f}" for n in LEVELS)
+    print(f"{SETUPS[name].title}, {curves['uniform'][0].shape[1]} problems; uniform {levels}")
     for way, found in factors(curves).items():
         cells = "  ".join(f"{mean:5.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in found)
         print(f"{way:18} {cells}  {verdict(found)}")
 
 
-def draw(by_numbers: dict[int, dict[str, Curve]], path: Path) -> None:
-    """Draw accuracy against tokens, a panel for each number of numbers, with the ways named at their lines."""
+def draw(by_task: dict[str, dict[str, Curve]], path: Path) -> None:
+    """Draw accuracy against tokens, a panel for each task, with the ways named at their lines."""
     from matplotlib.figure import Figure
 
     styles = {
@@ -290,7 +276,7 @@ def draw(by_numbers: dict[int, dict[str, Curve]], path: Path) -> None:
         "oracle, stopping": ("0.5", ":"),
     }  # fmt: skip
     figure = Figure(figsize=(11, 4.4), layout="constrained")
-    for axes, (numbers, curves) in zip(np.ravel(figure.subplots(1, len(by_numbers))), by_numbers.items()):
+    for axes, (name, curves) in zip(np.ravel(figure.subplots(1, len(by_task))), by_task.items()):
         ends = []
         cost = float(curves["uniform"][0][0].mean())
         for way, (tokens, solved) in curves.items():
@@ -305,7 +291,7 @@ def draw(by_numbers: dict[int, dict[str, Curve]], path: Path) -> None:
                           arrowprops={"arrowstyle": "-", "color": styles[way][0], "lw": 0.5})  # fmt: skip
         axes.set_xscale("log")
         axes.set_xlim(cost * 0.9, cost * 900)
-        axes.set_title(f"{numbers} numbers", fontsize=10)
+        axes.set_title(SETUPS[name].title, fontsize=10)
         axes.set_xlabel("tokens sampled for a problem")
         axes.grid(alpha=0.25)
     figure.axes[0].set_ylabel("share of problems solved")
@@ -314,20 +300,18 @@ def draw(by_numbers: dict[int, dict[str, Curve]], path: Path) -> None:
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="20 problems of four numbers, 1 seed")
-    parser.add_argument("--numbers", type=int, nargs="+", choices=(4, 5), default=[4])
-    parser.add_argument("--seeds", type=int, default=None)
+    parser.add_argument("--short", action="store_true", help="20 problems, 1 seed")
+    parser.add_argument("--tasks", nargs="+", choices=list(SETUPS), default=["countdown_4"])
     parser.add_argument("--folder", type=Path, default=Path("out/benchmarks/allocation"))
     parser.add_argument("--picture", type=Path, default=None)
     arguments = parser.parse_args(given)
-    seeds = arguments.seeds or (1 if arguments.short else 3)
-    by_numbers = {}
-    for numbers in arguments.numbers:
-        count = 20 if arguments.short else {4: 200, 5: 100}[numbers]
-        task, records = run(numbers, count, seeds, arguments.folder)
-        by_numbers[numbers] = exact(task) | measured(records.rows)
-        told(by_numbers[numbers], numbers)
-    draw(by_numbers, arguments.picture or arguments.folder / "allocation.png")
+    by_task = {}
+    for name in arguments.tasks:
+        setup = SETUPS[name]._replace(problems=20, seeds=1) if arguments.short else SETUPS[name]
+        task, records = run(name, setup.problems, setup.seeds, arguments.folder)
+        by_task[name] = exact(task) | measured(records.rows)
+        told(by_task[name], name)
+    draw(by_task, arguments.picture or arguments.folder / "allocation.png")
 
 
 if __name__ == "__main__":

@@ -74,8 +74,8 @@ def test_the_short_form_runs_and_goes_on_where_it_stopped(tmp_path, capsys, monk
 
     monkeypatch.setattr(allocation, "DRAWS", 100)
     allocation.main(["--short", "--folder", str(tmp_path)])
-    first = (tmp_path / "spent_4_20.jsonl").read_text()
+    first = (tmp_path / "spent_countdown_4_20.jsonl").read_text()
     assert "verifier" in capsys.readouterr().out
     allocation.main(["--short", "--folder", str(tmp_path)])
-    assert (tmp_path / "spent_4_20.jsonl").read_text() == first
+    assert (tmp_path / "spent_countdown_4_20.jsonl").read_text() == first
     assert (tmp_path / "allocation.png").stat().st_size > 10_000

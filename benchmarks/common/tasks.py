@@ -51,7 +51,10 @@ def countdown(numbers: int, cutoff: float) -> Task:
         title=f"Countdown, {numbers} numbers",
         problems=lambda count, split: fk.tasks.problems(count, seed=0, numbers=numbers, split=split),
         reasoner=partial(fk.tasks.reasoner, max_batch=512),
-        verifiers={"old": partial(fk.tasks.verifier, cache=1_000_000)},
+        verifiers={
+            "early": partial(fk.tasks.verifier, "early", cache=1_000_000),
+            "old": partial(fk.tasks.verifier, "overconfident", cache=1_000_000),
+        },
         said=lambda text: text.splitlines()[-1].rsplit("(")[-1] if text else "",
         cutoff=cutoff,
     )

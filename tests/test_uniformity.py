@@ -298,7 +298,7 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "EntropicParticleFilter, as published": (fk.EntropicParticleFilter(5, max_steps=8, exact=False), {}),
     "SMCSteer": (fk.SMCSteer(4, beam=2), {}),
     "LookAheadSMC": (fk.LookAheadSMC(3, rollouts=2, ahead=2), {}),
-    "RejectionSMC": (fk.RejectionSMC(3, trials=3, all_dead="zero"), {}),
+    "RejectionSMC": (fk.RejectionSMC(3, trials=24, all_dead="zero"), {}),
     "SMC, with a move": (fk.SMC(4, ess_threshold=1.0, move=fk.SuffixMH(1)), {}),
     "ParticleGibbs": (fk.ParticleGibbs(4, sweeps=4), {}),
     "ParticleGibbs, with ancestors": (fk.ParticleGibbs(4, sweeps=4, ancestor_sampling=True), {}),

@@ -56,7 +56,7 @@ def through(model, noise, draws=None):
     """Run a model from given noise; ``draws`` yields the noise of its steps."""
     advance = model.start(some_keys(len(noise)), given=list(noise.numpy()))
     if draws is not None:
-        model._noise = lambda keys: draws()
+        model.noise = lambda keys: draws()
     while not advance.done.all():
         advance = model.advance(advance.state, some_keys(len(noise)))
     return np.stack(model.values(advance.state))

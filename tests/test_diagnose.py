@@ -201,6 +201,8 @@ def test_the_advice_is_the_rule():
     assert [late.choose(n) for n in (1, 24, 25)] == [
         fk.AStar(64, width=1), fk.AStar(64, width=16), fk.ParticleFilter(25)
     ]  # fmt: skip
+    fooled = replace(early, rows=(*early.rows[:-1], early.rows[-1]._replace(auc_within=0.98)))
+    assert [fooled.choose(n) for n in (8, 128)] == [fk.ParticleFilter(8), fk.ParticleFilter(128)]
     assert sure.choose(25) == fk.EntropicParticleFilter(25, 3)
     assert "too sure" in repr(sure)
     assert replace(found, rows=found.rows[:1]).choose(32) == fk.BestOfN(32)

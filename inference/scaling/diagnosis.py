@@ -21,6 +21,8 @@ from ..search.a_star import AStar
 
 EARLY = 0.7
 """AUC within a problem, after the first step, from which on partial runs are worth comparing."""
+CERTAIN = 0.99
+"""AUC within a problem, after the last step, from which on the first answer that is finished may be taken."""
 FEW = 24
 """Answers up to which a search pays however little is known early."""
 DEARER = 1.5
@@ -67,11 +69,12 @@ class Diagnosis:
     """What a verifier is worth, step by step. Made by `diagnose`.
 
     The rule of `choose`, for a budget of n answers: A*, whose nodes have n children, where scores tell right from wrong
-    after the first step already (AUC within a problem of .7 or more); A* with n/1.5 children where they do not and n is
-    24 or less, for then it often comes back to an earlier fork; else a particle filter of n, the entropic one where
-    scores are much too sure (a slope below .6). Where there is nothing to compare before the end it is best-of-n, and
-    where scores are no probabilities, as A* wants them, a filter. The numbers were set on 40 training problems of
-    Countdown.
+    after the first step already (AUC within a problem of .7 or more) and are next to certain of what is finished (.99
+    or more after the last step: A* takes the first finished answer that comes up); A* with n/1.5 children where they do
+    not after the first step and n is 24 or less, for then it often comes back to an earlier fork; else a particle
+    filter of n, the entropic one where scores are much too sure (a slope below .6). Where there is nothing to compare
+    before the end it is best-of-n, and where scores are no probabilities, as A* wants them, a filter. The numbers were
+    set on 40 training problems of Countdown.
 
     Attributes:
         rows: a `Row` for each step.
@@ -116,10 +119,10 @@ class Diagnosis:
         factors are the scores ("product").
         """
         positive("budget", budget)
-        early = self.rows[0].auc_within
+        early, late = self.rows[0].auc_within, self.rows[-1].auc_within
         if len(self.rows) == 1 or math.isnan(early):
             return BestOfN(budget)
-        if self._sure < math.inf and (early >= EARLY or budget <= FEW):
+        if self._sure < math.inf and (late >= CERTAIN if early >= EARLY else budget <= FEW):
             return AStar(EXPANSIONS, width=budget if early >= EARLY else max(round(budget / DEARER), 1))
         return EntropicParticleFilter(budget, len(self.rows)) if self._sure < TOO_SURE else ParticleFilter(budget)
 

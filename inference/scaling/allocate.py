@@ -350,7 +350,7 @@ def _norms(objective: str, gradients: Any, n: int, policy: Any) -> Floats | None
     if policy is not None:
         raise ValueError("a policy has learned what is right, not what varies: leave it out, or the objective")
     norms = np.ones(n) if gradients is None else np.asarray(gradients, float)
-    if norms.shape != (n,) or not (norms >= 0).all():
+    if norms.shape != (n,) or not ((norms >= 0) & (norms < math.inf)).all():
         raise ValueError(f"gradients needs a norm for each of {n} problems, not {norms!r}")
     return norms
 

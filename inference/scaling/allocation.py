@@ -35,7 +35,8 @@ def gvm(p: ArrayLike, gradients: ArrayLike, budget: int, *, alpha: float = 1e-3,
         alpha: keeps hopeless problems from taking all; 0 for the pure rule.
         beta: see the formula.
 
-    Returns n (k,). Raises ValueError for what is no probability, negative norms, and a budget below 1.
+    Returns n (k,). Raises ValueError for what is no probability, norms or alpha that are negative or infinite, and a
+    budget below 1.
 
     Source: Optimizing Chain-of-Thought Reasoners via Gradient Variance Minimization (2025), arXiv:2505.02391.
     Guarantee: closed form, up to rounding.
@@ -48,8 +49,10 @@ def gvm(p: ArrayLike, gradients: ArrayLike, budget: int, *, alpha: float = 1e-3,
     """
     chances, norms = _chances(p), np.asarray(gradients, float)
     positive("budget", budget)
-    if norms.shape != chances.shape or not (norms >= 0).all():
+    if norms.shape != chances.shape or not ((norms >= 0) & (norms < np.inf)).all():
         raise ValueError(f"gradients needs a norm for each of {len(chances)} problems, not {norms!r}")
+    if not 0 <= alpha < np.inf:
+        raise ValueError(f"alpha is a number that is not negative, not {alpha!r}")
     able = (chances > 0) & (norms > 0)
     if not able.any():
         raise ValueError("every problem has p = 0 or no gradient: there is nothing to share the budget by")

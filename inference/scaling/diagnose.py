@@ -175,7 +175,8 @@ def _check(runs: list[_Scored]) -> None:
             f"{'all' if right.all() else 'none'} of the {len(right)} answers are right, so that nothing can be said of "
             "what tells right from wrong: give other problems, or more answers"
         )
-    if all(np.abs(run.score[:-1][run.live[:-1]]).max(initial=0.0) < _NONE for run in runs):
+    # A run is live in a step before its end if it is so in the next one too: runs have different lengths.
+    if all(np.abs(run.score[:-1, 0][run.live[1:, 0]]).max(initial=0.0) < _NONE for run in runs):
         raise ValueError(
             "no run has a score before its end: the program needs a factor or a twist at each step (such as "
             "solve(…, weigh='telescope')), else there is nothing to diagnose"

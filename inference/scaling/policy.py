@@ -92,6 +92,8 @@ class ComputeOptimal:
         than folds.
         """
         positive("folds", folds)
+        if folds < 2:
+            raise ValueError("folds must be 2 or more, so that each is foretold from others")
         cells: dict[tuple[Hashable, tuple[float, ...]], dict[str, list[Record]]] = {}
         for record in records:
             row = cells.setdefault((record.problem, tuple(record.features)), {})

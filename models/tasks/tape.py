@@ -16,10 +16,10 @@ from ...ppl.cost import charge
 from ...ppl.keys import Keys, uniform
 from ...ppl.model import Draws
 from ...ppl.score import Reward, reward
+from .tape_file import read, write
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
-_SEPARATOR = "\0"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class TapedLine:
     def _log_prob(self, text: TapedText, value: TapedText) -> float:
         if text.finished:
             return 0.0 if value == text else -math.inf
-        follows = value.tape == self.on.name and self.on.parent[value.place] == text.place
+        follows = self.on.owns(value) and self.on.parent[value.place] == text.place
         return float(self.on.log_prob[value.place]) if follows else -math.inf
 
     def support(self) -> list[TapedText]:
@@ -97,7 +97,7 @@ class TapedLine:
 
     def fits(self, value: Any) -> bool:
         """Whether a value is a text of this tape."""
-        return isinstance(value, TapedText) and value.tape == self.on.name
+        return self.on.owns(value)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -231,6 +231,13 @@ class Tape:
             self._texts[place] = known
         return known
 
+    def owns(self, text: Any) -> bool:
+        """Whether a text is of this tape: another of the same name may have other lines at its place."""
+        if not isinstance(text, TapedText) or text.tape != self.name or not 0 <= text.place < len(self.parent):
+            return False
+        own = self.text(text.place)
+        return text is own or (text.prompt, text.steps, text.finished) == (own.prompt, own.steps, own.finished)
+
     def prompt(self, prompt: str) -> TapedText:
         """Return a text with an empty response. Raises LookupError for a problem that is not on the tape."""
         if prompt not in self._place:
@@ -245,7 +252,7 @@ class Tape:
         Raises ValueError for a text of another tape, a text that the tape does not go on from, and a temperature at
         which it was not recorded. ``max_tokens`` is that of the recording.
         """
-        if not isinstance(text, TapedText) or text.tape != self.name:
+        if not self.owns(text):
             raise ValueError(f"a line of the tape {self.name!r} goes on from one of its own texts, not from {text!r}")
         if temperature not in (None, self.temperature):
             raise ValueError(f"the tape was recorded at temperature {self.temperature}, and not at {temperature}")
@@ -257,33 +264,46 @@ class Tape:
         """Return a reward of (question, text) that reads a column of ``scores``, or ``"success"``, as a probability.
 
         A text is scored once, as a reward model that remembers would. With ``clip`` scores keep that far from 0 and 1,
-        as a twist and odds need it. Raises LookupError for a name that is not there.
+        as a twist and odds need it. Raises LookupError for a name that is not there, ValueError for a clip that is not
+        in [0, ½).
         """
+        if not 0 <= clip < 0.5:
+            raise ValueError(f"clip is how far scores keep from 0 and 1, in [0, ½), not {clip!r}")
         if scores != "success" and scores not in self.scores:
             raise LookupError(f"the tape has the scores {', '.join(['success', *self.scores])}, and no {scores!r}")
         column = np.clip(self.success if scores == "success" else self.scores[scores], clip, 1 - clip)
 
         @reward(kind="probability", batched=True, name=scores, cache=cache)
-        def read(inputs: list[Any]) -> Floats:
-            strange = [text for _, text in inputs if not isinstance(text, TapedText) or text.tape != self.name]
+        def looked_up(inputs: list[Any]) -> Floats:
+            strange = [text for _, text in inputs if not self.owns(text)]
             if strange:
                 raise ValueError(f"{scores!r} of the tape {self.name!r} was asked for another text, {strange[0]!r}")
             found: Floats = column[[text.place for _, text in inputs]]
             return found
 
-        return read
+        return looked_up
 
     def scored(self, **verifiers: Any) -> Tape:
         """Return the tape with more scores: of process reward models, each asked once for every place.
 
         A verifier is such as ``fk.tasks.verifier()``: its ``details`` of (question, text) are scores by step, of which
         the last is taken. An answer without a step has none: NaN, as a prompt has.
+
+        Raises ValueError for the name "success", which is the exact one's, and a verifier that does not give each
+        answer scores in [0, 1].
         """
+        if "success" in verifiers:
+            raise ValueError('the scores "success" are those that the tape knows exactly: give another name')
         texts = [self.text(place) for place in range(len(self.parent))]
         there = [place for place, text in enumerate(texts) if str(text).strip()]
         new = {}
         for name, verifier in verifiers.items():
             found = verifier.details([(texts[place].prompt, texts[place]) for place in there])
+            if len(found) != len(there):
+                raise ValueError(f"the verifier {name!r} gave scores of {len(found)} answers, and had {len(there)}")
+            for place, scores in zip(there, found):
+                if not len(scores) or not 0 <= scores[-1] <= 1:
+                    raise ValueError(f"the verifier {name!r} scores {texts[place]!r} as {scores!r}, not in [0, 1]")
             new[name] = np.full(len(texts), np.nan)
             new[name][there] = [scores[-1] for scores in found]
         return replace(self, scores={**self.scores, **new})
@@ -312,62 +332,24 @@ class Tape:
             max_tokens: of a line.
             progress: is told the number of problems done.
 
-        Raises ValueError for two problems of one prompt, and a prompt after which no line reaches the cutoff.
+        Raises ValueError for no problem, two of one prompt, a cutoff out of (0, 1), a prompt after which no line
+        reaches the cutoff, and a line that ``max_tokens`` cut and that the model would go on with.
         """
         from .taping import record
 
         return cls(**record(lm, problems, name, cutoff, max_tokens, progress))
 
     def save(self, path: str | Path) -> None:
-        """Write the tape to a file; log-probabilities and scores are rounded to float16 (scores as log-odds)."""
-        with np.errstate(divide="ignore"):
-            odds = {f"score_{k}": (np.log(v) - np.log1p(-v)).astype(np.float16) for k, v in self.scores.items()}
-        np.savez_compressed(
-            path,
-            words=np.frombuffer(_SEPARATOR.join([self.name, *self.prompts, *self.lines]).encode(), np.uint8),
-            depth=self.depth.astype(np.int16),
-            line_of=self.line_of.astype(np.int32),
-            count=self.count.astype(np.int16),
-            log_prob=self.log_prob.astype(np.float16),
-            tokens=self.tokens.astype(np.uint8),
-            flags=np.packbits(np.stack([self.finished, self.solved])),
-            missing=self.missing.astype(np.float16),
-            temperature=np.array(self.temperature),
-            **odds,  # type: ignore[arg-type]
-        )
+        """Write the tape to a file; log-probabilities and scores are rounded to float16 (scores as log-odds).
+
+        Raises ValueError for a null character in its words.
+        """
+        write(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Tape:
         """Read a tape from a file of `save`: its law is that of the rounded probabilities, each place's summing to 1.
 
-        Raises ValueError for a file that is none.
+        Nothing is unpickled, and no more is read than 1 GiB. Raises ValueError for a file that is none, or damaged.
         """
-        with np.load(path, allow_pickle=False) as file:
-            try:
-                found = {key: file[key] for key in file}
-                words = found["words"].tobytes().decode().split(_SEPARATOR)
-                problems, n = len(found["depth"]), len(found["count"])
-                flags = np.unpackbits(found["flags"])[: 2 * n].reshape(2, n).astype(bool)
-                count, raw = found["count"].astype(np.int64), np.exp(found["log_prob"].astype(float))
-            except (KeyError, ValueError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path} is not a tape: {error}") from error
-        parent = np.repeat(np.arange(n), count)
-        if len(parent) != n - problems:
-            raise ValueError(f"{path} is not a whole tape: {len(parent)} lines are announced, {n - problems} are there")
-        raw[problems:] /= np.bincount(parent, raw[problems:], n)[parent]
-        scores = {k[6:]: 1 / (1 + np.exp(-v.astype(float))) for k, v in found.items() if k.startswith("score_")}
-        return cls(
-            name=words[0],
-            prompts=tuple(words[1 : problems + 1]),
-            lines=tuple(words[problems + 1 :]),
-            depth=found["depth"].astype(np.int64),
-            line_of=found["line_of"].astype(np.int64),
-            count=count,
-            log_prob=np.log(raw),
-            tokens=found["tokens"].astype(np.int64),
-            finished=flags[0],
-            solved=flags[1],
-            missing=found["missing"].astype(float),
-            scores=scores,
-            temperature=float(found["temperature"]),
-        )
+        return cls(**read(path))

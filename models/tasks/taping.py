@@ -25,6 +25,7 @@ class Line(NamedTuple):
     log_prob: float
     tokens: int
     finished: bool
+    cut: bool = False
 
 
 class _Part(NamedTuple):
@@ -47,6 +48,10 @@ def record(
     prompts = [problem.prompt for problem in problems]
     if len(set(prompts)) < len(prompts):
         raise ValueError("two of the problems have one prompt, so that the tape could not tell them apart")
+    if not prompts:
+        raise ValueError("there are no problems to record")
+    if not 0 < cutoff < 1:
+        raise ValueError(f"cutoff is a probability between 0 and 1, not {cutoff!r}")
     levels: list[list[dict[str, Any]]] = []
     known: dict[str, int] = {}
     for begin in range(0, len(problems), _TOGETHER):
@@ -88,6 +93,11 @@ def _block(
             for line in lines:
                 answer = (*steps, line.string)
                 over = line.finished or len(answer) == problem.steps
+                if line.cut and not over:
+                    raise ValueError(
+                        f"after {problem.prompt!r} and {list(steps)} the line {line.string!r} is cut by "
+                        f"max_tokens={max_tokens}, and what follows goes on in it: allow more tokens"
+                    )
                 scaled = line._replace(log_prob=line.log_prob - math.log(kept))
                 number = known.setdefault(line.string, len(known))
                 places.append(_place(number, scaled, over and problem.solved("\n".join(answer))))
@@ -124,9 +134,10 @@ def following(lm: Any, nodes: Sequence[Any], cutoff: float, max_tokens: int) -> 
             part, log_prob = parts[row], float(total[row, token])
             node = lm.tree.child(part.node, token)
             over = token in lm.eos
-            if over or ends(token) or length == max_tokens:
+            whole = over or ends(token)
+            if whole or length == max_tokens:
                 string = lm.decode_response(node.tokens(begin[part.prefix])).removesuffix("\n")
-                lines[part.prefix].append(Line(node, string, log_prob, length, over))
+                lines[part.prefix].append(Line(node, string, log_prob, length, over, not whole))
             else:
                 longer.append(_Part(part.prefix, node, log_prob))
         parts = longer

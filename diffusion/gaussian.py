@@ -179,12 +179,6 @@ class Diffusion(Gaussian):
         steered = f", {self.steering!r}" if self.steering is not None else ""
         return f"Diffusion({len(self.schedule)} steps, shape {self.shape}, eta={self.eta:g}{steered})"
 
-    def begin(self, latents: Latents) -> tuple[Any, Latents]:
-        """Return log G_0 (n,) and the particles with estimate and rewards."""
-        if self.steering is None:
-            return super().begin(latents)
-        return self.steering.begin(self, latents)  # type: ignore[no-any-return]
-
     def move(self, latents: Latents, noise: Any, given: Any) -> Moved:
         """Move unfinished particles one level on."""
         level, following = self.levels(latents.step), self.levels(latents.step + 1)
@@ -200,9 +194,7 @@ class Diffusion(Gaussian):
         log_proposal = log_normal(x, guided, std.reshape(len(x)))
         log_prob = log_proposal if guided is mean else log_normal(x, mean, std.reshape(len(x)))
         there = Latents(x, latents.step + 1, latents.steps, latents.condition)
-        if self.steering is None:
-            return Moved(x, log_prob, log_proposal, np.zeros(len(x)), self.look(there).fields)
-        log_potential, there = self.steering.weigh(self, latents, there)
+        log_potential, there = self.arrive(latents, there)
         return Moved(x, log_prob, log_proposal, log_potential, there.fields)
 
     def unconstrained(self, paths: Sequence[Any], horizon: int | None) -> list[Density]:
@@ -221,10 +213,6 @@ class Diffusion(Gaussian):
         (alpha, sigma), (alpha2, sigma2) = self.levels(state.step), self.levels(step)
         ratio = alpha2 / alpha
         x = ratio * state.x + (sigma2**2 - (ratio * sigma) ** 2).clamp(min=0.0).sqrt() * self.noise(keys)
-        there, log_potential = Latents(x, step, state.steps, state.condition), np.zeros(n)
         with torch.no_grad():
-            if self.steering is None:
-                there = self.look(there)
-            else:
-                log_potential, there = self.steering.weigh(self, state, there)
+            log_potential, there = self.arrive(state, Latents(x, step, state.steps, state.condition))
         return self._advance(there, np.zeros(n), np.zeros(n), log_potential)

@@ -58,6 +58,9 @@ class Generator:
     not there.
     """
 
+    steering: Any = None
+    """What weighs particles by a reward, see `feynkac.diffusion.Steering`; None: nothing does."""
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -94,7 +97,15 @@ class Generator:
 
     def begin(self, latents: Latents) -> tuple[Any, Latents]:
         """Return log G_0 (n,) of particles of pure noise, an array or tensor, and the particles with their fields."""
-        return np.zeros(len(latents)), self.look(latents)
+        if self.steering is None:
+            return np.zeros(len(latents)), self.look(latents)
+        return self.steering.begin(self, latents)  # type: ignore[no-any-return]
+
+    def arrive(self, before: Latents, there: Latents) -> tuple[Any, Latents]:
+        """Return log G_t (n,) of particles that were ``before`` and are ``there``, and the latter with their fields."""
+        if self.steering is None:
+            return np.zeros(len(there)), self.look(there)
+        return self.steering.weigh(self, before, there)  # type: ignore[no-any-return]
 
     def move(self, latents: Latents, noise: Any, given: Any) -> Moved:
         """Move unfinished particles one level on; ``given`` holds forced particles and their rows, or is None."""

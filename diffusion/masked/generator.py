@@ -142,12 +142,6 @@ class MaskedDiffusion(Generator):
         drawn = _keys.uniform(keys, UNIFORMS * length).reshape(len(keys), UNIFORMS, length)
         return torch.as_tensor(drawn, device=self.device)
 
-    def begin(self, latents: Latents) -> tuple[Any, Latents]:
-        """Return log G_0 (n,) and the particles with the laws of their tokens."""
-        if self.steering is None:
-            return super().begin(latents)
-        return self.steering.begin(self, latents)  # type: ignore[no-any-return]
-
     def move(self, latents: Latents, noise: Any, given: Any) -> Moved:
         """Reveal tokens of unfinished particles."""
         site = self.site(latents)
@@ -155,9 +149,7 @@ class MaskedDiffusion(Generator):
         impose(x, given)
         log_prob = self.rule.log_prob(site, x).cpu().numpy()
         there = Latents(x, latents.step + 1, latents.steps, latents.condition)
-        if self.steering is None:
-            return Moved(x, log_prob, log_prob, np.zeros(len(x)), self.look(there).fields)
-        log_potential, there = self.steering.weigh(self, latents, there)
+        log_potential, there = self.arrive(latents, there)
         return Moved(x, log_prob, log_prob, log_potential, there.fields)
 
     def look(self, latents: Latents) -> Latents:
@@ -183,12 +175,8 @@ class MaskedDiffusion(Generator):
         again = self.rule.hidden(site, to, self.noise(keys)) | (self._block_of > block)
         x = torch.where(again, self.mask, state.x)
         there = Latents(x, np.full(len(state), depth), state.steps, state.condition)
-        log_potential: Any = np.zeros(len(state))
         with torch.no_grad():
-            if self.steering is None:
-                there = self.look(there)
-            else:
-                log_potential, there = self.steering.weigh(self, state, there)
+            log_potential, there = self.arrive(state, there)
         return self._advance(there, np.zeros(len(state)), np.zeros(len(state)), log_potential)
 
     # The network

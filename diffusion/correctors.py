@@ -243,7 +243,7 @@ def _raised(model: Gaussian, beta: float) -> tuple[tuple[Part, ...], tuple[Tilt,
     _check_constant(beta)
     if isinstance(model, Corrected):
         parts = tuple(replace(part, beta=beta * part.beta) for part in model.parts)
-        return parts, tuple(replace(tilt, schedule=_scaled(tilt.schedule, beta)) for tilt in model.tilts)
+        return parts, tuple(replace(tilt, schedule=masked.scaled(tilt.schedule, beta)) for tilt in model.tilts)
     if not isinstance(model, Diffusion):
         raise Unsupported(f"correctors transform a Diffusion, or what they made of one, not {type(model).__name__}")
     if model.steering is not None:
@@ -258,10 +258,6 @@ def _check_constant(power: float) -> None:
             "a power that varies in time needs the log-densities of the noisy data, and a denoiser has scores alone: "
             "give a number, and let `tilt` vary"
         )
-
-
-def _scaled(schedule: Callable[[float], float], beta: float) -> Callable[[float], float]:
-    return schedule if beta == 1.0 else lambda share: beta * schedule(share)
 
 
 def _same_levels(one: Schedule, other: Schedule) -> bool:

@@ -157,13 +157,14 @@ def factors_of(model: MaskedDiffusion, beta: float) -> tuple[tuple[Factor, ...],
     """Return the factors and tilts of a model to the power β."""
     if isinstance(model, MaskedProduct):
         factors = tuple(factor._replace(beta=beta * factor.beta) for factor in model.factors)
-        return factors, tuple(lean._replace(schedule=_scaled(lean.schedule, beta)) for lean in model.leans)
+        return factors, tuple(lean._replace(schedule=scaled(lean.schedule, beta)) for lean in model.leans)
     if model.steering is not None:
         raise Unsupported("correctors replace steering: take the model without it, and use `tilt`")
     return (Factor(model.denoiser, beta, model.condition),), ()
 
 
-def _scaled(schedule: Callable[[float], float], beta: float) -> Callable[[float], float]:
+def scaled(schedule: Callable[[float], float], beta: float) -> Callable[[float], float]:
+    """Return a tilt's schedule times the power that it is raised to."""
     return schedule if beta == 1.0 else lambda share: beta * schedule(share)
 
 

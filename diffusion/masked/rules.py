@@ -201,14 +201,8 @@ class InOrder:
 
 
 @dataclass(frozen=True)
-class AtRandom:
-    """The same number of positions at each step, whichever they are: log M = Σ log μ_l(v_l) − log C(masked, k).
-
-    Args:
-        count: steps of a block; each reveals an equal share, the first ones one more where that does not come out.
-
-    Raises ValueError for fewer than one step.
-    """
+class _ByShares:
+    """What rules have in common of which each step reveals an equal share of a block; ``count`` is the steps."""
 
     count: int
 
@@ -216,8 +210,24 @@ class AtRandom:
         whole_number("count", self.count, 1)
 
     def steps(self, width: int) -> int:
-        """Return how many steps a block takes."""
+        """Return how many steps a block takes, at most."""
         return self.count
+
+    def hidden(self, site: Site, to: int, uniforms: Any) -> Any:
+        """Draw which revealed positions (n, L) are masked again: any, but as many as ``to`` steps reveal."""
+        left = site.width // self.count * to + min(to, site.width % self.count)
+        return site.revealed & ~best(uniforms[:, 0], site.revealed, left)
+
+
+@dataclass(frozen=True)
+class AtRandom(_ByShares):
+    """The same number of positions at each step, whichever they are: log M = Σ log μ_l(v_l) − log C(masked, k).
+
+    Args:
+        count: steps of a block; each reveals an equal share, the first ones one more where that does not come out.
+
+    Raises ValueError for fewer than one step.
+    """
 
     def draw(self, site: Site, uniforms: Any) -> Any:
         """Return the tokens (n, L) after a step."""
@@ -231,13 +241,9 @@ class AtRandom:
         there = (changed.sum(-1) == k) & ~(changed & ~site.open).any(-1)
         return torch.where(there, log_p, -math.inf)
 
-    def hidden(self, site: Site, to: int, uniforms: Any) -> Any:
-        """Draw which revealed positions (n, L) are masked again: any, but as many as ``to`` steps reveal."""
-        return _all_but(self.count, site, to, uniforms)
-
 
 @dataclass(frozen=True)
-class Confident:
+class Confident(_ByShares):
     """A token is drawn for every masked position, and those are kept of which the network is surest.
 
     LLaDA, Nie et al. (2025), arXiv:2502.09992: the k positions with the largest μ_l(c_l) of their candidates c_l, and
@@ -258,12 +264,11 @@ class Confident:
     Raises ValueError for a setting out of range.
     """
 
-    count: int
     threshold: float | None = None
     greedy: bool = False
 
     def __post_init__(self) -> None:
-        whole_number("count", self.count, 1)
+        super().__post_init__()
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold must be between 0 and 1, or None, not {self.threshold}")
 
@@ -273,10 +278,6 @@ class Confident:
         if self.threshold is None:
             return math.inf
         return math.log(self.threshold) if self.threshold > 0 else -math.inf
-
-    def steps(self, width: int) -> int:
-        """Return how many steps a block takes, at most."""
-        return self.count
 
     def draw(self, site: Site, uniforms: Any) -> Any:
         """Return the tokens (n, L) after a step."""
@@ -306,20 +307,10 @@ class Confident:
         there = ((size == k) | ((size > k) & above)) & ~(kept & ~site.open).any(-1)
         return torch.where(there, each.sum(-1), -math.inf)
 
-    def hidden(self, site: Site, to: int, uniforms: Any) -> Any:
-        """Draw which revealed positions (n, L) are masked again: any, but as many as ``to`` steps reveal."""
-        return _all_but(self.count, site, to, uniforms)
-
 
 def _from_left(site: Site) -> Any:
     length = site.x.shape[1]
     return -torch.arange(length, device=site.x.device).expand(len(site.x), length).double()
-
-
-def _all_but(count: int, site: Site, to: int, uniforms: Any) -> Any:
-    """Draw which revealed positions are masked again, so that as many are left as ``to`` steps of ``count`` reveal."""
-    left = site.width // count * to + min(to, site.width % count)
-    return site.revealed & ~best(uniforms[:, 0], site.revealed, left)
 
 
 def chosen(site: Site, x: Any) -> Any:

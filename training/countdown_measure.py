@@ -20,6 +20,7 @@ import torch
 from countdown import WEIGHTS
 
 import feynkac as fk
+from feynkac.inference.scaling.measures import auc, calibration_error
 
 
 def answers(lm: Any, problems: list[Any], each: int) -> list[tuple[Any, Any]]:
@@ -35,13 +36,6 @@ def answers(lm: Any, problems: list[Any], each: int) -> list[tuple[Any, Any]]:
 def share(true: Any) -> float:
     """Return the share of what is true, to 3 digits."""
     return round(float(np.mean(true)), 3)
-
-
-def area(scores: Any, good: Any) -> float:
-    """Return the probability that a good one scores above a bad one, ties counting half."""
-    order = np.sort(scores[~good])
-    below, upto = (np.searchsorted(order, scores[good], side) for side in ("left", "right"))
-    return round(float((below + upto).mean() / 2 / len(order)), 3)
 
 
 def measure_reasoner(found: list[tuple[Any, Any]]) -> dict[str, Any]:
@@ -64,18 +58,11 @@ def measure_verifier(found: list[tuple[Any, Any]], which: Any = "overconfident")
     return {
         "answers": len(found),
         "succeed": share(good),
-        "area_by_step": [area(column, good) for column in scores.T],
+        "area_by_step": [round(auc(column, good), 3) for column in scores.T],
         "mean_score_by_step": [share(column) for column in scores.T],
-        "calibration_error_by_step": [_calibration(column, good) for column in scores.T],
+        "calibration_error_by_step": [round(calibration_error(column, good), 3) for column in scores.T],
         "brier_by_step": [share((column - good) ** 2) for column in scores.T],
     }
-
-
-def _calibration(scores: Any, good: Any, bins: int = 10) -> float:
-    """Return the mean distance of score and success in bins of equal width."""
-    place = np.minimum((scores * bins).astype(int), bins - 1)
-    gaps = [abs(scores[place == b].sum() - good[place == b].sum()) for b in range(bins)]
-    return round(float(sum(gaps) / len(scores)), 3)
 
 
 MEASURES: dict[str, Callable[[list[tuple[Any, Any]]], dict[str, Any]]] = {

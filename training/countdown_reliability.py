@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from countdown_chances import chances
-from countdown_measure import answers, area
+from countdown_measure import answers
 
 import feynkac as fk
+from feynkac.inference.scaling.measures import auc
 from feynkac.models.tasks.shipped import tokenizer
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "claims" / "verifier.png"
@@ -60,7 +61,7 @@ def draw(scores: dict[str, Any], good: Any, path: Path) -> None:
         for which, (colour, mark) in LOOKS.items():
             x, y = reliability(scores[which][:, step], good)
             panel.plot(x, y, color=colour, marker=mark, ms=4, lw=1.5)
-        told = [f"{name}: {area(scores[name][:, step], good):.2f}" for name in (*LOOKS, "in reach", "chance")]
+        told = [f"{name}: {auc(scores[name][:, step], good):.2f}" for name in (*LOOKS, "in reach", "chance")]
         for line, (text, colour) in enumerate(zip(["AUC", *told], ["0.2", "tab:red", "tab:blue", "0.4", "0.4"])):
             panel.text(0.04, 0.95 - 0.075 * line, text, color=colour, transform=panel.transAxes, va="top", fontsize=9)
         panel.set(title=f"after step {step + 1}", xlabel="score", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
@@ -81,7 +82,7 @@ def main() -> None:
         if numbers == 4:
             draw(scores, good, asked.into)
         for name, column in scores.items():
-            areas = [area(step, good) for step in column.T]
+            areas = [round(auc(step, good), 3) for step in column.T]
             print(numbers, name, "AUC", areas, "mean", column.mean(0).round(3).tolist(), "of", round(good.mean(), 3))
 
 

@@ -24,6 +24,12 @@ def is_real(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def finite(name: str, value: Any) -> None:
+    """Raise ValueError unless a setting is a finite real number."""
+    if not is_real(value) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value!r}")
+
+
 def fraction(name: str, value: Any, of: str = "") -> None:
     """Raise ValueError unless a setting, a fraction ``of`` something, is from 0 to 1."""
     if not is_real(value) or not 0.0 <= value <= 1.0:

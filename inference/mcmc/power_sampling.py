@@ -11,7 +11,7 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
-from ..base.checks import is_real, one_of, positive
+from ..base.checks import finite, one_of, positive
 from ..base.engine import Growing, Guarantee, Ranking, Run, check_alive
 from ..base.paths import Path, describe_paths, growing, run_on
 from .suffix_mh import SuffixMH
@@ -70,8 +70,7 @@ class PowerSampling:
     def __post_init__(self) -> None:
         for name in ("particles", "block", "moves", "chains"):
             positive(name, getattr(self, name))
-        if not is_real(self.power) or not math.isfinite(self.power):
-            raise ValueError(f"power must be a finite number, not {self.power!r}")
+        finite("power", self.power)
         one_of("all_dead", self.all_dead, ("error", "zero"))
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -12,9 +11,9 @@ from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ...ppl.reals import whole_number
-from ..base.checks import fraction, is_real, one_of, positive
+from ..base.checks import finite
 from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start
-from ..base.resampling import SCHEMES, Scheme
+from ..base.resampling import Scheme
 from .smc import SMC
 
 
@@ -70,19 +69,18 @@ class PowerSMC:
     ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
-        positive("particles", self.particles)
-        positive("chains", self.chains)
-        if not is_real(self.power) or not math.isfinite(self.power):
-            raise ValueError(f"power must be a finite number, not {self.power!r}")
+        finite("power", self.power)
         whole_number("bridge", self.bridge, 0)
-        fraction("ess_threshold", self.ess_threshold, "the particles")
-        one_of("resampling", self.resampling, SCHEMES)
-        one_of("all_dead", self.all_dead, ("error", "zero"))
+        _ = self._plain  # which checks the others
+
+    @property
+    def _plain(self) -> SMC:
+        """The filter that is run on sharpened steps; making it checks its settings."""
+        return SMC(self.particles, self.ess_threshold, self.resampling, self.chains, self.all_dead)
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
-        plain = SMC(self.particles, self.ess_threshold, self.resampling, all_dead=self.all_dead)
-        sharpened = plain.run(cast(FeynmanKac[Any], _Sharp(model)), key)
+        sharpened = self._plain.run(cast(FeynmanKac[Any], _Sharp(model)), key)
         answer: Any = None
         while True:
             try:

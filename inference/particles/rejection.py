@@ -13,11 +13,10 @@ from ...ppl import keys as _keys
 from ...ppl.errors import InvalidWeight
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
-from ..base.checks import fraction, is_real, one_of, positive
+from ..base.checks import is_real, positive
 from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive, pick
-from ..base.resampling import SCHEMES, Scheme, resample
-from ..base.weights import logmeanexp
-from .smc import describe, without_evidence
+from ..base.resampling import Scheme
+from .smc import SMC, chosen, describe, without_evidence
 
 Ask = Callable[[Index, Keys], Start | Move]
 
@@ -81,16 +80,13 @@ class RejectionSMC:
     ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
-        for name in ("particles", "chains", "trials"):
-            positive(name, getattr(self, name))
+        positive("trials", self.trials)
+        SMC(self.particles, self.ess_threshold, self.resampling, self.chains, self.all_dead)  # which checks these
         if self.trials < self._wanted:
             raise ValueError(f"trials must be 2 or more, not {self.trials}: two acceptances are waited for")
         for name in ("ceiling", "start"):
             if not is_real(getattr(self, name)) or not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is a positive number, not {getattr(self, name)!r}")
-        fraction("ess_threshold", self.ess_threshold, "the particles")
-        one_of("resampling", self.resampling, SCHEMES)
-        one_of("all_dead", self.all_dead, ("error", "zero"))
 
     @property
     def guarantee(self) -> Guarantee:
@@ -132,10 +128,9 @@ class RejectionSMC:
                 return
             level, ancestors, scheme, log_weights = step.log_twist, np.arange(n), None, log_weights.copy()
             if 0.0 < step.ess <= self.ess_threshold * n * (1 + 1e-12):
-                guided, scheme = log_weights + level, self.resampling
-                ancestors = resample(guided, n, _keys.fold(key, _keys.tag("resample"), depth), scheme)
+                scheme, draw = self.resampling, _keys.fold(key, _keys.tag("resample"), depth)
+                ancestors, log_weights = chosen(log_weights, level, draw, scheme)
                 level = level[ancestors]
-                log_weights = logmeanexp(guided) - level
                 state = model.select(state, ancestors)
                 lineage = _keys.inherit(lineage, ancestors, depth)
             depth += 1

@@ -131,7 +131,7 @@ class SMC:
             ancestors, resampled = themselves, 0.0 < step.ess <= self.ess_threshold * n * (1 + 1e-12)
             if resampled:
                 draw = _keys.fold(key, _keys.tag("resample"), step.depth)
-                ancestors, log_weights = self._resample(log_weights, step.log_twist, draw)
+                ancestors, log_weights = chosen(log_weights, step.log_twist, draw, self.resampling)
                 state = model.select(state, ancestors)
                 lineage = _keys.inherit(lineage, ancestors, step.depth)
             depth = step.depth + 1
@@ -141,10 +141,12 @@ class SMC:
             yield Report(state, log_weights, step)
             check_alive(step, self.all_dead)
 
-    def _resample(self, log_weights: Floats, log_twist: Floats, key: Keys) -> tuple[Index, Floats]:
-        guided = log_weights + log_twist
-        ancestors = resample(guided, self.particles, key, self.resampling)
-        return ancestors, logmeanexp(guided) - log_twist[ancestors]
+
+def chosen(log_weights: Floats, log_twist: Floats, key: Keys, scheme: Scheme) -> tuple[Index, Floats]:
+    """Draw ancestors (n,) ∝ w·ψ, and return them with the log-weights of their copies, mean(wψ)/ψ."""
+    guided = log_weights + log_twist
+    ancestors = resample(guided, len(guided), key, scheme)
+    return ancestors, logmeanexp(guided) - log_twist[ancestors]
 
 
 def _warn_of_copies(paths: list[Path], log_weights: Floats) -> None:

@@ -100,8 +100,8 @@ class ComputeOptimal:
             row.setdefault(record.engine, []).append(record)
         engines = tuple(dict.fromkeys(name for row in cells.values() for name in row))
         problems = list(dict.fromkeys(problem for problem, _ in cells))
-        if len(problems) < max(folds, 2):
-            raise ValueError(f"records are of {len(problems)} problems, and {max(folds, 2)} or more are needed")
+        if len(problems) < folds:
+            raise ValueError(f"records are of {len(problems)} problems, and {folds} or more are needed")
         for (problem, _), row in cells.items():
             if missing := [name for name in engines if name not in row]:
                 raise ValueError(f"problem {problem!r} has no record of {missing[0]}: every look needs all engines")

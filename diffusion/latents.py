@@ -45,7 +45,7 @@ class Latents:
 
     def select(self, index: Any) -> Latents:
         """Return particles by index, with everything that is theirs."""
-        index = np.ascontiguousarray(index, None if len(index) else np.intp)  # torch takes no negative strides
+        index = np.require(index, None if len(index) else np.intp, ["C", "W"])  # the only arrays that torch takes
         return Latents(
             select(self.x, index),
             self.step[index],

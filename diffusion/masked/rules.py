@@ -133,6 +133,7 @@ class Ancestral:
         before, after = self.alpha[site.at], self.alpha[site.at + 1]
         again = self.remask * np.minimum(1.0, (1 - after) / np.maximum(before, 1e-300))
         reveal = np.where(after == 1, 1.0, (after - (1 - again) * before) / np.where(after == 1, 1.0, 1 - before))
+        reveal = np.minimum(reveal, 1.0)  # which rounding can pass, and log(1 − u) is then NaN
         return tuple(torch.as_tensor(p, device=site.x.device)[:, None] for p in (reveal, again))
 
 
@@ -295,7 +296,7 @@ class Confident(_ByShares):
             return torch.where((x == self.draw(site, None)).all(-1), 0.0, -math.inf).double()
         kept, k, sure = x != site.x, shares(self.count, site), chosen(site, x)
         size, least = kept.sum(-1), torch.where(kept, sure, math.inf).amin(-1)
-        above = (least > self._bound) | (k == 0)
+        above = (least > self._bound) | (size == 0)
         place = torch.arange(x.shape[1], device=x.device)
         last = torch.where(kept & (sure == least[:, None]), place, -1).amax(-1)
         bound = torch.where(above, self._bound, least)[:, None]

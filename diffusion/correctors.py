@@ -19,7 +19,7 @@ import torch
 from ..ppl.errors import InvalidWeight, Unsupported
 from .denoiser import Denoiser, join
 from .gaussian import Diffusion, Gaussian
-from .generator import Floats, Moved, impose, spread
+from .generator import Floats, Moved, check_condition, check_decode, impose, spread
 from .latents import Latents, replace_fields
 from .masked import correctors as masked
 from .masked.generator import MaskedDiffusion
@@ -288,7 +288,8 @@ def anneal(model: Any, beta: float, **settings: Any) -> Any:
 def product(models: Sequence[Any], betas: Sequence[float] | None = None, **settings: Any) -> Any:
     """Return the model of Π p_i(x)^β_i, normalised (β_i = 1 by default), of models with one schedule and shape.
 
-    Raises ValueError where their levels or shapes differ, or there are none.
+    Raises ValueError where their levels or shapes differ, where one of the others is tilted and decodes otherwise than
+    the first, for models of both kinds, and for none.
     """
     if not models:
         raise ValueError("a product needs at least one model")
@@ -300,9 +301,13 @@ def product(models: Sequence[Any], betas: Sequence[float] | None = None, **setti
         for power in powers:
             _check_constant(power)
         return masked.product(models, powers, **settings)
+    if any(isinstance(model, MaskedDiffusion) for model in models):
+        raise ValueError("a product is of Gaussian diffusion or of masked diffusion, not of both")
     if any(other.shape != first.shape or not _same_levels(other.schedule, first.schedule) for other in models):
         raise ValueError("the models of a product must have one schedule and one shape")
     raised = [_raised(model, beta) for model, beta in zip(models, powers)]
+    for other, (_, leaning) in zip(models[1:], raised[1:]):
+        check_decode(first, other, leaning)
     parts, tilts = ([one for many in kind for one in many] for kind in zip(*raised))
     return Corrected(first, parts, tilts, **_inherit(models, settings))
 
@@ -312,6 +317,8 @@ def guide(model: Any, gamma: float, unconditional: Any, **settings: Any) -> Any:
 
     ``unconditional`` is a batch of one empty condition, or another model of the unconditional law. Where the
     conditional law is narrower than γ/(γ − 1) times the other, as it should be, the result has finite mass.
+
+    Raises ValueError for an empty condition where the model has none.
     """
     _check_constant(gamma)
     if isinstance(unconditional, Gaussian | MaskedDiffusion):
@@ -319,6 +326,7 @@ def guide(model: Any, gamma: float, unconditional: Any, **settings: Any) -> Any:
     if isinstance(model, MaskedDiffusion):
         return masked.guide(model, gamma, unconditional, **settings)
     parts, tilts = _raised(model, 1.0)
+    check_condition([part.condition for part in parts])
     both = [replace(part, beta=gamma * part.beta) for part in parts]
     both += [replace(part, beta=(1.0 - gamma) * part.beta, condition=unconditional) for part in parts]
     return Corrected(model, both, tilts, **_inherit([model], settings))

@@ -169,8 +169,13 @@ class Generator:
         return list(data.detach().cpu().numpy().copy() if isinstance(data, torch.Tensor) else data)
 
     def decoded(self, data: Any) -> Any:
-        """Return what rewards see and `values` returns, of data (n, …)."""
-        return data if self.decode is None or not len(data) else self.decode(data)
+        """Return what rewards see and `values` returns, of data (n, …). Raises ValueError for more or fewer than n."""
+        if self.decode is None or not len(data):
+            return data
+        found = self.decode(data)
+        if len(found) != len(data):
+            raise ValueError(f"decode got {len(data)} samples and returned {len(found)}: it makes one of each")
+        return found
 
     def _advance(
         self, latents: Latents, log_prob: Floats, log_proposal: Floats, log_potential: Any
@@ -200,6 +205,24 @@ def spread(condition: Any, n: int) -> Any:
     if set(held) != {1}:
         raise ValueError(f"the condition is a batch of {held[0]}, but there are {n} particles: give 1 or {n}")
     return repeat(condition, n)
+
+
+def check_condition(conditions: Sequence[Any]) -> None:
+    """Raise ValueError where a model to be guided has no condition."""
+    if all(condition is None for condition in conditions):
+        raise ValueError(
+            "guidance needs a condition to guide to, and the model has none: give it one, or an unconditional model in "
+            "place of the empty condition"
+        )
+
+
+def check_decode(first: Generator, other: Generator, tilts: Sequence[Any]) -> None:
+    """Raise ValueError where the tilts of another model would read in a product what the first one decodes."""
+    if tilts and other.decode != first.decode:
+        raise ValueError(
+            "a tilted model of a product decodes otherwise than the first, whose data its reward would read: give both "
+            "one decode, or tilt the product"
+        )
 
 
 def impose(x: Any, given: tuple[Any, Any] | None) -> None:

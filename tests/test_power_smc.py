@@ -95,5 +95,5 @@ def test_what_cannot_be_is_refused():
     async def silent():
         return await fk.sample("x", Silent(0.0, 1.0))
 
-    with pytest.raises(Unsupported, match="some choice of the model has none"):
+    with pytest.raises(Unsupported, match="some choice of the model has none: particle 0 made it at step 0"):
         fk.infer(silent(), fk.PowerSMC(4), seed=0)

@@ -37,6 +37,11 @@ class TokenNetwork:
         self.model = model
         self.shift = shift
 
+    @property
+    def journal_key(self) -> Any:
+        """What tells it from other denoisers in a journal."""
+        return (self.model, self.shift)
+
     @classmethod
     def from_pretrained(
         cls,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import torch
 
 from ...ppl.errors import InvalidWeight, Unsupported
 from ..denoiser import Denoiser
-from ..generator import Moved, spread
+from ..generator import Moved, check_condition, check_decode, spread
 from ..latents import Latents, replace_fields
 from ..rewards.base import as_reward
 from .generator import MaskedDiffusion
@@ -47,8 +48,10 @@ class MaskedProduct(MaskedDiffusion):
 
     A step costs an evaluation of each network, and V of each reward.
 
-    Raises ValueError for a rule that is not `InOrder`, and InvalidWeight, in a run, where a factor with a negative
-    power rules a token out that the others allow.
+    A position for which the factors have no token in common stays masked, and its particle dies.
+
+    Raises ValueError for a rule that is not `InOrder` and for powers that are not finite, and InvalidWeight, in a run,
+    where a factor with a negative power rules a token out that the others allow, or a reward is not finite.
     """
 
     renoise = None  # type: ignore[assignment]  # a mask put on again would undo weights that are of one path
@@ -56,6 +59,9 @@ class MaskedProduct(MaskedDiffusion):
     def __init__(self, model: MaskedDiffusion, factors: Sequence[Factor], leans: Sequence[Lean] = ()) -> None:
         if not isinstance(model.rule, InOrder):
             raise ValueError(f"a product reveals one position at a time: give its models InOrder(), not {model.rule!r}")
+        for factor in factors:
+            if not math.isfinite(factor.beta):
+                raise ValueError(f"the powers of a product must be finite numbers, not {factor.beta}")
         super().__init__(
             model.denoiser, model.shape[0], model.rule, vocabulary=model.vocabulary, mask=model.mask,
             template=model.template.cpu().numpy(), block=model.block, temperature=model.temperature,
@@ -81,12 +87,14 @@ class MaskedProduct(MaskedDiffusion):
     def look(self, latents: Latents) -> Latents:
         """Return particles with the product of their laws (not normalised), the estimate, and its rewards."""
         mix = torch.zeros((), device=self.device)
+        masked = latents.x == self.mask
         for i, factor in sorted(enumerate(self.factors), key=lambda one: -one[1].beta):
             mine = Latents(latents.x, latents.step, latents.steps, latents.condition[i], {})
-            mix = self._times(mix, self.log_laws(mine, factor.denoiser).double(), factor.beta)
+            log_mu = self.log_laws(mine, factor.denoiser).double()  # what it says of tokens that are there is not asked
+            mix = self._times(mix, torch.where(masked[..., None], log_mu, 0.0), factor.beta)
         mix[..., self.mask] = -torch.inf
-        looked = replace_fields(latents, mix=mix, log_mu=mix.log_softmax(-1))
-        estimate = torch.where(latents.x == self.mask, mix.argmax(-1), latents.x)
+        looked = replace_fields(latents, mix=mix, log_mu=_normalised(mix, 0.0))  # so that the order sees no NaN
+        estimate = torch.where(masked, mix.argmax(-1), latents.x)
         looked = replace_fields(looked, estimate=estimate)
         owners = np.arange(len(latents))
         return replace_fields(looked, value=self._value(latents.x, estimate, latents.step, owners))
@@ -97,8 +105,9 @@ class MaskedProduct(MaskedDiffusion):
         place = self.order.place(site, noise)
         if given is not None and len(given[1]):  # their position is where they differ; none, or several, cannot be
             place[given[1]] = (given[0] != site.x[given[1]]) & site.open[given[1]]
+        place &= (latents.fields["mix"] > -torch.inf).any(-1)
         law, gain = self._leaning(latents, site, place)
-        tilted = replace(site, log_mu=law.log_softmax(-1))
+        tilted = replace(site, log_mu=_normalised(law, -torch.inf))
         x = put(tilted, place, noise[:, 1])
         if given is not None and len(given[1]):
             x[given[1]] = given[0]
@@ -153,6 +162,11 @@ class MaskedProduct(MaskedDiffusion):
         return total
 
 
+def _normalised(law: Any, without: float) -> Any:
+    """Return the log of a law (…, V) that sums to 1; ``without`` where it has no token."""
+    return torch.where((law > -torch.inf).any(-1, keepdim=True), law.log_softmax(-1), without)
+
+
 def factors_of(model: MaskedDiffusion, beta: float) -> tuple[tuple[Factor, ...], tuple[Lean, ...]]:
     """Return the factors and tilts of a model to the power β."""
     if isinstance(model, MaskedProduct):
@@ -176,6 +190,7 @@ def product(models: Sequence[MaskedDiffusion], betas: Sequence[float]) -> Masked
             first.vocabulary, first.mask, first.block, first.rule, first.temperature,
         ) or not torch.equal(other.template, first.template):  # fmt: skip
             raise ValueError("the models of a product must have one template, vocabulary, block, rule and temperature")
+        check_decode(first, other, getattr(other, "leans", ()))
     raised = [factors_of(model, beta) for model, beta in zip(models, betas)]
     factors, leans = ([one for many in kind for one in many] for kind in zip(*raised))
     return MaskedProduct(first, factors, leans)
@@ -184,6 +199,7 @@ def product(models: Sequence[MaskedDiffusion], betas: Sequence[float]) -> Masked
 def guide(model: MaskedDiffusion, gamma: float, unconditional: Any) -> MaskedProduct:
     """Return the model of p(x)^(1−γ)·p(x|c)^γ; ``unconditional`` is a batch of one empty condition."""
     factors, leans = factors_of(model, 1.0)
+    check_condition([factor.condition for factor in factors])
     both = [factor._replace(beta=gamma * factor.beta) for factor in factors]
     both += [factor._replace(beta=(1.0 - gamma) * factor.beta, condition=unconditional) for factor in factors]
     return MaskedProduct(model, both, leans)

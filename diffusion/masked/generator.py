@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ...ppl.cost import rows
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance
+from ...ppl.reals import whole_number
 from ..denoiser import Denoiser, predict
 from ..generator import Floats, Generator, InvalidOutput, Moved, impose
 from ..latents import Latents, replace_fields
@@ -48,8 +50,9 @@ class MaskedDiffusion(Generator):
     The choice recorded at each step is the tokens after it. Values are arrays of tokens, or what ``decode`` makes of
     them; of particles on their way, the estimate.
 
-    Raises ValueError for a template of another length or without a mask, for a network that predicts no logits, and for
-    settings out of range; Unsupported for steering by gradients.
+    Raises ValueError for a template of another length or without a mask, for a network that predicts no logits, for
+    settings out of range and, in a run, for forced choices that are no tokens; TypeError for sizes that are no whole
+    numbers; Unsupported for steering by gradients.
 
     >>> import feynkac as fk
     >>> def network(tokens, share):  # two tokens and a mask: the second is most often the first
@@ -79,21 +82,23 @@ class MaskedDiffusion(Generator):
         decode: Any = None,
         device: str = "cpu",
     ) -> None:
+        whole_number("length", length, 1)
+        whole_number("vocabulary", vocabulary, 2)
         super().__init__((length,), condition=condition, decode=decode, dtype=torch.long, device=device)
         if denoiser.prediction != "logits":
             raise ValueError(f'masked diffusion needs a network that predicts "logits", not {denoiser.prediction!r}')
-        if not temperature > 0:
+        if not 0 < temperature < np.inf:
             raise ValueError(
-                f"temperature must be positive, not {temperature}: for the likeliest tokens use "
+                f"temperature must be positive and finite, not {temperature}: for the likeliest tokens use "
                 "Confident(…, greedy=True)"
             )
         mask = vocabulary - 1 if mask is None else mask
-        if not 0 <= mask < vocabulary:
+        if not _are_tokens(mask, vocabulary):
             raise ValueError(f"the mask is one of {vocabulary} tokens, from 0 on, not {mask}")
         begin = np.full(length, mask) if template is None else np.asarray(template)
         if begin.shape != (length,) or not (begin == mask).any():
             raise ValueError(f"a template is {length} tokens with a mask ({mask}) among them, not {begin.tolist()}")
-        if not ((begin >= 0) & (begin < vocabulary)).all():
+        if not _are_tokens(begin, vocabulary):
             raise ValueError(f"the template {begin.tolist()} has tokens that are none of the {vocabulary}")
         if getattr(steering, "gradient", False):
             raise Unsupported("tokens have no gradient: use Steering(reward) without one")
@@ -104,7 +109,7 @@ class MaskedDiffusion(Generator):
         self.temperature = temperature
         self.steering = steering
         free = int((begin == mask).sum())
-        self.block = free if block is None else block
+        self.block = free if block is None else whole_number("block", block, 0)
         if not 1 <= self.block <= free:
             raise ValueError(f"a block has 1 to {free} positions, as many as are masked, not {block}")
         self.blocks = -(-free // self.block)
@@ -179,6 +184,14 @@ class MaskedDiffusion(Generator):
             log_potential, there = self.arrive(state, there)
         return self._advance(there, np.zeros(len(state)), np.zeros(len(state)), log_potential)
 
+    def _given(self, given: Sequence[Any] | None, n: int) -> tuple[Any, Any]:
+        for i, one in enumerate(() if given is None else given):
+            if one is not None and not _are_tokens(one, self.vocabulary):
+                raise ValueError(
+                    f"particle {i} was given {np.asarray(one).tolist()}: tokens are 0 to {self.vocabulary - 1}"
+                )
+        return super()._given(given, n)
+
     # The network
 
     def site(self, latents: Latents) -> Site:
@@ -221,3 +234,9 @@ class MaskedDiffusion(Generator):
             bad = int(law.isnan().flatten(1).any(1).nonzero()[0, 0])
             raise InvalidOutput(f"the network returned NaN or +inf for particle {owners[bad]}, or all tokens at -inf")
         return law
+
+
+def _are_tokens(some: Any, vocabulary: int) -> bool:
+    """Whether all of some numbers are whole, and tokens of a vocabulary."""
+    found = np.asarray(some)
+    return bool(((found >= 0) & (found < vocabulary) & (found == np.floor(found))).all())

@@ -99,7 +99,10 @@ class PowerSMC:
     def _sharpen(self, advance: Advance[Any], log_prob: Floats, steps: int) -> Advance[Any]:
         """Return a step with the weights and the twist of the power."""
         if not advance.scored.all():
-            raise Unsupported("PowerSMC raises probabilities to a power, and some choice of the model has none")
+            raise Unsupported(
+                "PowerSMC raises probabilities to a power, and some choice of the model has none: particle "
+                f"{int(np.argmin(advance.scored))} made it at step {steps}. Use SMC, or draw it from what gives log p"
+            )
         with np.errstate(invalid="ignore"):
             gain = np.where(np.isneginf(advance.log_prob), -np.inf, (self.power - 1) * advance.log_prob)
         total = log_prob + np.where(np.isneginf(gain), 0.0, advance.log_prob)

@@ -1,0 +1,1 @@
+"""Jump processes over discrete states, in continuous time: rates, and correctors of their own."""

@@ -1,0 +1,1 @@
+"""Diffusion over tokens whose noise is a uniform token."""

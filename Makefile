@@ -10,22 +10,23 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN := $(VENV)/bin
 # BRISQUE's support vector machine is compiled when it is installed; without a compiler its tests are skipped.
-EXTRAS := $(if $(shell command -v c++),quality$(COMMA))text,diffusion,jax,onnx,plots,progress,server,scale,tune,dev
+EXTRAS := $(if $(shell command -v c++),quality$(COMMA))text,diffusion,jax,onnx,plots,progress,server,scale,tune,docs,dev
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict --editable
 
 # A strict editable install links each file of the library, so it is made again whenever the list of files changes:
 # the name of its stamp carries a checksum of the list.
-FILES := $(sort py.typed $(wildcard *.py diffusion/shipped/weights/* models/tasks/weights/* $(addsuffix *.py,$(dir $(wildcard */__init__.py */*/__init__.py */*/*/__init__.py)))))
+FILES := $(sort py.typed $(wildcard *.py */*/weights/* $(addsuffix *.py,$(dir $(wildcard */__init__.py */*/__init__.py */*/*/__init__.py)))))
 INSTALLED := $(VENV)/.installed
 LINKED := $(VENV)/.linked-$(firstword $(shell echo $(FILES) | cksum))
 
-.PHONY: help venv demo test test-slow lint format fetch fetch-all peers bench build clean
+.PHONY: help venv demo test test-slow docs lint format fetch fetch-all peers bench build clean
 
 help:
 	@echo "make venv       set up $(VENV)"
 	@echo "make demo       run the demonstration on a real language model"
 	@echo "make test       run the quick tests"
 	@echo "make test-slow  run the long tests and those on a real model"
+	@echo "make docs       build the site into docs/_build/html, running the notebooks"
 	@echo "make lint       check style, types and who imports whom"
 	@echo "make format     apply the style"
 	@echo "make fetch      fetch SmolLM2 into the user's cache (make fetch-all: the small reward models too)"
@@ -58,6 +59,11 @@ test: venv
 test-slow: fetch-all
 	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 2 -m "slow or real" $(ARGS)
 
+# FEYNKAC_DOCS_EXECUTE=off leaves the notebooks as they are; what they printed is kept between builds.
+docs: fetch
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "the site is in docs/_build/html/index.html"
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -69,10 +75,10 @@ format: venv
 	$(BIN)/ruff format .
 
 fetch: venv
-	$(BIN)/python -m feynkac.models.fetch smollm2
+	$(BIN)/python -m feynkac fetch smollm2
 
 fetch-all: venv
-	$(BIN)/python -m feynkac.models.fetch smollm2 minilm grammar
+	$(BIN)/python -m feynkac fetch smollm2 minilm grammar
 
 # The libraries that we measure ourselves against need versions of their own, so each has an environment of its own.
 PEERS := $(patsubst benchmarks/peers/%.txt,.venv-peers/%/.installed,$(wildcard benchmarks/peers/*.txt))

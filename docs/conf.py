@@ -1,0 +1,82 @@
+"""How the site is built: ``make docs``. Pages are written here, the reference and the engines' pages by `reference`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import reference  # noqa: E402
+
+import feynkac  # noqa: E402
+
+project = "feynkac"
+author = "the feynkac developers"
+copyright = f"2026, {author}"
+version = release = feynkac.__version__
+
+extensions = [
+    "docstrings",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "myst_nb",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["_build", "out"]
+suppress_warnings = ["mystnb.unknown_mime_type"]
+
+# Names in single backticks link where they are known, and are code where not.
+default_role = "py:obj"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_typehints_format = "short"
+autoclass_content = "class"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+# FEYNKAC_DOCS_EXECUTE=off builds without running the notebooks, =force runs them all anew.
+nb_execution_mode = os.environ.get("FEYNKAC_DOCS_EXECUTE", "cache")
+nb_execution_timeout = 900
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+html_theme = "pydata_sphinx_theme"
+html_title = "feynkac"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "show_toc_level": 2,
+    "navigation_with_keys": False,
+    "navbar_align": "left",
+    "header_links_before_dropdown": 7,
+    "footer_start": ["copyright"],
+    "footer_end": ["theme-version"],
+    "secondary_sidebar_items": ["page-toc"],
+}
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+
+def copied(folder: str) -> None:
+    """Copy what lies beside this folder into it, as Sphinx reads one folder alone."""
+    target = HERE / folder
+    target.mkdir(exist_ok=True)
+    for path in sorted((HERE.parent / folder).glob("*.ipynb")):
+        found = target / path.name
+        text = path.read_text(encoding="utf-8").replace("(../docs/", "(../")
+        if not found.exists() or found.read_text(encoding="utf-8") != text:
+            found.write_text(text, encoding="utf-8")
+
+
+copied("notebooks")
+reference.write(HERE / "reference")

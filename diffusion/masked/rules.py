@@ -286,27 +286,13 @@ class Confident(_ByShares):
             full = torch.where(site.open, site.log_mu.argmax(-1), site.x)
         else:
             full = put(site, site.open, uniforms[:, 1])
-        sure = chosen(site, full)
-        kept = best(sure, site.open, shares(self.count, site)) | (site.open & (sure > self._bound))
-        return torch.where(kept, full, site.x)
+        return torch.where(surest(site, full, shares(self.count, site), self._bound), full, site.x)
 
     def log_prob(self, site: Site, x: Any) -> Any:
         """Return the log-probability (n,) of the tokens after a step."""
         if self.greedy:
             return torch.where((x == self.draw(site, None)).all(-1), 0.0, -math.inf).double()
-        kept, k, sure = x != site.x, shares(self.count, site), chosen(site, x)
-        size, least = kept.sum(-1), torch.where(kept, sure, math.inf).amin(-1)
-        above = (least > self._bound) | (size == 0)
-        place = torch.arange(x.shape[1], device=x.device)
-        last = torch.where(kept & (sure == least[:, None]), place, -1).amax(-1)
-        bound = torch.where(above, self._bound, least)[:, None]
-        tied = above[:, None] | (place > last[:, None])
-        log_mu = site.log_mu.double()
-        under = (log_mu < bound[..., None]) | (tied[..., None] & (log_mu == bound[..., None]))
-        log_f = torch.where(under, log_mu, -math.inf).logsumexp(-1)
-        each = torch.where(kept, sure, torch.where(site.open, log_f, 0.0))
-        there = ((size == k) | ((size > k) & above)) & ~(kept & ~site.open).any(-1)
-        return torch.where(there, each.sum(-1), -math.inf)
+        return log_surest(site, x != site.x, x, shares(self.count, site), self._bound)
 
 
 def _from_left(site: Site) -> Any:
@@ -343,6 +329,35 @@ def best(score: Any, among: Any, k: Any) -> Any:
         -1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
     )
     return among & (rank < torch.as_tensor(k, device=order.device).reshape(-1, 1))
+
+
+def surest(site: Site, full: Any, k: Any, bound: float) -> Any:
+    """Return which open positions are kept (n, L): k (n,) with the largest μ_l of their tokens, and all above a bound.
+
+    ``bound`` is the log of the threshold.
+    """
+    sure = chosen(site, full)
+    return best(sure, site.open, k) | (site.open & (sure > bound))
+
+
+def log_surest(site: Site, kept: Any, x: Any, k: Any, bound: float) -> Any:
+    """Return the log-probability (n,) that of tokens drawn for all open positions those that are ``kept`` are these.
+
+    See `Confident` for the formula, and `surest` for the draw.
+    """
+    sure = chosen(site, x)
+    size, least = kept.sum(-1), torch.where(kept, sure, math.inf).amin(-1)
+    above = (least > bound) | (size == 0)
+    place = torch.arange(x.shape[1], device=x.device)
+    last = torch.where(kept & (sure == least[:, None]), place, -1).amax(-1)
+    most = torch.where(above, bound, least)[:, None]
+    tied = above[:, None] | (place > last[:, None])
+    log_mu = site.log_mu.double()
+    under = (log_mu < most[..., None]) | (tied[..., None] & (log_mu == most[..., None]))
+    log_f = torch.where(under, log_mu, -math.inf).logsumexp(-1)
+    each = torch.where(kept, sure, torch.where(site.open, log_f, 0.0))
+    there = ((size == k) | ((size > k) & above)) & ~(kept & ~site.open).any(-1)
+    return torch.where(there, each.sum(-1), -math.inf)
 
 
 def shares(count: int, site: Site) -> Any:

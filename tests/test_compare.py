@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 import feynkac as fk
 from feynkac.inference.comparison import intervals
-from feynkac.inference.comparison.plot_comparison import front
+from feynkac.inference.comparison.plot_comparison import front, spread
 from feynkac.inference.comparison.trials import Row
 from laws import Z_LIMIT
 
@@ -465,7 +466,8 @@ def test_the_plot_shows_each_engine_with_its_interval(small, tmp_path):
     figure = small.plot("cpu_seconds")
     (ax,) = figure.axes
     assert {text.get_text() for text in ax.texts} == {"<few>", "many"}
-    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() == "o"]
+    drawn = [line for line in ax.lines if line.get_transform() is not ax.transAxes]
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in drawn if line.get_marker() == "o"]
     assert points == [(row.cpu_seconds, row.quality.mean) for row in small.table()]
     bars = [
         tuple(line.get_ydata()) for line in ax.lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2
@@ -474,6 +476,48 @@ def test_the_plot_shows_each_engine_with_its_interval(small, tmp_path):
     figure.savefig(tmp_path / "pareto.png")
     with pytest.raises(ValueError, match="x must be one of tokens_in"):
         small.plot("money")
+
+
+def boxes(texts):
+    from matplotlib.text import Text
+
+    return [Text.get_window_extent(text) for text in texts]  # without the lines to the points
+
+
+@pytest.mark.parametrize("x", ["model_calls", "seconds"])
+def test_long_names_at_one_cost_stand_clear_of_each_other_and_of_the_axes(x):
+    pytest.importorskip("matplotlib")
+    names = {f"an engine whose name is rather long, number {i}, and its settings": fk.BestOfN(4) for i in range(12)}
+    found = fk.compare(coin(), names, metric=lambda p: float(p.best()), seeds=range(2))
+    figure = found.plot(x)
+    (ax,) = figure.axes
+    figure.canvas.draw()
+    shown = boxes(ax.texts)
+    assert len(shown) == 12
+    assert not any(a.overlaps(b) for i, a in enumerate(shown) for b in shown[:i])
+    assert not any(ax.get_window_extent().overlaps(box) for box in shown)
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in shown)
+    assert ax.get_window_extent().width > 0.5 * figure.bbox.width  # which long names do not shrink
+    assert all(len(line) <= 30 for text in ax.texts for line in text.get_text().split("\n"))
+    low, high = ax.get_xlim()
+    assert min(tick for tick in ax.get_xticks() if low <= tick <= high) >= 0
+    points = [line for line in ax.lines if line.get_marker() == "o" and line.get_transform() is not ax.transAxes]
+    at = sorted(line.get_transform().transform([(line.get_xdata()[0], line.get_ydata()[0])])[0][0] for line in points)
+    if x == "model_calls":  # which is 0 for all
+        assert np.diff(at).min() > 5
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["Pareto front"]
+
+
+def test_boxes_that_want_one_place_share_it_out():
+    assert spread([], []) == []
+    assert spread([0.1, 0.9], [0.2, 0.2]) == [0.1, 0.9]
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        wanted, tall = np.sort(rng.uniform(size=6)).tolist(), rng.uniform(0.02, 0.16, 6).tolist()
+        ends = [(at - h / 2, at + h / 2) for at, h in zip(spread(wanted, tall), tall)]
+        assert all(before[1] <= after[0] + 1e-6 for before, after in pairwise(ends))
+        assert ends[0][0] >= -1e-6
+        assert ends[-1][1] <= 1 + 1e-6
 
 
 def test_a_comparison_is_frozen(small):

@@ -7,6 +7,8 @@ import io
 import math
 import sys
 import time
+import types
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -324,6 +326,38 @@ def test_progress_is_shown_where_somebody_watches(monkeypatch, able):
         monkeypatch.setattr(sys, "stderr", stream)
         fk.infer(setup()[2], fk.SMC(5), seed=0, progress=show)
         assert stream.getvalue() == ""
+
+
+class Kernel:
+    """A notebook as IPython shows it: one display that changes."""
+
+    kernel = object()
+    shown: ClassVar[list[str]] = []
+
+    def update(self, line):
+        self.shown.append((repr(line), line._repr_html_()))
+
+
+@pytest.mark.parametrize("show", [None, True])
+def test_in_a_notebook_progress_is_one_line_that_changes(monkeypatch, show):
+    opened = []
+    kernel, module = Kernel(), types.ModuleType("IPython")
+    module.get_ipython = lambda: kernel
+    module.display = types.ModuleType("IPython.display")
+    module.display.display = lambda first, display_id: opened.append(first) or kernel
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    monkeypatch.setitem(sys.modules, "IPython.display", module.display)
+    monkeypatch.setitem(sys.modules, "rich", None)  # which a notebook does not need
+    monkeypatch.setattr("feynkac.inference.base.progress._EVERY", 0.0)
+    monkeypatch.setattr(sys, "stderr", stream := Terminal())
+    kernel.shown.clear()
+    fk.infer(setup()[2], fk.SMC(5), seed=0, progress=show)
+    assert stream.getvalue() == ""
+    assert len(opened) == 1
+    *lines, (last, empty) = kernel.shown
+    assert any("5 of 5 particles finished" in text and '<progress value="5" max="5"' in html for text, html in lines)
+    assert not any("\n" in text for text, _ in lines)
+    assert (last, empty) == ("", "<span></span>")
 
 
 def test_progress_ends_with_an_error(monkeypatch, able):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 from test_report import Balanced
 
 import feynkac as fk
@@ -127,6 +129,11 @@ def test_tables_are_shown_in_notebooks_and_escaped():
         assert all(c.isprintable() or c == "\n" for c in repr(table))
         assert repr(table).splitlines()[1].startswith("image")
         assert ("heuristic" in repr(table)) == (posterior.guarantee == "heuristic")
+        console = Console(file=io.StringIO(), width=200)
+        console.print(table)
+        told = console.file.getvalue()
+        assert all(row.name in told for row in table)
+        assert "most probable" in told
     with pytest.raises(KeyError, match="there is no row 'nothing'"):
         SMC.table()["nothing"]
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from html import escape
 from typing import Any, Literal
 
 from ...ppl.cost import UNITS
 from ..base.student import NOTHING, Interval
+from ..drawing.sheet import Sheet
 from ..drawing.views import number
 from .intervals import difference_interval, mean_interval
 from .trials import Row, Trial, TrialRun
@@ -122,12 +122,12 @@ class Comparison:
 
     # -- showing ------------------------------------------------------------------------------------------------
 
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
-        """Return the head and the rows of the table as texts, without the columns that have nothing to say."""
+    def _sheet(self) -> Sheet:
+        """Return the table without the columns that have nothing to say."""
         rows = self.table()
         shown = [(name, [cell(row) for row in rows]) for name, cell in _COLUMNS]
         kept = [(name, cells) for name, cells in shown if any(cell not in ("", "0") for cell in cells)]
-        return [name for name, _ in kept], [list(line) for line in zip(*(cells for _, cells in kept))]
+        return Sheet([name for name, _ in kept], list(zip(*(cells for _, cells in kept))), self._notes())
 
     def _notes(self) -> list[str]:
         problems = len({trial.model for trial in self.trials})
@@ -150,26 +150,13 @@ class Comparison:
         return notes + [f"failed {count}×: {told}" for told, count in list(errors.items())[:5]]
 
     def __repr__(self) -> str:
-        head, rows = self._cells()
-        widths = [max(map(len, column)) for column in zip(head, *rows)]
-        lines = [
-            "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
-            for line in [head, *rows]
-        ]
-        return "\n".join([*(line.rstrip() for line in lines), *self._notes()])
+        return self._sheet().text()
+
+    def __rich__(self) -> Any:
+        return self._sheet().rich()
 
     def _repr_html_(self) -> str:
-        head, rows = self._cells()
-        top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-        body = "".join(
-            "<tr>" + "".join(f'<td style="white-space:nowrap">{escape(cell)}</td>' for cell in row) + "</tr>"
-            for row in rows
-        )
-        notes = "".join(f"<div>{escape(note)}</div>" for note in self._notes())
-        return (
-            f"<div><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-            f'<div style="font-size:.85em;opacity:.8">{notes}</div></div>'
-        )
+        return self._sheet().html()
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -6,6 +6,7 @@ A figure is not registered with pyplot, so nothing is left open, and no global s
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 try:
@@ -53,10 +54,42 @@ def axes(ax: Any, figsize: tuple[float, float] | None, default: tuple[float, flo
 
 
 def label(ax: Any, title: str, x: str = "", y: str = "") -> None:
-    """Write the title (upper left, in two tones of size) and the axes' names."""
+    """Write the title (upper left) and the axes' names; that of x on the left, for the right is the `key`'s."""
     ax.set_title(title, loc="left", fontsize=NORMAL, color=INK, fontweight="bold")
-    ax.set_xlabel(x, fontsize=SMALL, color=INK)
+    ax.set_xlabel(x, fontsize=SMALL, color=INK, loc="left")
     ax.set_ylabel(y, fontsize=SMALL, color=INK)
+
+
+def sign(text: str, marker: str = "", **options: Any) -> Any:
+    """Return an entry of a `key`: a marker, or a line where there is none."""
+    from matplotlib.lines import Line2D
+
+    options = {"color": INK, "linestyle": "" if marker else "-", "marker": marker or None, **options}
+    return Line2D([], [], label=text, **options)
+
+
+def key(ax: Any, signs: Sequence[Any]) -> None:
+    """Say what the marks of a picture are, in a line below the axes on the right."""
+    from matplotlib.transforms import ScaledTranslation
+
+    if not signs:
+        return
+    below = ax.transAxes + ScaledTranslation(0.0, -0.21, ax.figure.dpi_scale_trans)
+    ax.legend(
+        handles=list(signs),
+        loc="upper right",
+        bbox_to_anchor=(1.0, 0.0),
+        bbox_transform=below,
+        ncols=len(signs),
+        frameon=False,
+        fontsize=7.5,
+        labelcolor=INK,
+        borderpad=0.0,
+        borderaxespad=0.0,
+        handlelength=1.3,
+        handletextpad=0.4,
+        columnspacing=1.0,
+    )
 
 
 def write(ax: Any, x: float, y: float, text: str, **options: Any) -> Any:

@@ -5,7 +5,7 @@ After Okabe and Ito (2008), "Color Universal Design", moved towards the middle t
 
 from __future__ import annotations
 
-INK = "#808080"
+INK = "#767676"
 BLUE = "#2f86c4"
 ORANGE = "#dd7a1c"
 GREEN = "#1d9c77"

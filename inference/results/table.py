@@ -6,7 +6,6 @@ import importlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 from ...ppl.model import Floats, Index
 from ...ppl.sites import address
 from ..drawing.pixels import described
-from ..drawing.views import number, plain, short_line
+from ..drawing.sheet import Sheet
+from ..drawing.views import number, plain
 from .autocorrelation import chain_ess, rhat
 from .columns import column, columns
 from .latents import variables
@@ -80,26 +80,20 @@ class Table:
         frame = _pandas().DataFrame([asdict(row) for row in self.rows])
         return frame.set_index("name") if len(frame) else frame
 
-    def _cells(self) -> list[list[str]]:
+    def _sheet(self) -> Sheet:
         shown = [head for head, show in _COLUMNS if head not in _OPTIONAL or any(show(row) for row in self.rows)]
         chosen = [(head, show) for head, show in _COLUMNS if head in shown]
-        return [[head for head, _ in chosen], *([show(row) for _, show in chosen] for row in self.rows)]
+        rows = [[show(row) for _, show in chosen] for row in self.rows]
+        return Sheet([head for head, _ in chosen], rows, [self.note] if self.note else [])
 
     def __repr__(self) -> str:
-        cells = [[short_line(cell, 60) for cell in line] for line in self._cells()]
-        widths = [max(map(len, cells_of)) for cells_of in zip(*cells)]
-        lines = [
-            "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
-            for line in cells
-        ]
-        return "\n".join([*(line.rstrip() for line in lines), *([plain(self.note)] if self.note else [])])
+        return self._sheet().text()
+
+    def __rich__(self) -> Any:
+        return self._sheet().rich()
 
     def _repr_html_(self) -> str:
-        head, *rows = self._cells()
-        top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        note = f'<div style="font-size:.85em;opacity:.8">{escape(self.note)}</div>' if self.note else ""
-        return f"<div><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>{note}</div>"
+        return self._sheet().html()
 
 
 def _shown(value: float) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-LABEL = re.compile(r"(Source|Guarantee|Engines|Measured|Not shown here|Feynman–Kac mapping)(?:: |:$)(.*)")
+WORDS = "Source|Guarantee|Engines|Measured|Not shown here|Cost|When it pays|Feynman–Kac mapping"
+LABEL = re.compile(rf"({WORDS})(?:: |:$)(.*)")
 SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Example|Examples|Note|Warns):$")
 CODE = re.compile(r"(``.+?``|`[^`]+`)")
 

@@ -107,6 +107,11 @@ def room(name: Name) -> str | None:
     return found if found in ROOMS else None
 
 
+def promised(name: Name) -> str:
+    """Return the guarantee of an engine, in words."""
+    return name.thing.guarantee if isinstance(name.thing.guarantee, str) else "by its settings"
+
+
 def object_page(name: Name) -> str:
     """Return the page of one name."""
     title = name.path.replace("feynkac.", "fk.", 1)
@@ -115,7 +120,8 @@ def object_page(name: Name) -> str:
         members = "\n   :members:"
     if room(name):
         members += "\n   :exclude-members: run, at_once, resume"
-    return f"{title}\n{'=' * len(title)}\n\n.. auto{name.kind}:: {name.path}{members}\n"
+    before = f"**Guarantee:** {promised(name)}.\n\n" if room(name) else ""
+    return f"{title}\n{'=' * len(title)}\n\n{before}.. auto{name.kind}:: {name.path}{members}\n"
 
 
 def table(names: list[Name], folder: str) -> list[str]:
@@ -134,8 +140,7 @@ def engine_rows(names: list[Name]) -> list[str]:
     rows = [row("engine", "what", "promise", "paper"), "|---|---|---|---|"]
     for name in names:
         told = paragraphs(inspect.getdoc(name.thing) or "")
-        promise = name.thing.guarantee if isinstance(name.thing.guarantee, str) else "by its settings"
-        rows.append(row(f"[`{name.name}`]({name.path}.rst)", name.line, promise, told.get("source", "")))
+        rows.append(row(f"[`{name.name}`]({name.path}.rst)", name.line, promised(name), told.get("source", "")))
     return rows
 
 

@@ -69,3 +69,12 @@ def test_pages_link_to_what_is_there():
             if not (page.parent / target).exists():
                 missing.append(f"{page.name}: {target}")
     assert not missing
+
+
+def test_every_engine_says_what_it_costs_and_when_it_pays():
+    reference = script("reference")
+    engines = [name for name in reference.public("feynkac") if reference.room(name)]
+    assert len(engines) > 30
+    for name in engines:
+        told = inspect.getdoc(name.thing)
+        assert all(f"\n{word}: " in told for word in ("Cost", "When it pays", "Source")), name.path

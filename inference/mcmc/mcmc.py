@@ -66,6 +66,9 @@ class MCMC:
         Unsupported: where the kernel moves numbers alone, and the program draws other things, too.
         ImpossibleStart: where no run of positive weight was found to start from.
 
+    Cost: What its kernel costs, for each move and chain.
+    When it pays: For numbers with gradients and one mode; see `TemperedSMC` where there are several.
+
     Source: Metropolis et al. (1953), doi:10.1063/1.1699114; the warm-up: Hoffman and Gelman (2014), arXiv:1111.4246,
     and Stan's reference manual.
 

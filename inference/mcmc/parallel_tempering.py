@@ -39,6 +39,9 @@ class ParallelTempering:
         chains: independent ladders, of equal weight.
         all_dead: "error" raises `AllParticlesDead` when no draw has positive weight; "zero" keeps them.
 
+    Cost: A run for each temperature and move.
+    When it pays: Where a single chain is stuck in one mode, and hotter ones are not.
+
     Source: Geyer (1991), "Markov chain Monte Carlo maximum likelihood", Interface Foundation, hdl:11299/58440; Syed et
     al. (2022), doi:10.1111/rssb.12464, arXiv:1905.02939; for reasoning: Puri et al. (2025), arXiv:2502.01618, whose
     form is not published.

@@ -51,6 +51,9 @@ class ParticleGibbs:
     Raises:
         Unsupported: for ancestor sampling on a model without log-probabilities.
 
+    Cost: N runs of the model for each sweep.
+    When it pays: To draw from a posterior of long runs, where one pass of SMC leaves few founders.
+
     Source: Andrieu, Doucet and Holenstein (2010), doi:10.1111/j.1467-9868.2009.00736.x; ancestor sampling: Lindsten,
     Jordan and Schön (2014), arXiv:1401.0604; for reasoning: Puri et al. (2025), arXiv:2502.01618.
 

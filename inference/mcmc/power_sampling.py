@@ -44,6 +44,9 @@ class PowerSampling:
     Raises:
         Unsupported: for a model without log-probabilities.
 
+    Cost: As `SuffixMH`, by blocks: several runs of the model for each block.
+    When it pays: For sharper answers without a reward, where `PowerSMC` degenerates.
+
     Source: Karan and Du (2025), arXiv:2510.14901. Their code leaves out the factor |y|/|y'| of the proposal, and cuts
     the present run to the length of the new one where that ends early; this does neither.
 

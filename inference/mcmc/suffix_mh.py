@@ -56,6 +56,10 @@ class SuffixMH:
     Raises:
         Unsupported: for a power other than 1, on a model without log-probabilities.
 
+    Cost: Half a run for each move, on the average.
+    When it pays: For whole texts with a reward of the whole, from a good start; chains are cheap to hold, so long
+    runs fit.
+
     Source: QUEST, Faria et al. (2024), arXiv:2406.00049; QAlign, Faria and Smith (2025), arXiv:2504.03790. Their code
     takes the mean of log-probabilities where the sum belongs, and clips the ratio; this does not.
 

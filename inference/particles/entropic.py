@@ -58,6 +58,10 @@ class EntropicParticleFilter:
         all_dead: "error" raises `AllParticlesDead` when all weights are zero; "zero" returns log Z = −inf.
         floor: the share of ancestors that is drawn without looking ahead, in (0, 1].
 
+    Cost: That of `ParticleFilter`.
+    When it pays: Where the process reward is too sure of first steps, so that a filter would commit to few
+    particles too soon.
+
     Source: Giannone et al. (2025), arXiv:2510.05825; auxiliary filters: Pitt and Shephard (1999),
     doi:10.1080/01621459.1999.10474153. The correction, and the form of the look-ahead, are ours.
 

@@ -28,6 +28,9 @@ class ImportanceSampling:
         chains: independent runs of n particles, pooled; several give a standard error.
         all_dead: "error" raises `AllParticlesDead` when all weights are zero; "zero" returns log Z = −inf.
 
+    Cost: N runs of the model.
+    When it pays: Where runs are cheap and weights even; the baseline of every other engine.
+
     Source: Kloek and van Dijk (1978), doi:10.2307/1913641.
 
     >>> import feynkac as fk

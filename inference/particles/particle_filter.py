@@ -49,6 +49,9 @@ class ParticleFilter:
         chains: independent runs; several give a standard error.
         all_dead: "error" raises `AllParticlesDead` when all weights are zero; "zero" returns log Z = −inf.
 
+    Cost: N runs of the model, and a score of each step.
+    When it pays: Where a process reward knows early which runs are good, and the number of steps is moderate.
+
     Source: Puri et al. (2025), arXiv:2502.01618.
 
     >>> import feynkac as fk

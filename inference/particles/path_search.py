@@ -41,6 +41,9 @@ class PathSearch:
     Raises:
         Unsupported: by name, for a model without ``renoise``.
 
+    Cost: ``branches`` copies of each of the paths, a few steps back and forward, until they are done.
+    When it pays: To better images that are nearly good, by going back part of the way.
+
     Source: Ma et al. (2025), arXiv:2501.09732.
 
     >>> import feynkac as fk

@@ -45,6 +45,10 @@ class PowerSMC:
     Raises:
         Unsupported: for a model without log-probabilities.
 
+    Cost: N runs of the model.
+    When it pays: For sharper answers without a reward, in one pass; where weights of long runs degenerate, give it
+    a proposal of lower temperature.
+
     Source: Azizi et al. (2026), arXiv:2602.10273; the target: Karan and Du (2025), arXiv:2510.14901.
 
     >>> import feynkac as fk

@@ -52,6 +52,9 @@ class RejectionSMC:
 
     ``info["trials"]`` is the mean number of children of a particle in a step.
 
+    Cost: Several tries for each particle and step, the more the lower the verifier puts them.
+    When it pays: For one answer, with a verifier that knows from the first step; for expectations `SMC` is better.
+
     Source: Golowich et al. (2026), arXiv:2603.07887; Girshick, Mosteller and Savage (1946),
     doi:10.1214/aoms/1177730976, for the stopped estimate.
 

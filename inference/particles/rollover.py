@@ -34,6 +34,9 @@ class RolloverBudget:
         chains: independent lines; each has a vote of the same weight.
         all_dead: "error" raises `AllParticlesDead` when all draws of a step have weight zero; "zero" keeps the dead.
 
+    Cost: The quota of tries for each step, what is saved going to later ones.
+    When it pays: For images with few steps, whose gains come at steps that are not known beforehand.
+
     Source: Kim, Yoon, Hwang and Sung (2025), arXiv:2503.19385.
 
     >>> import feynkac as fk

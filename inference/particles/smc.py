@@ -48,6 +48,10 @@ class SMC:
             and no longer unbiased, and ``guarantee`` says so. A program that draws all in its first step, and then
             weighs it, is better off with `TemperedSMC`; where its particles collapse, a `CollapseWarning` says so.
 
+    Cost: N runs of the model, one batched call a step; with ``move`` as many more as it proposes.
+    When it pays: Where a partial run can be judged, or its evidence is wanted. Not where only the end tells: then
+    all particles are copies of a few when it is told.
+
     Source: Gordon, Salmond and Smith (1993), doi:10.1049/ip-f-2.1993.0015; twists as in Whiteley and Lee (2014),
     doi:10.1214/13-AOS1167; moves: Gilks and Berzuini (2001), doi:10.1111/1467-9868.00280.
 

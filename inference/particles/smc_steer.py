@@ -35,6 +35,9 @@ class SMCSteer:
         chains: independent runs, pooled in proportion to their evidence; several give a standard error.
         all_dead: "error" raises `AllParticlesDead` when all weights are zero; "zero" returns log Z = −inf.
 
+    Cost: ``beam`` × n continuations a step, n of which are kept.
+    When it pays: Where steps have few likely continuations, and copies of the same one would be a waste.
+
     Source: Lew et al. (2023), arXiv:2306.03081; the resampling: Fearnhead and Clifford (2003),
     doi:10.1111/1467-9868.00421.
 

@@ -35,6 +35,9 @@ class SVDD:
         chains: independent batches of n.
         all_dead: "error" raises `AllParticlesDead` when all lines are dead; "zero" keeps the dead.
 
+    Cost: ``children`` tries of each line at every step.
+    When it pays: For images with a reward of the estimate; greedy, so that diversity is lost.
+
     Source: Li et al. (2024), arXiv:2408.08252.
 
     >>> import feynkac as fk

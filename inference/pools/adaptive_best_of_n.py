@@ -44,6 +44,9 @@ class AdaptiveBestOfN:
         chains: independent runs, each of which stops for itself and selects its own.
         all_dead: "error" raises `AllParticlesDead` when all runs have weight zero; "zero" keeps the dead.
 
+    Cost: N runs at most, fewer where one is good enough early.
+    When it pays: Where a score says when to stop: easy problems take a run or two.
+
     Source: Manvi, Singh and Ermon (2024), arXiv:2410.02725. Raises ValueError for settings out of range, InvalidWeight
     for a judge that returns no probability.
 

@@ -38,6 +38,9 @@ class AdaptiveConsistency:
         chains: independent runs, each of which stops for itself; all votes count.
         all_dead: "error" raises `AllParticlesDead` when all runs have weight zero; "zero" keeps the dead.
 
+    Cost: N runs at most, fewer where a majority is clear.
+    When it pays: As `SelfConsistency`, over problems of unequal difficulty.
+
     Source: Aggarwal et al. (2023), arXiv:2305.11860; they have 40 runs, a threshold of 0.95 and batches of one. Raises
     ValueError for settings out of range.
 

@@ -38,6 +38,9 @@ class BestOfN:
         by: the answer of a value, for weighted best-of-N; it must return something hashable. None abstains; where all
             do, the best run wins.
 
+    Cost: N runs of the model, each scored once.
+    When it pays: Where only whole runs can be judged; hard to beat where runs are short.
+
     Source: Stiennon et al. (2020), arXiv:2009.01325; soft selection, Verdun et al. (2025), arXiv:2505.03156; weighted,
     Li et al. (2023), arXiv:2206.02336, and Snell et al. (2024), arXiv:2408.03314.
 

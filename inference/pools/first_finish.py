@@ -39,6 +39,9 @@ class FirstFinish:
         chains: independent races; all votes count.
         all_dead: "error" raises `AllParticlesDead` when all runs have weight zero; "zero" keeps the dead.
 
+    Cost: N runs side by side, until the first ones have finished.
+    When it pays: Where shorter is likelier right, and time counts.
+
     Source: Agarwal, Sengupta and Chakraborty (2025), arXiv:2505.18149. Raises ValueError for settings out of range.
 
     >>> import feynkac as fk

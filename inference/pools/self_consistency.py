@@ -39,6 +39,9 @@ class SelfConsistency:
         chains: independent batches of N.
         all_dead: "error" raises `AllParticlesDead` when all potentials are zero; "zero" keeps the dead.
 
+    Cost: N runs of the model.
+    When it pays: Where answers can be compared and no reward is at hand.
+
     Source: Wang et al. (2023), arXiv:2203.11171; weighted, Li et al. (2023), arXiv:2206.02336.
 
     >>> import feynkac as fk

@@ -52,6 +52,10 @@ class AStar:
         chains: independent searches.
         all_dead: "error" raises `AllParticlesDead` when all nodes have weight zero; "zero" keeps the dead.
 
+    Cost: ``expansions`` expansions of ``width`` children.
+    When it pays: Where scores fall along wrong paths, so that it comes back to earlier ones; on Countdown it saved
+    calls of the verifier, and few tokens.
+
     Source: A*-decoding, Chatziveroglou (2025), arXiv:2505.13672; Hart, Nilsson and Raphael (1968),
     doi:10.1109/TSSC.1968.300136. Raises ValueError for settings out of range, InvalidWeight for a cost or heuristic
     that is no number.

@@ -44,6 +44,9 @@ class BeamSearch:
         chains: independent searches.
         all_dead: "error" raises `AllParticlesDead` when all candidates have weight zero; "zero" keeps the dead.
 
+    Cost: ``width`` children of each of n beams a step.
+    When it pays: Where steps are few, a score ranks partial runs well, and one good answer is all that is asked.
+
     Source: Snell et al. (2024), arXiv:2408.03314, with look-ahead; a beam over steps with a verifier, Yao et al.
     (2023), arXiv:2305.10601, and Xie et al. (2023), arXiv:2305.00633. Raises ValueError for settings out of range.
 

@@ -29,6 +29,9 @@ class DVTS:
         chains: independent searches.
         all_dead: "error" raises `AllParticlesDead` when every subtree ends with weight zero; "zero" keeps the dead.
 
+    Cost: That of `BeamSearch` with as many beams.
+    When it pays: Where the best-looking first step is often wrong: parts of the beam never compete.
+
     Source: Beeching, Tunstall and Rush (2024), "Scaling test-time compute with open models", huggingface.co/blog;
     look-ahead, Snell et al. (2024), arXiv:2408.03314. Raises ValueError for settings out of range.
 

@@ -54,6 +54,9 @@ class MCTS:
         all_dead: "error" raises `AllParticlesDead` when there is no result and nothing to go on from; "zero" keeps the
             dead.
 
+    Cost: ``width`` children for each simulation, and with ``value="rollout"`` a run to the end of each.
+    When it pays: Where first steps decide, and a run to the end is cheap.
+
     Source: Kocsis and Szepesvári (2006), doi:10.1007/11871842_29; the second bound, Silver et al. (2018),
     doi:10.1126/science.aar6404; over steps of a language model, Zhang et al. (2024), arXiv:2406.07394, and Hao et al.
     (2023), arXiv:2305.14992. Raises ValueError for settings out of range.

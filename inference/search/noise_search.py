@@ -43,6 +43,9 @@ class NoiseSearch:
     Raises:
         Unsupported: by name, for a model that does not begin with an array of at least two numbers that can be given.
 
+    Cost: A whole run for each candidate.
+    When it pays: For images from a deterministic sampler, where only the initial noise can be chosen.
+
     Source: Ma et al. (2025), arXiv:2501.09732.
 
     >>> import feynkac as fk

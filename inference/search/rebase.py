@@ -36,6 +36,9 @@ class Rebase:
         chains: independent searches.
         all_dead: "error" raises `AllParticlesDead` when all nodes have weight zero; "zero" keeps the dead.
 
+    Cost: That of `BeamSearch`, its children shared out by score.
+    When it pays: Where scores are soft: several good beams go on rather than the best alone.
+
     Source: Wu et al. (2024), arXiv:2408.00724. Raises ValueError for settings out of range.
 
     >>> import math, feynkac as fk

@@ -36,6 +36,9 @@ class TreeOfFrames:
         chains: independent trees; each takes its own best.
         all_dead: "error" raises `AllParticlesDead` when all potentials are zero; "zero" keeps the dead.
 
+    Cost: ``branching`` children of each clip that is kept, at each stage.
+    When it pays: For video and other long runs that can be judged part by part.
+
     Source: Liu et al. (2025), Video-T1, arXiv:2503.18942. Raises ValueError for settings out of range.
 
     >>> import feynkac as fk

@@ -64,6 +64,10 @@ class TreeSampling:
         chains: independent trees, pooled in proportion to their evidence; several give a standard error.
         all_dead: "error" raises `AllParticlesDead` when all leaves have weight zero; "zero" returns log Z = −inf.
 
+    Cost: M rollouts, each from where it leaves the tree: less than m runs.
+    When it pays: To sample a posterior over images or texts in which early draws decide much; compare with
+    `ImportanceSampling` at the same evaluations.
+
     Source: the tree, its widening and its values are those of Diffusion Tree Sampling (DTS), Jain, Sareen, Pedramfar
     and Ravanbakhsh (2025), arXiv:2506.20701, where rewards come at the end alone.
 

@@ -47,6 +47,9 @@ class TreeSearch:
         chains: independent trees; each selects its own leaf.
         all_dead: "error" raises `AllParticlesDead` when all leaves have weight zero; "zero" keeps the dead.
 
+    Cost: That of `TreeSampling`.
+    When it pays: For one best image, where branches part late enough to share most of the steps.
+
     Source: Jain, Sareen, Pedramfar and Ravanbakhsh (2025), arXiv:2506.20701; the bound, Kocsis and Szepesvári (2006),
     doi:10.1007/11871842_29.
 

@@ -110,6 +110,10 @@ class NestedSampling:
         Unsupported: for a model that draws from proposals (the first runs must be draws from the prior), and for a
             kernel that is known never to move a choice.
 
+    Cost: A few hundred evaluations for each of the live points, times the information in the likelihood.
+    When it pays: For the evidence with its error from one run, and likelihoods with a phase transition, where
+    temperatures fail.
+
     Source: Skilling (2006), doi:10.1214/06-BA127; the weights: Walter (2014), arXiv:1412.6368; on plateaus: Fowlie,
     Handley and Su (2020), arXiv:2010.13884.
 

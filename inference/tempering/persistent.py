@@ -45,6 +45,9 @@ class PersistentSampling:
     Raises:
         LadderStuck: where the next rung would be closer than 1e-10.
 
+    Cost: That of `TemperedSMC`; memory grows with the rungs.
+    When it pays: As `TemperedSMC`, where evaluations are dear: the draws of all rungs are weighed anew at the end.
+
     Source: Karamanis and Seljak (2024), arXiv:2407.20722.
 
     >>> import feynkac as fk

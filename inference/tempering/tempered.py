@@ -57,6 +57,10 @@ class TemperedSMC:
     Raises:
         LadderStuck: where the next rung would be closer than 1e-10.
 
+    Cost: N whole runs, and for each rung of the ladder n moves.
+    When it pays: For a prior with a likelihood, where all is drawn before it is weighed; posteriors with several
+    modes; the evidence.
+
     Source: Neal (2001), doi:10.1023/A:1008923215028; Del Moral, Doucet and Jasra (2006),
     doi:10.1111/j.1467-9868.2006.00553.x; the ladder: Zhou, Johansen and Aston (2016),
     doi:10.1080/10618600.2015.1060885.

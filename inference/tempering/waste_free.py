@@ -37,6 +37,9 @@ class WasteFreeSMC:
         chains: independent runs of all this, pooled in proportion to their evidence.
         all_dead: "error" raises `AllParticlesDead` when all runs have weight zero; "zero" returns log Z = −inf.
 
+    Cost: N whole runs, and as many moves for each rung, all of which are kept.
+    When it pays: As `TemperedSMC`, where the kernel moves little at a time: no state of its chains is thrown away.
+
     Source: Dau and Chopin (2022), doi:10.1111/rssb.12475, arXiv:2011.02328.
 
     >>> import feynkac as fk

@@ -1,7 +1,7 @@
 """Rules of diffusion with uniform noise: what a step does to tokens that may all be wrong, and with what probability.
 
-No token stands for noise: what is not yet said is a token drawn uniformly from all K. μ_l(v) is the network's law of the
-clean token at position l, given all tokens as they are. Every rule can be drawn from and has its exact probability.
+No token stands for noise: what is not yet said is a token drawn uniformly from all K. μ_l(v) is the network's law of
+the clean token at position l, given all tokens as they are. Every rule can be drawn from and has its exact probability.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Rule(Protocol):
         """Return the tokens (n, L) after a step, from uniform numbers (n, `UNIFORMS`, L)."""
 
     def log_prob(self, site: Site, x: Any) -> Any:
-        """Return the log-probability (n,), float64, that a step leads to ``x`` (n, L) at the positions that are open."""
+        """Return the log-probability (n,), float64, that a step leads to ``x`` (n, L) at positions that are open."""
 
     def noised(self, site: Site, to: int, uniforms: Any, fresh: Any) -> Any:
         """Return tokens (n, L) where ``to`` steps of the block lead, ``fresh`` ones in place of those that are lost."""
@@ -78,7 +78,7 @@ class DiscreteDDIM(_Apart):
     At step i of T a token is clean with probability α_t = i/T, else uniform, and is to be so with α_s = (i + 1)/T.
     With a = α_t/α_s and x0 drawn from μ, of which the sum is taken,
 
-        P(s) = Σ_{x0} μ(x0) · [a·1(s = x_t) + (1 − a)/K] · [α_s·1(s = x0) + (1 − α_s)/K] / [α_t·1(x_t = x0) + (1 − α_t)/K]
+        P(s) = Σ_{x0} μ(x0)·[a·1(s = x_t) + (1−a)/K]·[α_s·1(s = x0) + (1−α_s)/K] / [α_t·1(x_t = x0) + (1−α_t)/K]
 
     Austin et al. (2021), arXiv:2107.03006 (D3PM); in diffusers `DiscreteDDIMScheduler`. Positions are drawn
     independently of each other, so that the law of T steps is not the data's, even for the exact μ, but goes to it as

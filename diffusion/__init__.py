@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..ppl.lazy import find
 
 if TYPE_CHECKING:
+    from .adapters.canvas import CanvasNetwork
     from .adapters.networks import DiffusersNetwork
     from .adapters.pipelines import from_pipeline
     from .adapters.schedulers import from_scheduler
@@ -50,6 +51,7 @@ _HOME = {
     "Ancestral": "masked.rules",
     "AtRandom": "masked.rules",
     "BlockRefinement": "uniform.rules",
+    "CanvasNetwork": "adapters.canvas",
     "Classifier": "shipped.convnets",
     "ClipScore": "rewards.clip",
     "Confident": "masked.rules",
@@ -97,6 +99,7 @@ __all__ = [
     "Ancestral",
     "AtRandom",
     "BlockRefinement",
+    "CanvasNetwork",
     "Classifier",
     "ClipScore",
     "Confident",

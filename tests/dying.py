@@ -62,7 +62,7 @@ class Mortal(WholeSteps):
     def draw(self, *args):
         self._live(super().draw, args)
 
-    def forced(self, *args):
+    def forced(self, *args, onward=False):
         return self._live(super().forced, args)
 
     def _live(self, ask, args):

@@ -141,8 +141,8 @@ class Counted(ScriptedLM):
     def draw(self, runs, keys, tally):
         self._count(tally, lambda: super(Counted, self).draw(runs, keys, tally))
 
-    def forced(self, nodes, starts, laws, owners, tally):
-        return self._count(tally, lambda: super(Counted, self).forced(nodes, starts, laws, owners, tally))
+    def forced(self, nodes, starts, laws, owners, tally, **onward):
+        return self._count(tally, lambda: super(Counted, self).forced(nodes, starts, laws, owners, tally, **onward))
 
     def laws(self, nodes, owners, tally, sink):
         self._count(tally, lambda: super(Counted, self).laws(nodes, owners, tally, sink))

@@ -48,7 +48,7 @@ class WholeSteps(LanguageModel):
                 run.advance(token, float(log_p[token]))
                 tally.tokens_out[i] += 1
 
-    def forced(self, nodes, starts, laws, owners, tally):
+    def forced(self, nodes, starts, laws, owners, tally, *, onward=False):
         """Score each text by itself."""
         self.requests.append(len(nodes))
         tally.calls += 1

@@ -15,6 +15,7 @@ from ...ppl.cost import charge
 from ...ppl.errors import CannotScore
 from ...ppl.keys import Keys, root
 from ...ppl.model import Draws
+from ..language.drafted import Drafted
 from ..language.host import Tally, require
 from ..language.steps import MOST_SUPPORT, Step
 from ..language.text import Text
@@ -256,6 +257,8 @@ def _made(step: Step, potential: Potential, sampler: Any, alone: bool) -> Constr
         raise TypeError(
             f"a Potential is needed, not {potential!r}; Where makes one of a function, Rewarded of a reward"
         )
+    if isinstance(step, Drafted):
+        raise ValueError("a constrained step draws each token from its own law: leave draft= out of the step")
     if step.mask is not None:
         raise ValueError("the step has a mask already: leave it out, and put what it says into the potential")
     Vocabulary.of(step.lm).require(potential.vocabulary)

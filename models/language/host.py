@@ -86,6 +86,9 @@ class Host(Writing, Protocol):
     def admits(self, law: Law) -> None:
         """Raise Unsupported, naming the remedy, unless steps can be drawn under a law."""
 
+    def weighs(self, law: Law) -> None:
+        """Raise Unsupported, naming the remedy, unless given tokens can be scored under a law."""
+
     def scores(self, law: Law) -> bool:
         """Return whether it tells the log-probabilities of what it draws under a law."""
 
@@ -106,11 +109,13 @@ class Host(Writing, Protocol):
         """
 
     def forced(
-        self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally
-    ) -> Floats:
+        self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally,
+        *, onward: bool = False,
+    ) -> Floats:  # fmt: skip
         """Return the log-probability (n,) of the tokens of each history from position ``starts[i]`` to its end.
 
-        What it takes is charged to ``owners[i]``, or to one of those that share it. Raises Unsupported, naming the
+        What it takes is charged to ``owners[i]``, or to one of those that share it. With ``onward`` steps are to go on
+        from the ends, whose laws a model of whole passes then finds in the same one. Raises Unsupported, naming the
         remedy, before anything is asked, where the model cannot say.
         """
 

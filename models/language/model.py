@@ -17,6 +17,7 @@ from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.score import Score
 from ...ppl.sites import Running
+from .drafted import drafted
 from .endings import Ending
 from .host import Floats, Offer, Sink, Tally, require
 from .journalled import Journalled
@@ -35,6 +36,10 @@ _A_TOKEN = Ending(1)
 
 class LanguageModel(Journalled, ABC):
     """What all language models have in common. Their steps are kernels for ``fk.sample``.
+
+    Steps of tokens, a line, a sentence, up to a stop or to the end take as keywords those of `Sampling`, and ``draft=``
+    with ``gamma=``: a small model with an equal tokenizer proposes so many tokens at a time (None: all), this one
+    scores them in one pass, and the weight p/q comes with the draw, see `Drafted`.
 
     Those who inherit from it draw steps (`draw`) and score given tokens (`forced`), and say by ``offers`` what else
     they can do; what needs more refuses with `Unsupported` before anything is drawn.
@@ -96,6 +101,9 @@ class LanguageModel(Journalled, ABC):
         if law[1] is not None:
             require(self, "law", "a draw under a mask")
 
+    def weighs(self, law: Law) -> None:  # most score under all laws
+        """Raise Unsupported unless given tokens can be scored under a law, see `Host`."""
+
     def scores(self, law: Law) -> bool:
         """Return whether the model tells the log-probabilities of what it draws under a law, see `Host`."""
         return True
@@ -110,8 +118,9 @@ class LanguageModel(Journalled, ABC):
 
     @abstractmethod
     def forced(
-        self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally
-    ) -> Floats:
+        self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally,
+        *, onward: bool = False,
+    ) -> Floats:  # fmt: skip
         """Return the log-probability (n,) of the tokens of histories from certain positions on, see `Host`."""
 
     def laws(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally, sink: Sink) -> None:
@@ -244,9 +253,9 @@ class LanguageModel(Journalled, ABC):
         allowed = None if mask is None else as_mask(mask, self.vocab_size)
         return Step(self, text, _A_TOKEN, self._law(sampling), allowed)
 
-    def tokens(self, text: Text, k: int, **sampling: Any) -> Step:
+    def tokens(self, text: Text, k: int, **settings: Any) -> Step:
         """Return the kernel of k tokens, or fewer where the text finishes."""
-        return Step(self, text, Ending(k), self._law(sampling))
+        return self._step(text, Ending(k), settings)
 
     def until(
         self,
@@ -255,7 +264,7 @@ class LanguageModel(Journalled, ABC):
         *,
         max_tokens: int = 128,
         include_stop: bool = False,
-        **sampling: Any,
+        **settings: Any,
     ) -> Step:
         """Return the kernel of the tokens up to the first stop, ``max_tokens``, or the text's end.
 
@@ -266,23 +275,23 @@ class LanguageModel(Journalled, ABC):
         Raises TypeError for a stop that is no string, ValueError for one in which a special token is only a part.
         """
         stops, special = self._writer.stops(stop)
-        return Step(self, text, Ending(max_tokens, stops, include_stop, stop_tokens=special), self._law(sampling))
+        return self._step(text, Ending(max_tokens, stops, include_stop, stop_tokens=special), settings)
 
-    def line(self, text: Text, *, max_tokens: int = 64, **sampling: Any) -> Step:
+    def line(self, text: Text, *, max_tokens: int = 64, **settings: Any) -> Step:
         """Return the kernel of the rest of the line."""
-        return self.until(text, "\n", max_tokens=max_tokens, **sampling)
+        return self.until(text, "\n", max_tokens=max_tokens, **settings)
 
-    def sentence(self, text: Text, *, max_tokens: int = 128, **sampling: Any) -> Step:
+    def sentence(self, text: Text, *, max_tokens: int = 128, **settings: Any) -> Step:
         """Return the kernel of the rest of the sentence: to a ``.``, ``!``, ``?``, ``؟`` or ``…`` that ends it.
 
         It does so before white space, a closing quote or bracket (kept), or the text's end. A ``。``, ``！`` or ``？``
         does before any other character. What the last token holds beyond is displayed with the next step.
         """
-        return Step(self, text, Ending(max_tokens, sentence=True), self._law(sampling))
+        return self._step(text, Ending(max_tokens, sentence=True), settings)
 
-    def complete(self, text: Text, *, max_tokens: int = 256, **sampling: Any) -> Step:
+    def complete(self, text: Text, *, max_tokens: int = 256, **settings: Any) -> Step:
         """Return the kernel of the rest of the response: to an end token or ``max_tokens``."""
-        return Step(self, text, Ending(max_tokens, whole=True), self._law(sampling))
+        return self._step(text, Ending(max_tokens, whole=True), settings)
 
     def together(self, texts: Together | Sequence[Text], k: int, **sampling: Any) -> Ticks:
         """Return the kernel of k tokens for each of some texts, which see each other's tokens as they come.
@@ -410,6 +419,10 @@ class LanguageModel(Journalled, ABC):
         if not -depth <= operator.index(layer) < depth:
             raise ValueError(f"{self!r} has the layers {-depth} to {depth - 1}, and {layer} is none of them")
         return operator.index(layer) % depth
+
+    def _step(self, text: Text, ending: Ending, settings: dict[str, Any]) -> Step:
+        draft = [settings.pop(name, None) for name in ("draft", "gamma")]
+        return drafted(Step(self, text, ending, self._law(settings)), *draft)
 
     def _law(self, overrides: dict[str, Any]) -> Sampling:
         return replace(self.sampling, **overrides) if overrides else self.sampling

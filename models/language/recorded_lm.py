@@ -102,8 +102,9 @@ class RecordedLM(LanguageModel):
         self._refuse()
 
     def forced(
-        self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally
-    ) -> Floats:
+        self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally,
+        *, onward: bool = False,
+    ) -> Floats:  # fmt: skip
         """Raise NotRecorded."""
         self._refuse()
 

@@ -110,6 +110,11 @@ class Run:
     def _scan_from(self) -> int:
         return self.start.begin if self.request.ending.sentence else len(self.start.reading.raw)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop or a sentence's end was read."""
+        return self._cut is not None
+
     def _read(self) -> None:
         self.reading = self.reading.read(self.request.lm.decode, self._unread)
         self._unread = []

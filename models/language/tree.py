@@ -26,7 +26,9 @@ class Node:
         digest: a rolling hash of all tokens.
     """
 
-    __slots__ = ("__weakref__", "_response", "digest", "length", "parent", "prompt", "root", "source", "token")
+    __slots__ = (
+        "__weakref__", "_beside", "_response", "digest", "length", "parent", "prompt", "root", "source", "token",
+    )  # fmt: skip
 
     def __init__(
         self, parent: Self | None, token: int, prompt: tuple[int, ...] = (), source: tuple[int, ...] = ()
@@ -65,6 +67,12 @@ class Node:
             self._response = node._response + tuple(reversed(back))
         assert self._response is not None
         return self._response
+
+    def beside(self, other: Node) -> None:
+        """Hold a node of another model's tree, of the same history, for as long as this one is held."""
+        held: tuple[Node, ...] = getattr(self, "_beside", ())
+        if other is not self and other not in held:
+            self._beside = (*held, other)
 
     def tokens(self, start: int = 0) -> tuple[int, ...]:
         """Return the tokens of the history from position ``start`` on."""

@@ -251,10 +251,11 @@ class TransformersLM(LanguageModel):
         draw_steps(self.forwarder, runs, keys, tally)
 
     def forced(
-        self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally
-    ) -> Floats:
+        self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally,
+        *, onward: bool = False,
+    ) -> Floats:  # fmt: skip
         """Return the log-probability (n,) of the tokens of histories from certain positions on, see `Host`."""
-        return forced(self.forwarder, histories(nodes), starts, laws, owners, tally)
+        return forced(self.forwarder, histories(nodes), starts, laws, owners, tally, onward)
 
     def laws(self, nodes: Sequence[Node], owners: NDArray[np.intp], tally: Tally, sink: Sink) -> None:
         """Say the law of the next token after each history, see `Host`."""

@@ -263,8 +263,9 @@ class ServedLM(LanguageModel):
     # Scores
 
     def forced(
-        self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally
-    ) -> Floats:
+        self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally,
+        *, onward: bool = False,
+    ) -> Floats:  # fmt: skip
         """Return the log-probability (n,) of the tokens of histories from certain positions on, see `Host`.
 
         What was drawn or scored before, and is held by some text, is known. The rest is a request for each text under
@@ -275,7 +276,7 @@ class ServedLM(LanguageModel):
         open_at = [[node for node in path if law not in node.log_probs] for path, law in zip(paths, laws)]
         for law, missing in zip(laws, open_at):
             if missing:
-                self._check_forced(law)
+                self.weighs(law)
         whole: dict[Any, int] = {}
         each: dict[tuple[Any, Law], int] = {}
         for law, missing, owner in zip(laws, open_at, owners):
@@ -292,9 +293,9 @@ class ServedLM(LanguageModel):
             self._try(list(each), list(each.values()), tally)
         return np.array([sum(node.log_probs[law] for node in path) for path, law in zip(paths, laws)], float)
 
-    def _check_forced(self, law: Law) -> None:
+    def weighs(self, law: Law) -> None:
         """Raise Unsupported unless given tokens can be scored under a law."""
-        sampling, mask = law
+        sampling, mask = law = self._canonical(law)
         what = f"the log-probability of given tokens under {sampling if mask is None else law}"
         if law == _OWN:
             if "score" not in self.can:

@@ -98,8 +98,9 @@ class ScriptedLM(LanguageModel):
                     runs[i].advance(token, log_prob)
 
     def forced(
-        self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally
-    ) -> Floats:
+        self, nodes: Sequence[Node], starts: Sequence[int], laws: Sequence[Law], owners: Sequence[int], tally: Tally,
+        *, onward: bool = False,
+    ) -> Floats:  # fmt: skip
         """Return the log-probability (n,) of the tokens of histories from certain positions on, see `Host`."""
         result = np.zeros(len(nodes))
         for i, (node, start, (sampling, mask)) in enumerate(zip(nodes, starts, laws)):

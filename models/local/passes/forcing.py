@@ -29,11 +29,13 @@ def forced(
     laws: Sequence[Law],
     owners: Sequence[int],
     tally: Tally,
+    onward: bool = False,
 ) -> Floats:
     """Return the log-probability (n,) of the tokens of each history from position ``starts[i]`` to its end.
 
     The first of them may be known from the logits kept at the history before it; the rest go through the model
     in chunks, shortest prefix first, each building on the last. Each pass is weighed as it comes; all is read at once.
+    With ``onward`` the last tokens go through, too, and the logits after them are kept for the steps that follow.
     """
     found = _Found(Laws([sampling for sampling, _ in laws], [mask for _, mask in laws]))
     going = np.array([i for i, node in enumerate(nodes) if node.length > starts[i]], np.intp)
@@ -46,7 +48,7 @@ def forced(
 
             before = [nodes[i].ancestor(starts[i]) for i in going]
             forwarder.next_logits(before, np.array(owners, np.intp)[going], tally, first)
-        _rest(forwarder, nodes, list(starts), found, owners, tally)
+        _rest(forwarder, nodes, list(starts), found, owners, tally, onward)
     return found.sums(len(nodes))
 
 
@@ -57,15 +59,17 @@ def _rest(
     found: _Found,
     owners: Sequence[int],
     tally: Tally,
+    onward: bool,
 ) -> None:
     """Weigh the tokens of each history after position ``at[i]``, in passes of all positions."""
+    ends = [node.length - 1 + onward for node in nodes]
     forwarder.begin()
     while True:
         # Requests that need the same positions of the same history share them.
         wanted: dict[History, list[int]] = defaultdict(list)
         for i, node in enumerate(nodes):
-            if at[i] < node.length - 1:
-                reach = forwarder.stretch(at[i], min(node.length - 1, at[i] + _CHUNK))
+            if at[i] < ends[i]:
+                reach = forwarder.stretch(at[i], min(ends[i], at[i] + _CHUNK))
                 wanted[node.ancestor(reach)].append(i)
         if not wanted:
             return
@@ -80,14 +84,17 @@ def _rest(
                 tally.forwarded(owners[users[0]], job.cost, job.again)
                 for i in users:
                     count = job.node.length - at[i]
+                    own = nodes[i].tokens(at[i] + 1)[:count]  # none follows the last
                     at[i] = job.node.length
-                    who += [i] * count
-                    given += nodes[i].tokens(at[i] - count + 1)[:count]
-                    rows.append(np.arange((row + 1) * width - count, (row + 1) * width))
+                    who += [i] * len(own)
+                    given += own
+                    rows.append(np.arange((row + 1) * width - count, (row + 1) * width)[: len(own)])
+            if onward:
+                forwarder.remember(jobs, logits[:, -1])
             found.weigh(np.array(who, np.intp), np.array(given, np.int64), logits.flatten(0, 1), np.concatenate(rows))
 
-        ends = list(wanted)
-        tally.calls += forwarder.all_logits(ends, [min(at[i] for i in wanted[end]) for end in ends], add)
+        asked = list(wanted)
+        tally.calls += forwarder.all_logits(asked, [min(at[i] for i in wanted[node]) for node in asked], add)
 
 
 class _Found:

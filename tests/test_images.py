@@ -320,7 +320,7 @@ def test_a_film_follows_the_genealogy(painted):
             x = chain.steps[t].choices[chain.lines[t, i]]
             assert np.array_equal(images[t], pixels.frames(x, value_range=(-1, 1), fit=True)[0, ..., 0])
         assert np.array_equal(images[3], pixels.frames(painted.values[particle], value_range=(-1, 1))[0, ..., 0])
-        orange = [ax.title.get_color() != "#808080" for ax in figure.axes]
+        orange = [ax.title.get_color() != fk.plots.INK for ax in figure.axes]
         assert orange == [step.resampled for step in chain.steps]
         assert any(orange)
     assert len(fk.plots.film(painted, [0, 7, 8], steps=2).axes) == 6

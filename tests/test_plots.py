@@ -273,6 +273,68 @@ def test_texts_stand_beside_surviving_lines_and_a_label_replaces_them(posterior)
     assert not ax.texts
 
 
+@fk.program
+async def told(steps=7, first="numbers"):
+    """Lines of text of several lengths; at the first step two sites, the one a number or a text."""
+    if first == "numbers":
+        await fk.sample("count", fk.dist.DiscreteUniform(1, 6))
+    else:
+        await fk.sample("style", fk.dist.Categorical([0.5, 0.5], values=["solemn", "playful, and so on"]))
+    text = ""
+    for _ in range(steps):
+        lines = ["rivers", "a rather long line of text", "stones and winds", "i"]
+        text += await fk.sample("line", fk.dist.Categorical([0.1, 0.4, 0.3, 0.2], values=lines))
+        await fk.factor("G", 2.0 * text.endswith("rivers"))
+    return text
+
+
+@pytest.mark.parametrize("first", ["numbers", "texts"])
+@pytest.mark.parametrize("particles", [5, 20, 300])
+def test_texts_are_struck_by_no_line_and_by_no_other_text(first, particles):
+    posterior = fk.infer(told(first=first), fk.SMC(particles, ess_threshold=0.9), seed=particles)
+    figure = fk.plots.genealogy(posterior)
+    (ax,) = figure.axes
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) > 10
+    assert any(text.xy[0] == 0 for text in ax.texts)  # also where the first step has two sites
+    inked = [box.padded(-1.0) for box in boxes]
+    assert not any(a.overlaps(b) for i, a in enumerate(inked) for b in inked[:i])
+    for line in lines(ax):
+        if len(line.get_xdata()) > 3:  # of the tree
+            path = line.get_transform().transform_path(line.get_path())
+            assert not any(path.intersects_bbox(box, filled=False) for box in inked)
+
+
+def test_a_text_is_bold_where_copies_of_one_ancestor_part():
+    posterior = fk.infer(told(first="texts"), fk.SMC(12, ess_threshold=0.9), seed=1)
+    figure = fk.plots.genealogy(posterior, label=lambda choices: choices[-2].value[:4])
+    (chain,), (ax,) = posterior.chains, figure.axes
+    tree = layout.levels(chain)
+    bold = {(text.xy[0], round(text.xy[1], 9)) for text in ax.texts if text.get_fontweight() == "bold"}
+    drawn = {(text.xy[0], round(text.xy[1], 9)) for text in ax.texts}
+    expected = set()
+    for before, here in pairwise(tree):
+        said = [chain.steps[here.step].choices[i][-2].value for i in here.particle]
+        for k in np.flatnonzero(here.alive):
+            siblings = np.flatnonzero(here.alive & (here.parent == here.parent[k]))
+            if len({said[j] for j in siblings}) > 1:
+                expected.add((here.step, round(float(here.height[k]), 9)))
+    assert bold == expected & drawn
+    assert 0 < len(bold) < len(drawn)
+    assert "bold: copies part" in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_the_key_names_the_marks_that_are_there(posterior):
+    def signs(figure):
+        return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+    assert {"the best", "survives, by branch", "died out", "resampled"} <= set(signs(fk.plots.genealogy(posterior)))
+    assert signs(fk.plots.genealogy(KINDS["one step"])) == ["the best"]
+    kept = fk.infer(told(), fk.SMC(4, ess_threshold=0.0), seed=0)
+    assert "resampled" not in signs(fk.plots.genealogy(kept))
+
+
 # -- rendering --------------------------------------------------------------------------------------------------
 
 

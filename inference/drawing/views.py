@@ -196,16 +196,19 @@ def shown(value: Any, width: int = 200) -> str:
 def step_text(choices: Any) -> str:
     """Show what one particle drew in one step: its sampled values; a number goes with the name of its site."""
     drawn = _drawn(choices)
-    if drawn is None:
-        return shown(choices)
-    parts = [shown(site.value) if _is_text(site.value) else f"{site.name} = {shown(site.value)}" for site in drawn]
-    return ("" if all(hasattr(site.value, "steps") for site in drawn) else ", ").join(parts)
+    return shown(choices) if drawn is None else _joined(drawn)
 
 
 def words(choices: Any) -> str:
-    """Show what one particle drew in one step, or nothing where it was not all text."""
-    drawn = _drawn(choices)
-    return step_text(choices) if drawn and all(_is_text(site.value) for site in drawn) else ""
+    """Show the texts that one particle drew in one step, without the numbers."""
+    return _joined([site for site in _drawn(choices) or () if _is_text(site.value)])
+
+
+def _joined(sites: Sequence[Site]) -> str:
+    parts = [shown(site.value) if _is_text(site.value) else f"{site.name} = {shown(site.value)}" for site in sites]
+    if all(hasattr(site.value, "steps") for site in sites):
+        return "".join(parts)
+    return (" · " if any(_is_text(site.value) for site in sites) else ", ").join(filter(None, parts))
 
 
 def _drawn(choices: Any) -> list[Site] | None:

@@ -75,6 +75,15 @@ def levels(chain: Chain, most: int = MOST_PARTICLES, most_steps: int = MOST_STEP
     return [Level(int(t), *level) for t, *level in zip(kept, drawn, parents, heights, alive, masses, clades, found)]
 
 
+def parted(before: Level, here: Level, texts: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which particles of a level differ in their texts from a copy of the same ancestor that survives, (k,)."""
+    found: dict[int, set[str]] = {}
+    for parent, alive, text in zip(here.parent.tolist(), here.alive.tolist(), texts):
+        if alive:
+            found.setdefault(parent, set()).add(text)
+    return here.alive & np.array([len(found.get(parent, ())) > 1 for parent in here.parent.tolist()], bool)
+
+
 def best_particle(chain: Chain) -> int:
     """Return the particle of largest weight in a chain (a complete one, where any has weight)."""
     complete = np.where(chain.complete, chain.log_weights, -np.inf)

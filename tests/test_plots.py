@@ -174,6 +174,49 @@ def test_a_trace_has_the_text_log_p_and_log_g_of_each_step(posterior):
     assert figure.axes[0].get_title(loc="left").startswith(f"Particle {particle}:")
 
 
+def signs(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_rewards_of_few_values_are_dots_and_nothing_is_drawn_between_them():
+    @fk.program
+    async def passes(steps):
+        for _ in range(steps):
+            x = await fk.sample("x", fk.dist.Bernoulli(0.4))
+            await fk.factor("G", 0.0 if x else math.log(0.1))
+
+    posterior = fk.infer(passes(4), fk.SMC(50), seed=0)
+    (ax,) = fk.plots.rewards(posterior).axes
+    assert not ax.patches
+    assert [line for line in lines(ax) if len(line.get_xdata()) > 1 and line.get_marker() != "|"] == []
+    for t, dots in enumerate(ax.collections):
+        values, counts = np.unique(posterior.steps[t].log_potential, return_counts=True)
+        assert dots.get_offsets().tolist() == [[t, value] for value in values]
+        assert dots.get_sizes() == pytest.approx(4 + 90 * counts / 50)
+    assert "share of the particles" in signs(ax)
+    low, high = ax.get_ylim()
+    assert low < math.log(0.1) < 0 < high
+
+
+def test_rewards_have_a_box_for_each_step_and_a_key(posterior):
+    @fk.program
+    async def walk(steps):
+        for _ in range(steps):
+            await fk.factor("G", await fk.sample("x", fk.dist.Normal(0.0, 1.0)))
+
+    found = fk.infer(walk(5), fk.SMC(40), seed=0)
+    (ax,) = fk.plots.rewards(found).axes
+    q = views.rewards(found.chains).quantiles
+    ends = [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in ax.patches]
+    assert np.array(ends) == pytest.approx(np.array([*zip(q[0], q[4]), *zip(q[1], q[3])]))
+    assert signs(ax)[:4] == ["median", "50%", "80%", "a particle"]
+    (ax,) = fk.plots.rewards(fk.infer(walk(60), fk.SMC(40), seed=0)).axes
+    assert not ax.patches
+    (several,) = fk.plots.evidence(posterior).axes
+    assert signs(several) == ["each of 2 chains", "all together"]
+    assert signs(fk.plots.ess(posterior).axes[0]) == ["each of 2 chains", "then resampled"]
+
+
 # -- the genealogy ----------------------------------------------------------------------------------------------
 
 
@@ -314,7 +357,7 @@ def test_a_text_is_bold_where_copies_of_one_ancestor_part():
     bold = {(text.xy[0], round(text.xy[1], 9)) for text in ax.texts if text.get_fontweight() == "bold"}
     drawn = {(text.xy[0], round(text.xy[1], 9)) for text in ax.texts}
     expected = set()
-    for before, here in pairwise(tree):
+    for here in tree[1:]:
         said = [chain.steps[here.step].choices[i][-2].value for i in here.particle]
         for k in np.flatnonzero(here.alive):
             siblings = np.flatnonzero(here.alive & (here.parent == here.parent[k]))
@@ -326,13 +369,12 @@ def test_a_text_is_bold_where_copies_of_one_ancestor_part():
 
 
 def test_the_key_names_the_marks_that_are_there(posterior):
-    def signs(figure):
-        return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    def named(found):
+        return signs(fk.plots.genealogy(found).axes[0])
 
-    assert {"the best", "survives, by branch", "died out", "resampled"} <= set(signs(fk.plots.genealogy(posterior)))
-    assert signs(fk.plots.genealogy(KINDS["one step"])) == ["the best"]
-    kept = fk.infer(told(), fk.SMC(4, ess_threshold=0.0), seed=0)
-    assert "resampled" not in signs(fk.plots.genealogy(kept))
+    assert {"the best", "survives, by branch", "died out", "resampled"} <= set(named(posterior))
+    assert named(KINDS["one step"]) == ["the best"]
+    assert "resampled" not in named(fk.infer(told(), fk.SMC(4, ess_threshold=0.0), seed=0))
 
 
 # -- rendering --------------------------------------------------------------------------------------------------

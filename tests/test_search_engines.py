@@ -87,7 +87,7 @@ def test_it_is_drawn_saved_and_told(engine, tmp_path):
     assert set(tree.particles) <= set(tree.leaves)
     if len(tree.particles) < len(tree.leaves):  # what was given up is drawn, too, and is fainter
         assert f"{len(tree.particles)} kept" in figure.axes[0].get_title(loc="right")
-        faint = sum(line.get_alpha() == 0.2 for line in figure.axes[0].lines)
+        faint = sum(line.get_alpha() == 0.25 for line in figure.axes[0].lines)
         assert 0 < faint < len(figure.axes[0].lines)
     import matplotlib.pyplot as plt
 

@@ -14,6 +14,8 @@ from .svg import Chart, span
 SIZE = (405, 185)
 _MARKS = 200
 """With more steps, resamplings are not marked one by one."""
+_BOXES = 48
+"""With more steps that weigh, the boxes of rewards become bands."""
 _POINTS = 300
 """Points of a line that can be told apart."""
 
@@ -64,31 +66,50 @@ def tempering_chart(posterior: Any, size: tuple[int, int] = SIZE) -> str:
 
 
 def rewards_chart(posterior: Any, size: tuple[int, int] = SIZE) -> str:
-    """Draw log G by step: median, middle 50% and 80%; particles killed are counted at the foot."""
+    """Draw log G by step: median, middle 50% and 80%, or its few values; particles killed are counted at the foot."""
     seen = views.rewards(posterior.chains)
     longest = max(len(chain.steps) for chain in posterior.chains)
     low, high = span(seen.quantiles.ravel())
     if seen.dead.any():
         low -= 0.15 * (high - low)
-    chart = Chart("Rewards: log G, nats", _across(longest), (low, high), size=size)
-    steps = seen.step.tolist()
-    finite = [k for k in range(len(steps)) if len(seen.points[k])]
-    at = [steps[k] for k in finite]
-    if at:
-        q = seen.quantiles[:, finite]
-        chart.band(at, q[0].tolist(), q[4].tolist())
-        chart.band(at, q[1].tolist(), q[3].tolist())
-        chart.line(at, q[2].tolist())
+    chart = Chart("Rewards: log G, nats", (-0.5, longest - 0.5), (low, high), size=size)
+    told = _dots(chart, seen) if len(views.values_of(seen)) else _boxes(chart, seen)
     crowded = longest > 30
-    for t, dead in zip(steps, seen.dead.tolist()):
+    for t, dead in zip(seen.step.tolist(), seen.dead.tolist()):
         if dead and not crowded:
             chart.text(t, low + 0.02 * (high - low), str(dead), "middle", ORANGE)
     killed = int(seen.dead.sum())
-    where = "" if crowded else ", by step at the foot"
-    chart.note(
-        f"{killed:,} killed{where}" if killed else "median, 50%, 80%" if at else "no factor", ORANGE if killed else ""
-    )
+    where = "" if crowded else " (at the foot)"
+    chart.note(f"{told}; {killed:,} killed{where}" if killed else told, ORANGE if killed else "")
     return str(chart)
+
+
+def _dots(chart: Chart, seen: views.Rewards) -> str:
+    """Draw the few values of each step as dots, and return what they are."""
+    for t, points in zip(seen.step.tolist(), seen.points):
+        values, counts = np.unique(points, return_counts=True)
+        for value, count in zip(values.tolist(), counts.tolist()):
+            share = count / len(points)
+            chart.dot(t, value, f"step {t}: log G {views.number(value)} of {share:.0%}", radius=1.2 + 4 * share**0.5)
+    return "dots: share of the particles"
+
+
+def _boxes(chart: Chart, seen: views.Rewards) -> str:
+    """Draw quantiles: boxes by step, of many steps bands; and return what they are."""
+    finite = [k for k in range(len(seen.step)) if len(seen.points[k])]
+    at, q = seen.step[finite].tolist(), seen.quantiles[:, finite]
+    if not at:
+        return "no factor"
+    if len(at) > _BOXES:
+        chart.band(at, q[0].tolist(), q[4].tolist())
+        chart.band(at, q[1].tolist(), q[3].tolist())
+        chart.line(at, q[2].tolist())
+        return "median, 50%, 80%"
+    for t, (lowest, low, median, high, highest) in zip(at, q.T.tolist()):
+        for bottom, top in ((lowest, highest), (low, high)):
+            chart.band((t - 0.35, t + 0.35), (bottom, bottom), (top, top))
+        chart.line((t - 0.35, t + 0.35), (median, median))
+    return "median, 50%, 80%"
 
 
 def weights_chart(posterior: Any, size: tuple[int, int] = SIZE) -> str:

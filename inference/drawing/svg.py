@@ -79,8 +79,6 @@ class Chart:
 
     def band(self, xs: Sequence[float], low: Sequence[float], high: Sequence[float], opacity: float = 0.25) -> None:
         """Fill between two lines."""
-        if len(xs) == 1:  # a step alone has no width of its own
-            xs, low, high = (xs[0] - 0.05, xs[0] + 0.05), (low[0], low[0]), (high[0], high[0])
         places = self._places(xs, low) + self._places(xs, high)[::-1]
         self._parts.append(f'<polygon points="{" ".join(places)}" fill="{BLUE}" opacity="{opacity}"/>')
 
@@ -108,7 +106,7 @@ class Chart:
 
     def note(self, text: str, colour: str = "") -> None:
         """Write a remark in the upper right corner."""
-        tone = f'fill="{colour}"' if colour else 'fill="currentColor" opacity="0.75"'
+        tone = f'fill="{colour}"' if colour else 'fill="currentColor" opacity="0.85"'
         self._parts.append(f'<text x="{self._right}" y="14" text-anchor="end" {tone}>{escape(text)}</text>')
 
     def __str__(self) -> str:
@@ -126,7 +124,7 @@ class Chart:
             )
         middle = (self._left + self._right) / 2
         frame.append(
-            f'<text x="{middle}" y="{self._height - 4}" text-anchor="middle" fill="currentColor" opacity="0.75">'
+            f'<text x="{middle}" y="{self._height - 4}" text-anchor="middle" fill="currentColor" opacity="0.85">'
             f"{escape(self._xlabel)}</text>"
             f'<text x="4" y="14" font-weight="bold" fill="currentColor">{escape(self._title)}</text>'
         )

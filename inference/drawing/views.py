@@ -115,6 +115,16 @@ def rewards(chains: Sequence[Chain]) -> Rewards:
     )
 
 
+_VALUES = 6
+
+
+def values_of(seen: Rewards) -> Floats:
+    """Return the values that the finite log-potentials take, where they are few and more than the steps; else none."""
+    every = np.concatenate([*seen.points, np.empty(0)])
+    found = np.unique(every.round(9))
+    return found if len(found) <= min(_VALUES, len(every) / 2) else np.empty(0)
+
+
 def _weighed(steps: Sequence[Step], t: int) -> NDArray[np.bool_]:
     """Return which particles met a factor or an observation in step t, shape (n,).
 

@@ -33,6 +33,7 @@ from .html_genealogy import genealogy_html
 from .html_tokens import tokens_html
 from .plot_genealogy import genealogy
 from .plot_images import film, images
+from .plot_rewards import rewards
 from .plot_tokens import tokens
 from .plot_tree import tree
 from .video import Video, video
@@ -64,7 +65,7 @@ def ess(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> Any:
     One line per chain. A share that falls near zero says that one particle carries the weight: use more particles,
     softer factors, or a twist. Raises ValueError for Markov chains, whose draws all weigh the same.
     """
-    from ..drawing.figure import axes, label, steps_axis
+    from ..drawing.figure import axes, key, label, sign, steps_axis
 
     _weighted(posterior, "effective sample size by step")
     ax = axes(ax, figsize, (5.6, 2.4))
@@ -77,17 +78,17 @@ def ess(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> Any:
     _share_axis(ax)
     n, chains = len(posterior.chains[0].log_weights), len(posterior.chains)
     label(ax, "Effective sample size", "step", f"share of {n:,} particles" + (" of a chain" if chains > 1 else ""))
-    _note(ax, "● then resampled", ORANGE)
+    key(ax, [*_lines_of(posterior), sign("then resampled", "o", color=ORANGE, markersize=4)])
     return ax.figure
 
 
 def evidence(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> Any:
-    """Draw log Ẑ after each step: of every chain (faint), and of all together. The title has the final one.
+    """Draw log Ẑ after each step: of every chain, and of all together. The title has the final one.
 
     Chains that end far apart say that the evidence is not to be trusted yet; steps where it falls are those that
     the model finds hard to meet. Raises ValueError for an engine that gives none.
     """
-    from ..drawing.figure import axes, label, steps_axis
+    from ..drawing.figure import axes, key, label, steps_axis
 
     if np.isnan(posterior.log_evidence):
         raise ValueError(f"{posterior.engine} gives no evidence, so there is none to draw")
@@ -99,8 +100,8 @@ def evidence(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> A
     _line(ax, pooled, color=ORANGE if len(posterior.chains) > 1 else BLUE, linewidth=2.0)
     steps_axis(ax, len(pooled))
     label(ax, "Evidence", "step", "log Ẑ, nats")
-    chains = f", {len(posterior.chains)} chains (faint) together" if len(posterior.chains) > 1 else ""
-    _note(ax, f"log Ẑ = {views.number(posterior.log_evidence)}{chains}")
+    _note(ax, f"log Ẑ = {views.number(posterior.log_evidence)}")
+    key(ax, _lines_of(posterior, together=True))
     return ax.figure
 
 
@@ -111,7 +112,7 @@ def weights(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> An
     ValueError for Markov chains, whose draws all weigh the same.
     """
     posterior._some()
-    from ..drawing.figure import axes, label, write
+    from ..drawing.figure import axes, key, label, write
 
     _weighted(posterior, "spread of the weight")
     ax = axes(ax, figsize, (5.6, 2.4))
@@ -133,46 +134,9 @@ def weights(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> An
         text = f"{few:,} of {n:,} hold {min(float(whole[few - 1]), 1.0):.0%}"
         write(ax, few, 0.12, text, xytext=(-5 if left else 5, 0), ha="right" if left else "left")
     label(ax, "Weights", "heaviest particles", "share of the weight")
-    if len(chains) > 1 or not few:
-        _note(ax, f"{len(chains)} chains (faint) together" if few else "every particle has weight zero")
-    return ax.figure
-
-
-def rewards(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> Any:
-    """Draw the log-potentials log G by step: median, middle 50% and 80%, and up to 64 particles as points.
-
-    Only particles that met a factor or an observation in a step count there. The particles that a step
-    killed (log G = −∞) are counted at the foot; marks at the head are resamplings. Far outliers are counted, not
-    shown.
-    """
-    from ..drawing.figure import axes, label, steps_axis, write
-
-    ax = axes(ax, figsize, (5.6, 2.4))
-    seen = views.rewards(posterior.chains)
-    q = seen.quantiles
-    if len(seen.step) == 1:
-        for first, last, width in ((0, 4, 6), (1, 3, 12)):
-            ax.plot(seen.step[[0, 0]], [q[first, 0], q[last, 0]], color=BLUE, alpha=0.3, linewidth=width)
-    for first, last in ((0, 4), (1, 3)):
-        ax.fill_between(seen.step, q[first], q[last], color=BLUE, alpha=0.28, linewidth=0)
-    ax.plot(seen.step, q[2], color=BLUE, linewidth=1.8, marker="_" if len(seen.step) == 1 else None, markersize=14)
-    ax.plot(*_scattered(seen), ".", color=INK, alpha=0.6, markersize=4, markeredgewidth=0)
-    steps_axis(ax, _longest(posterior))
-    label(ax, "Rewards", "step", "log G, nats")
-    low, high, lower = _reach(seen)
-    ax.set_ylim(low, high)
-    across = ax.get_xaxis_transform()
-    marks = seen.step[seen.resampled]
-    ax.plot(marks + 0.5, np.full(len(marks), 0.98), "|", color=ORANGE, markersize=7, transform=across)
-    crowded = len(seen.step) > 40
-    for t, dead in zip(seen.step, seen.dead):
-        if dead and not crowded:
-            write(ax, t, 0.0, f"{dead}", xytext=(0, 2), xycoords=across, ha="center", color=ORANGE, fontsize=7)
-    killed = f"{int(seen.dead.sum()):,} killed" + ("" if crowded else ", by step at the foot")
-    notes = [(seen.dead.any(), killed), (lower, f"{lower:,} below the axis"), (len(marks), "| resampled")]
-    _note(ax, "; ".join(text for holds, text in notes if holds), ORANGE)
-    if not len(seen.step):
-        _note(ax, "no factor")
+    if not few:
+        _note(ax, "every particle has weight zero")
+    key(ax, _lines_of(posterior, together=True))
     return ax.figure
 
 
@@ -183,7 +147,7 @@ def tempering(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> 
     the rungs are too few for a curve so steep, or the particles do not follow their targets. Raises ValueError for
     engines that do not temper.
     """
-    from ..drawing.figure import axes, label
+    from ..drawing.figure import axes, key, label, sign
 
     found = posterior.thermodynamic
     ax = axes(ax, figsize, (5.6, 2.4))
@@ -194,6 +158,7 @@ def tempering(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> 
     ax.set_xlim(0.0, 1.0)
     label(ax, "Tempering", "inverse temperature λ", "E[log G], nats")
     _note(ax, views.integral(posterior))
+    key(ax, [*_lines_of(posterior), sign("one standard deviation", color=BLUE, alpha=0.3, linewidth=7)])
     return ax.figure
 
 
@@ -206,8 +171,9 @@ def overview(posterior: Posterior, *, figsize: Size = None) -> Any:
     names = [chart.__name__.removesuffix("_chart") for chart in charts_of(posterior)]
     rows = [names[i : i + 2] for i in range(0, len(names), 2)]
     layout = [["tree", "tree"], *(row if len(row) == 2 else row * 2 for row in rows)]
-    figure = picture(figsize or (9.5, 3.0 + 2.0 * len(rows)))
-    panels: Any = figure.subplot_mosaic(layout, height_ratios=[1.5] + [1.0] * len(rows))
+    high = min(max(2.6, 1.0 + 0.2 * len(posterior.chains[0].log_weights)), 5.0)
+    figure = picture(figsize or (9.5, high + 2.0 * len(rows)))
+    panels: Any = figure.subplot_mosaic(layout, height_ratios=[high] + [2.0] * len(rows))
     genealogy(posterior, ax=panels["tree"])
     for name in names:
         draws[name](posterior, ax=panels[name])
@@ -224,8 +190,13 @@ def _weighted(posterior: Posterior, what: str) -> None:
         )
 
 
-def _longest(posterior: Posterior) -> int:
-    return max(len(chain.steps) for chain in posterior.chains)
+def _lines_of(posterior: Posterior, together: bool = False) -> list[Any]:
+    """Return what the lines of several chains are; nothing for one, which the title names."""
+    from ..drawing.figure import sign
+
+    several = len(posterior.chains) > 1
+    each = [sign(f"each of {len(posterior.chains)} chains", color=BLUE, alpha=0.65)] if several else []
+    return each + ([sign("all together", color=ORANGE, linewidth=2.0)] if several and together else [])
 
 
 def _finite(logs: Any) -> Any:
@@ -244,27 +215,6 @@ def _curve(ax: Any, mass: Any, color: str = BLUE, **options: Any) -> None:
     """Draw a mass curve, with as many points as can be seen."""
     index = np.unique(np.geomspace(1, len(mass), 400).astype(int)) - 1
     ax.plot(index + 1, mass[index], color=color, marker="o" if len(mass) == 1 else None, **options)
-
-
-def _scattered(seen: views.Rewards) -> tuple[Any, Any]:
-    """Return up to 64 particles of each step as points, equal ones side by side."""
-    xs, ys = [np.empty(0)], [np.empty(0)]
-    for t, points in zip(seen.step, seen.points):
-        ys.append(np.sort(points)[np.linspace(0, len(points) - 1, min(len(points), 64)).astype(int)])
-        xs.append(t + 0.5 * (np.arange(len(ys[-1])) * 0.618 % 1) - 0.25)
-    return np.concatenate(xs), np.concatenate(ys)
-
-
-def _reach(seen: views.Rewards) -> tuple[float, float, int]:
-    """Return a range that shows the bulk of the rewards, and how many lie below it."""
-    if not any(map(len, seen.points)):
-        return -1.0, 1.0, 0
-    every = np.concatenate(seen.points)
-    high, bulk = float(every.max()), float(np.nanmin(seen.quantiles[0]))
-    low = max(float(every.min()), bulk - 0.5 * (high - bulk)) if high > bulk else float(every.min())
-    room = 0.1 * (high - low) or 0.5
-    foot = 2.0 * room if seen.dead.any() else room
-    return low - foot, high + room, int((every < low - foot).sum())
 
 
 def _share_axis(ax: Any) -> None:

@@ -9,13 +9,16 @@ import numpy as np
 
 from ..base.search_tree import SearchTree
 from ..drawing.palette import INK
-from ..drawing.views import cut, words
+from ..drawing.views import words
 from ..results.posterior import Posterior
 from .faces import Faces, Show
-from .plot_genealogy import one_chain, thumbnail
+from .plot_genealogy import fitted, one_chain, thumbnail
 
 MOST_LEAVES = 96
 """With more, only the likeliest are drawn, and the nodes that lead to them."""
+_BEND = np.linspace(0.0, 0.4, 10)
+_RISE = (_BEND / 0.4) ** 2 * (3.0 - 2.0 * _BEND / 0.4)
+"""Lines bend when they leave a node, and then run level, with room for a text above them."""
 MOST_IMAGES = 24
 """The same, where nodes are images."""
 
@@ -63,7 +66,7 @@ def tree(
     'Search tree'
     """
     posterior._some()
-    from ..drawing.figure import SMALL, axes, steps_axis
+    from ..drawing.figure import SMALL, axes, key, sign, steps_axis
     from ..drawing.figure import label as title
 
     run = one_chain(posterior, chain)
@@ -74,20 +77,14 @@ def tree(
     most = most if most is not None else MOST_IMAGES if faces else MOST_LEAVES
     nodes, above, heights = layout(grown, _drawn(grown, run.log_weights, most))
     leaves = int(heights.max()) + 1
-    ax = axes(ax, figsize, (8.0, min(max(2.4, (0.36 if faces else 0.14) * leaves + 0.8), 9.5)))
+    ax = axes(ax, figsize, (8.0, min(max(2.4, (0.36 if faces else 0.17) * leaves + 0.9), 9.5)))
     depths, share = grown.depth[nodes], grown.visits[nodes] / max(int(grown.visits[0]), 1)
     kept = np.isin(nodes, _above(grown, grown.particles))
     for k in range(1, len(nodes)):
-        a, b = above[k], k
-        xs = [depths[a], depths[a] + min(1.0, depths[b] - depths[a]), depths[b]]
-        ax.plot(
-            xs,
-            [heights[a], heights[b], heights[b]],
-            color=INK,
-            linewidth=0.5 + 3.5 * share[k],
-            alpha=0.6 if kept[k] else 0.2,
-            zorder=1,
-        )
+        xs = np.append(depths[above[k]] + _BEND, depths[k])
+        ys = np.append(heights[above[k]] + (heights[k] - heights[above[k]]) * _RISE, heights[k])
+        alpha = 0.7 if kept[k] else 0.25
+        ax.plot(xs, ys, color=INK, linewidth=0.5 + 3.5 * share[k], alpha=alpha, zorder=1)
     worth = grown.log_weight[nodes] + grown.value[nodes]
     dots = _dots(ax, depths, heights, share, worth)
     best = np.flatnonzero(nodes == grown.particles[int(np.argmax(run.log_weights))])
@@ -95,9 +92,10 @@ def tree(
     if faces:
         _images(ax, grown, nodes, depths, heights, faces, dots)
     else:
-        _labels(ax, grown, nodes, depths, heights, label or words)
+        _labels(ax, grown, (nodes, above, heights), depths, share, label or words)
     steps_axis(ax, int(depths.max()) + 1)
-    ax.set_xlim(-1.4, depths.max() + 0.8)
+    ax.xaxis.set_major_formatter(lambda x, _: "start" if x < 0 else f"{x:g}")
+    ax.set_xlim(-1.25, depths.max() + 0.8)
     ax.set_ylim(leaves - 0.5, -0.5)
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
@@ -106,6 +104,9 @@ def tree(
     of = f"{whole:,} leaves" if leaves == whole else f"{leaves} of {whole:,} leaves"
     more = f"{int(grown.visits[0]):,} rollouts" if held == whole else f"{held:,} kept"
     ax.set_title(f"{of}, {more}", loc="right", fontsize=SMALL, color=INK)
+    signs = [sign("heaviest", "o", markerfacecolor="none", markersize=8)]
+    signs += [] if kept.all() else [sign("given up", alpha=0.4)]
+    key(ax, [*signs, sign("wide: many rollouts", linewidth=3.5, alpha=0.7)])
     return ax.figure
 
 
@@ -174,9 +175,9 @@ def _dots(ax: Any, depths: Any, heights: Any, share: Any, worth: Any) -> Any:
         zorder=3,
     )
     bar = ax.figure.colorbar(drawn, ax=ax, pad=0.01, fraction=0.03)
-    bar.ax.tick_params(labelsize=7, colors=INK, length=2)
+    bar.ax.tick_params(labelsize=7.5, colors=INK, length=2)
     bar.outline.set_visible(False)
-    bar.set_label("worth, nats", fontsize=7, color=INK)
+    bar.set_label("worth, nats", fontsize=7.5, color=INK)
     colours = np.tile([0.5, 0.5, 0.5, 1.0], (len(worth), 1))
     colours[finite] = drawn.to_rgba(worth[finite])
     return colours
@@ -193,15 +194,23 @@ def _images(ax: Any, tree: SearchTree, nodes: Any, depths: Any, heights: Any, fa
             thumbnail(ax, depths[k], heights[k], pixels, min(max(height, 12.0), 40.0), colours[k], 1.5)
 
 
-def _labels(ax: Any, tree: SearchTree, nodes: Any, depths: Any, heights: Any, say: Callable[[Any], str]) -> None:
+def _labels(
+    ax: Any, tree: SearchTree, places: tuple[Any, Any, Any], depths: Any, share: Any, say: Callable[[Any], str]
+) -> None:
     """Write what the steps of the nodes drew, where there is room."""
     from ..drawing.figure import write
 
+    nodes, above, heights = places
     if heights.max() > 60:
         return
-    room = int(ax.figure.get_size_inches()[0] / (depths.max() + 2) * 14)
+    step = 72 * ax.figure.get_size_inches()[0] * 0.86 / (depths.max() + 2.05)
+    inner = np.isin(np.arange(len(nodes)), above)
     for k in range(1, len(nodes)):
         choices = tree.choices[nodes[k]]
         text = say(choices).strip() if len(choices) else ""
-        if text and room >= 3:
-            write(ax, depths[k], heights[k], cut(text, room), xytext=(5, -2), fontsize=7, zorder=6)
+        if not text:
+            continue
+        room, place, side = (0.75 * step, (6, -3), "left")
+        if inner[k]:  # above the level end of the line to it, which others leave alone
+            room, place, side = 0.55 * step, (-6, 1.5 + 1.75 * share[k]), "right"
+        write(ax, depths[k], heights[k], fitted(text, room), xytext=place, ha=side, fontsize=7.5, zorder=6)

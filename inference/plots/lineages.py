@@ -81,7 +81,8 @@ def parted(before: Level, here: Level, texts: Sequence[str]) -> NDArray[np.bool_
     for parent, alive, text in zip(here.parent.tolist(), here.alive.tolist(), texts):
         if alive:
             found.setdefault(parent, set()).add(text)
-    return here.alive & np.array([len(found.get(parent, ())) > 1 for parent in here.parent.tolist()], bool)
+    several = [len(found.get(parent, ())) > 1 for parent in here.parent.tolist()]
+    return np.logical_and(here.alive, several)
 
 
 def best_particle(chain: Chain) -> int:

@@ -53,7 +53,8 @@ def _dots(ax: Any, seen: views.Rewards) -> list[Any]:
 
     for t, points in zip(seen.step.tolist(), seen.points):
         values, counts = np.unique(points, return_counts=True)
-        ax.scatter([t] * len(values), values, s=4 + 90 * counts / max(len(points), 1), color=BLUE, linewidths=0, zorder=3)
+        size = 4 + 90 * counts / max(len(points), 1)
+        ax.scatter([t] * len(values), values, s=size, color=BLUE, linewidths=0, zorder=3)
     return [sign("share of the particles", "o", color=BLUE, markersize=6)]
 
 

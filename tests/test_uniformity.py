@@ -20,7 +20,18 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import feynkac as fk  # noqa: E402
-from feynkac.diffusion import Diffusion, Frames, MaskedDiffusion, Mixture, Schedule, Steering, anneal, begin, denoise  # noqa: E402
+from feynkac.diffusion import (  # noqa: E402
+    Diffusion,
+    Frames,
+    MaskedDiffusion,
+    Mixture,
+    Schedule,
+    Steering,
+    UniformDiffusion,
+    anneal,
+    begin,
+    denoise,
+)
 from feynkac.inference.base.engine import weaker  # noqa: E402
 from feynkac.models.language.steps import Step as TokenStep  # noqa: E402
 from feynkac.models.testing import tiny_lm  # noqa: E402
@@ -218,6 +229,25 @@ def masked():
     return watched.record_keys(model)
 
 
+@cache
+def uniform():
+    """Six tokens in two blocks of three, from noise that is uniform; some are committed, others drawn again."""
+    law = torch.tensor(np.random.default_rng(0).normal(size=(6, 4)))
+
+    def network(tokens, share):
+        watched.saw(model_calls=1, nfe=len(tokens))
+        return law + 0.3 * (tokens == 2).sum(1)[:, None, None] * law.roll(1, 0)
+
+    def twos(tokens):
+        watched.saw(reward_calls=len(tokens))
+        return (tokens == 2).double().sum(1)
+
+    rule, network = fk.diffusion.BlockRefinement(2, 0.6), fk.diffusion.Network(network, "logits")
+    model = UniformDiffusion(network, 6, rule, vocabulary=4, block=3, steering=Steering(twos, 0.5))
+    watched = Watched(model, lambda value: (value >= 0).all(), IMAGE)
+    return watched.record_keys(model)
+
+
 def shipped(model, shape):
     """A model that ships with the library, its network watched."""
     watched = Watched(model, lambda value: value.shape == shape, IMAGE)
@@ -241,7 +271,7 @@ def bouncing():
 
 
 PROGRAMS = {"text": text, "image": image, "steps": steps, "corrected": corrected, "video": video, "masked": masked}
-SHIPPED = {"digits": digits, "bouncing": bouncing}
+SHIPPED = {"digits": digits, "bouncing": bouncing, "uniform": uniform}
 
 # -- engines -----------------------------------------------------------------------------------------------------------
 
@@ -271,7 +301,7 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "TreeOfFrames": (fk.TreeOfFrames((4, 2), keep=2, judged=(0,)), {}),
     "NoiseSearch": (
         fk.NoiseSearch(3),
-        {"text": f"{NO_NOISE}.* begins with tuple", "steps": NO_NOISE, "video": NO_NOISE, "masked": NO_NOISE},
+        {"text": f"{NO_NOISE}.* begins with tuple", "steps": NO_NOISE, "video": NO_NOISE, "masked": NO_NOISE, "uniform": NO_NOISE},
     ),
     "PathSearch": (
         fk.PathSearch(2, branches=2, first=2, back=1, forward=2),
@@ -457,7 +487,7 @@ def test_an_engine_runs(name, program, tmp_path):
     assert {unit for unit, amount in watched.seen.items() if amount} == set(watched.units)
     # Law 7: no key is used twice, the same seed gives the identical posterior, and a file keeps it.
     assert len(set(watched.keys)) == len(watched.keys)
-    assert bool(watched.keys) == (program in ("image", "corrected", "video", "masked"))
+    assert bool(watched.keys) == (program in ("image", "corrected", "video", "masked", "uniform"))
     same(posterior, run(name, program)[1])
     posterior.save(tmp_path / "kept")
     same(posterior, fk.Posterior.load(tmp_path / "kept"))

@@ -301,7 +301,7 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "TreeOfFrames": (fk.TreeOfFrames((4, 2), keep=2, judged=(0,)), {}),
     "NoiseSearch": (
         fk.NoiseSearch(3),
-        {"text": f"{NO_NOISE}.* begins with tuple", "steps": NO_NOISE, "video": NO_NOISE, "masked": NO_NOISE, "uniform": NO_NOISE},
+        dict.fromkeys(("steps", "video", "masked", "uniform"), NO_NOISE) | {"text": f"{NO_NOISE}.* begins with tuple"},
     ),
     "PathSearch": (
         fk.PathSearch(2, branches=2, first=2, back=1, forward=2),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .denoiser import Guided, Network
     from .frames import Frames
     from .gaussian import Diffusion
+    from .jumps.generator import JumpDiffusion
     from .kernels import begin, denoise
     from .masked.generator import MaskedDiffusion
     from .masked.rules import Ancestral, AtRandom, Confident, InOrder
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         strings,
     )
     from .steering import Steering
+    from .table import TokenTable
     from .uniform.generator import UniformDiffusion
     from .uniform.rules import BlockRefinement, DiscreteDDIM, EntropyBound
 
@@ -64,6 +66,7 @@ _HOME = {
     "Guided": "denoiser",
     "ImageQuality": "rewards.quality",
     "InOrder": "masked.rules",
+    "JumpDiffusion": "jumps.generator",
     "MaskedDiffusion": "masked.generator",
     "Mixture": "mixture",
     "Motion": "rewards.motion",
@@ -71,6 +74,7 @@ _HOME = {
     "Schedule": "schedule",
     "Steering": "steering",
     "TokenNetwork": "adapters.tokens",
+    "TokenTable": "table",
     "UniformDiffusion": "uniform.generator",
     "anneal": "correctors",
     "begin": "kernels",
@@ -112,6 +116,7 @@ __all__ = [
     "Guided",
     "ImageQuality",
     "InOrder",
+    "JumpDiffusion",
     "MaskedDiffusion",
     "Mixture",
     "Motion",
@@ -119,6 +124,7 @@ __all__ = [
     "Schedule",
     "Steering",
     "TokenNetwork",
+    "TokenTable",
     "UniformDiffusion",
     "anneal",
     "begin",

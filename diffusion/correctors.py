@@ -20,9 +20,13 @@ from ..ppl.errors import InvalidWeight, Unsupported
 from .denoiser import Denoiser, join
 from .gaussian import Diffusion, Gaussian
 from .generator import Floats, Moved, check_condition, check_decode, impose, spread
+from .jumps.generator import JumpDiffusion, JumpProduct
+from .jumps.masked import MaskedJumps
 from .latents import Latents, replace_fields
-from .masked import correctors as masked
+from .masked.correctors import MaskedProduct
 from .masked.generator import MaskedDiffusion
+from .masked.rules import Ancestral
+from .products import Parts, guided, joined, scaled, tilted
 from .rewards.base import as_reward, check_gradient, slope
 from .schedule import Schedule
 from .transitions import log_normal
@@ -243,7 +247,7 @@ def _raised(model: Gaussian, beta: float) -> tuple[tuple[Part, ...], tuple[Tilt,
     _check_constant(beta)
     if isinstance(model, Corrected):
         parts = tuple(replace(part, beta=beta * part.beta) for part in model.parts)
-        return parts, tuple(replace(tilt, schedule=masked.scaled(tilt.schedule, beta)) for tilt in model.tilts)
+        return parts, tuple(replace(tilt, schedule=scaled(tilt.schedule, beta)) for tilt in model.tilts)
     if not isinstance(model, Diffusion):
         raise Unsupported(f"correctors transform a Diffusion, or what they made of one, not {type(model).__name__}")
     if model.steering is not None:
@@ -264,12 +268,33 @@ def _same_levels(one: Schedule, other: Schedule) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("alpha", "sigma", "time"))
 
 
+OF_TOKENS = (MaskedDiffusion, JumpDiffusion)
+"""Models whose data are tokens."""
+
+
+def _noise(model: Any) -> str:
+    """Return what a model's noise is."""
+    if isinstance(model, MaskedDiffusion):
+        return "masks"
+    return "tokens drawn anew" if isinstance(model, JumpDiffusion) else "Gaussian noise"
+
+
+def _of_tokens(model: Any, parts: Parts, settings: dict[str, Any]) -> Any:
+    """Return the product of models of tokens in the form that the model's steps have."""
+    if settings:
+        raise TypeError(f"products of tokens have no settings, not {', '.join(settings)}")
+    if isinstance(model, JumpDiffusion):
+        return JumpProduct(model, *parts)
+    return (MaskedJumps if isinstance(model.rule, Ancestral) else MaskedProduct)(model, *parts)
+
+
 def anneal(model: Any, beta: float, **settings: Any) -> Any:
     """Return the model of p(x)^β, normalised: β > 1 is colder, that is, sharper; tilts are raised as well.
 
-    Here and below, models are `Diffusion`, or what a corrector made of it, which gives a `Corrected`, or
-    `MaskedDiffusion`, which gives a `MaskedProduct`. ``settings`` are ``zeta`` and ``interval`` of `Corrected`, by
-    default those of the model if it is one; of masked diffusion there are none.
+    Here and below, models are `Diffusion`, which gives a `Corrected`; `MaskedDiffusion`, which gives a `MaskedProduct`
+    where it reveals one position at a time (exact), and `MaskedJumps` where its rule is `Ancestral`; `JumpDiffusion`,
+    which gives a `JumpProduct`; or what a corrector made of them. ``settings`` are ``zeta`` and ``interval`` of
+    `Corrected`, by default those of the model if it is one; of tokens there are none.
 
     >>> import feynkac as fk, torch
     >>> from feynkac.diffusion import Diffusion, Mixture, Schedule, anneal
@@ -280,7 +305,7 @@ def anneal(model: Any, beta: float, **settings: Any) -> Any:
     >>> abs(posterior.expect(lambda x: x[0] ** 2) - 0.5) < 0.1
     True
     """
-    if isinstance(model, MaskedDiffusion):
+    if isinstance(model, OF_TOKENS):
         return product([model], [beta], **settings)
     return Corrected(model, *_raised(model, beta), **_inherit([model], settings))
 
@@ -297,12 +322,18 @@ def product(models: Sequence[Any], betas: Sequence[float] | None = None, **setti
     powers = [1.0] * len(models) if betas is None else list(betas)
     if len(powers) != len(models):
         raise ValueError(f"{len(models)} models need as many betas, not {len(powers)}")
-    if all(isinstance(model, MaskedDiffusion) for model in models):
+    kinds = {_noise(model) for model in models}
+    if len(kinds) > 1:
+        raise ValueError(f"a product is of one kind of diffusion: of {' or '.join(sorted(kinds))}, not of both")
+    if isinstance(first, OF_TOKENS):
         for power in powers:
             _check_constant(power)
-        return masked.product(models, powers, **settings)
-    if any(isinstance(model, MaskedDiffusion) for model in models):
-        raise ValueError("a product is of Gaussian diffusion or of masked diffusion, not of both")
+        if any(other.form != first.form for other in models):
+            raise ValueError(
+                "the models of a product must have one length, vocabulary and schedule, and where they have masks one "
+                "template, block, rule and temperature"
+            )
+        return _of_tokens(first, joined(models, powers), settings)
     if any(other.shape != first.shape or not _same_levels(other.schedule, first.schedule) for other in models):
         raise ValueError("the models of a product must have one schedule and one shape")
     raised = [_raised(model, beta) for model, beta in zip(models, powers)]
@@ -321,10 +352,10 @@ def guide(model: Any, gamma: float, unconditional: Any, **settings: Any) -> Any:
     Raises ValueError for an empty condition where the model has none.
     """
     _check_constant(gamma)
-    if isinstance(unconditional, Gaussian | MaskedDiffusion):
+    if isinstance(unconditional, (Gaussian, *OF_TOKENS)):
         return product([model, unconditional], [gamma, 1.0 - gamma], **settings)
-    if isinstance(model, MaskedDiffusion):
-        return masked.guide(model, gamma, unconditional, **settings)
+    if isinstance(model, OF_TOKENS):
+        return _of_tokens(model, guided(model, gamma, unconditional), settings)
     parts, tilts = _raised(model, 1.0)
     check_condition([part.condition for part in parts])
     both = [replace(part, beta=gamma * part.beta) for part in parts]
@@ -358,8 +389,8 @@ def tilt(
         raise ValueError(f"schedule is a function of the share of steps made, such as lambda s: 2 * s, not {schedule}")
     if of not in ("noisy", "estimate"):
         raise ValueError(f"of must be noisy or estimate, not {of!r}")
-    if isinstance(model, MaskedDiffusion):
-        return masked.tilt(model, reward, schedule, of == "noisy", **settings)
+    if isinstance(model, OF_TOKENS):
+        return _of_tokens(model, tilted(model, reward, schedule, of == "noisy"), settings)
     check_gradient(reward, "tilt")
     parts, tilts = _raised(model, 1.0)
     return Corrected(model, parts, (*tilts, Tilt(reward, schedule, of)), **_inherit([model], settings))

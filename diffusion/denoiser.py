@@ -12,8 +12,9 @@ from ..ppl.cost import charge, rows
 from ..ppl.errors import NotRecorded
 from ..ppl.recording import Unkept, current, form_of, served
 
-Prediction = Literal["epsilon", "sample", "v", "flow", "logits"]
-"""What a network predicts: the noise ε, the data x, v = α·ε − σ·x, the velocity ε − x, or the logits of tokens."""
+Prediction = Literal["epsilon", "sample", "v", "flow", "logits", "log_ratios"]
+"""What a network predicts: the noise ε, the data x, v = α·ε − σ·x, the velocity ε − x; of tokens their logits, or by
+how much likelier the noisy data were with each of them, log q(x with v at l) − log q(x)."""
 
 
 class Denoiser(Protocol):

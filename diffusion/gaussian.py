@@ -46,8 +46,11 @@ class Gaussian(Generator):
         device: str = "cpu",
     ) -> None:
         super().__init__(shape, condition=condition, decode=decode, dtype=dtype, device=device)
-        if denoiser.prediction == "logits":
-            raise ValueError("logits are of tokens, which have no Gaussian noise: use MaskedDiffusion")
+        if denoiser.prediction in ("logits", "log_ratios"):
+            raise ValueError(
+                f"{denoiser.prediction} are of tokens, which have no Gaussian noise: use MaskedDiffusion (logits) or "
+                "JumpDiffusion (log_ratios)"
+            )
         if denoiser.prediction == "epsilon" and not schedule.alpha[0] > 0:
             raise ValueError("a prediction of ε needs some data in the first level: Schedule.flow(steps, start=0.99)")
         self.denoiser = denoiser

@@ -120,7 +120,7 @@ def test_what_has_no_product_is_refused():
     half = P * (STATES[:, 0] == 1) + 1e-300
     some = np.where(STATES[:, 0] == 1, P, 0.0)
     refusals = [
-        (ValueError, "one position at a time", lambda: anneal(model(fk.diffusion.Ancestral(4)), 2.0)),
+        (ValueError, "one position at a time", lambda: anneal(model(fk.diffusion.AtRandom(3)), 2.0)),
         (Unsupported, "replace steering", lambda: anneal(model(InOrder(), steering=Steering(of_state(REWARD))), 2.0)),
         (Unsupported, "varies in time", lambda: anneal(model(InOrder()), lambda s: s)),
         (ValueError, "one template", lambda: product([model(InOrder()), model(InOrder("left"))])),

@@ -123,6 +123,12 @@ class MaskedDiffusion(Generator):
         return f"MaskedDiffusion({self.shape[0]} positions{parts}, {self.rule!r}{steered})"
 
     @property
+    def form(self) -> Any:
+        """What models of a product have in common."""
+        tokens = (*self.template.tolist(), self.vocabulary, self.mask)
+        return tokens, self.block, self.rule, self.temperature
+
+    @property
     def unit(self) -> int:
         """How many steps a block takes."""
         return self.rule.steps(self.block)

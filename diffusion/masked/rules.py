@@ -107,7 +107,7 @@ class Ancestral:
 
     def draw(self, site: Site, uniforms: Any) -> Any:
         """Return the tokens (n, L) after a step."""
-        reveal, again = self._chances(site)
+        reveal, again = self.chances(site)
         chance = uniforms[:, 0]
         shown = site.open & (chance < reveal)
         x = put(site, shown, uniforms[:, 1])
@@ -115,7 +115,7 @@ class Ancestral:
 
     def log_prob(self, site: Site, x: Any) -> Any:
         """Return the log-probability (n,) of the tokens after a step."""
-        reveal, again = self._chances(site)
+        reveal, again = self.chances(site)
         masked = x == site.mask
         of_open = torch.where(masked, torch.log1p(-reveal), torch.log(reveal) + chosen(site, x))
         of_revealed = torch.where(masked, torch.log(again), torch.log1p(-again))
@@ -128,7 +128,7 @@ class Ancestral:
         kept = torch.as_tensor(self.alpha[to] / self.alpha[site.at], device=site.x.device)[:, None]
         return site.revealed & (uniforms[:, 0] >= kept)
 
-    def _chances(self, site: Site) -> tuple[Any, Any]:
+    def chances(self, site: Site) -> tuple[Any, Any]:
         """Return how probably a masked position is revealed, and a revealed one masked, (n, 1) each."""
         before, after = self.alpha[site.at], self.alpha[site.at + 1]
         again = self.remask * np.minimum(1.0, (1 - after) / np.maximum(before, 1e-300))

@@ -19,6 +19,8 @@ from ..denoiser import Denoiser, predict
 from ..generator import Floats, Generator, InvalidOutput, Moved
 from ..latents import Latents, replace_fields
 from ..products import Factor, Lean, TokenProduct, times
+from ..tokens import check_given
+from ..uniform.rules import tokens_at
 from .step import jump, weigh
 
 
@@ -99,7 +101,7 @@ class JumpDiffusion(Generator):
 
     def initial(self, keys: Keys) -> Any:
         """Draw tokens, each as likely as the others, for each key, (n, L)."""
-        return (self.noise(keys)[:, 0] * self.vocabulary).long()
+        return tokens_at(self.noise(keys)[:, 0], self.vocabulary)
 
     def initial_log_prob(self, x: Any) -> Floats:
         """Return −L·log K, (n,)."""
@@ -134,17 +136,14 @@ class JumpDiffusion(Generator):
         n = len(state)
         kept = torch.as_tensor(np.exp(self.levels[state.step] - self.levels[depth]), device=self.device)[:, None]
         chance, token = self.noise(keys).unbind(1)
-        x = torch.where(chance < kept, state.x, (token * self.vocabulary).long())
+        x = torch.where(chance < kept, state.x, tokens_at(token, self.vocabulary))
         there = Latents(x, np.full(n, depth), state.steps, state.condition)
         with torch.no_grad():
             log_potential, there = self.arrive(state, there)
         return self._advance(there, np.zeros(n), np.zeros(n), log_potential)
 
     def _given(self, given: Sequence[Any] | None, n: int) -> tuple[Any, Any]:
-        for i, one in enumerate(() if given is None else given):
-            found = np.asarray(0 if one is None else one)
-            if not ((found >= 0) & (found < self.vocabulary) & (found == np.floor(found))).all():
-                raise ValueError(f"particle {i} was given {found.tolist()}: tokens are 0 to {self.vocabulary - 1}")
+        check_given(given, self.vocabulary)
         return super()._given(given, n)
 
     # The noise, and the network that undoes it

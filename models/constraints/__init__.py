@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .grammar import Grammar, json_schema, lark, regex
     from .language import Language, Rewarded
     from .laws import END
+    from .length import Length, forced_end
     from .potential import Potential
     from .steps import Constrained, constrained, targeting
     from .vocabulary import Vocabulary
@@ -32,11 +33,13 @@ _HOME = {
     "Constraint": "constraint",
     "Grammar": "grammar",
     "Language": "language",
+    "Length": "length",
     "Potential": "potential",
     "Rewarded": "language",
     "Vocabulary": "vocabulary",
     "Where": "constraint",
     "constrained": "steps",
+    "forced_end": "length",
     "json_schema": "grammar",
     "lark": "grammar",
     "mixture": "algebra",
@@ -51,11 +54,13 @@ __all__ = [
     "Constraint",
     "Grammar",
     "Language",
+    "Length",
     "Potential",
     "Rewarded",
     "Vocabulary",
     "Where",
     "constrained",
+    "forced_end",
     "json_schema",
     "lark",
     "mixture",

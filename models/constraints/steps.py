@@ -132,8 +132,7 @@ class Constrained(Request):
 
     def support(self) -> list[Text] | None:
         """Return all texts that one token can lead to; None for longer steps, and a vocabulary above 512."""
-        ending = self.step.ending
-        if ending.max_tokens > 1 or ending.whole or self.step.lm.vocab_size > MOST_SUPPORT:
+        if self.step.ending.max_tokens > 1 or self.step.lm.vocab_size > MOST_SUPPORT:
             return None
         start = Walk(self)
         if start.over:
@@ -147,6 +146,8 @@ class Constrained(Request):
             if log_gamma > -math.inf:
                 walk = Walk(self)
                 walk.take(token, log_gamma, 0.0)
+                if not walk.over:  # of a whole text, the end is a token more
+                    return None
                 texts.append(walk.text())
         return texts
 

@@ -57,7 +57,10 @@ class Walk:
         self.context: Context = self.run.start.tokens
         self.log_prob = 0.0
         self.log_proposal = 0.0
-        self.dead = False
+        # What fills the context already has no room for the end that is asked for.
+        self.dead = self.run.finish_reason == "context" and request.step.ending.whole
+        if self.dead:
+            self.log_prob = self.log_proposal = -math.inf
 
     @property
     def ending(self) -> bool:

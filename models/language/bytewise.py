@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
+
+from ...ppl.errors import Unsupported
+
+_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
+_PROBES = ("Once upon a time, there was", "it's naïve\n\n 3+4=7 …", "def f(x):\n    return x", "日本 ")
 
 
 class Bytes(dict[int, bytes]):
@@ -34,6 +40,39 @@ class Bytes(dict[int, bytes]):
             raise KeyError(token)
         self[token] = found
         return found
+
+
+def spellings(tokenizer: Any, size: int, read: Callable[[Sequence[int]], str]) -> tuple[bytes, ...]:
+    """Return the bytes that each token stands for within a text, (V,); none for those that are not displayed.
+
+    They are those of a tokenizer that decodes tokens as bytes, one after another, or of one with SentencePiece's signs:
+    ``▁`` for a space and ``<0x0A>`` for a byte. ``read`` decodes tokens as they read after a word.
+
+    Raises Unsupported for other tokenizers, whose strings are not those of their tokens, one after another.
+    """
+    hidden = set(tokenizer.all_special_ids) | {
+        token for token, what in getattr(tokenizer, "added_tokens_decoder", {}).items() if what.special
+    }
+    letters = _letters() if _bytewise(tokenizer) else {}
+    pieces = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
+    found = [b"" if token in hidden or not piece else _spelled(piece, letters) for token, piece in enumerate(pieces)]
+    for string in _PROBES:
+        tokens = tokenizer(string, add_special_tokens=False).input_ids
+        if any(token >= len(found) for token in tokens):
+            continue
+        if b"".join(found[token] for token in tokens).decode(errors="replace") != read(tokens):
+            raise Unsupported(
+                f"{type(tokenizer).__name__} does not decode tokens as bytes, one after another, so that texts have no "
+                "law over bytes: use a model with a byte-level or SentencePiece tokenizer"
+            )
+    return (*found, *[b""] * (size - len(found)))
+
+
+def _spelled(piece: str, letters: dict[str, int]) -> bytes:
+    if letters:
+        return bytes(map(letters.__getitem__, piece)) if letters.keys() >= set(piece) else piece.encode()
+    byte = _BYTE.fullmatch(piece)
+    return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode("utf-8", "surrogatepass")
 
 
 def _bytewise(tokenizer: Any) -> bool:

@@ -150,6 +150,13 @@ class Host(Writing, Protocol):
         offered.
         """
 
+    @property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The bytes that each token stands for within a response, (V,); none for those that are not displayed.
+
+        Raises Unsupported where strings are not those of their tokens, one after another.
+        """
+
     def prompt(self, prompt: Any) -> Text:
         """Return a text with an empty response."""
 

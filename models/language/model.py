@@ -6,6 +6,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
@@ -17,6 +18,7 @@ from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.score import Score
 from ...ppl.sites import Running
+from .bytewise import spellings
 from .drafted import drafted
 from .endings import Ending
 from .host import Floats, Offer, Sink, Tally, require
@@ -233,6 +235,14 @@ class LanguageModel(Journalled, ABC):
         """Return how tokens are spelled, special ones included."""
         found: list[str] = self.tokenizer.convert_ids_to_tokens(sorted(tokens))
         return found
+
+    @cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The bytes that each token stands for within a response, (V,); none for those that are not displayed.
+
+        Raises Unsupported for a tokenizer whose strings are not those of its tokens, one after another (BERT's).
+        """
+        return spellings(self.tokenizer, self.vocab_size, self.decode_response)
 
     def finish_reason(self, node: Node, last: int) -> Any:
         """Return why a history whose last sampled token is ``last`` (−1: none) is finished, or None."""

@@ -9,12 +9,12 @@ times fewer tokens than `PowerSampling` (Karan and Du 2025, arXiv:2510.14901).
 
 The toy: 6 tokens of a vocabulary of 3, each drawn after the one before from a table (softmax of 1.25·N(0, 1), seed 0;
 the first token likewise), so that p^4 is a table of 729 texts. Both engines draw from p, or from p at temperature 1/4
-("cold"), with weights. What is measured is the law of one answer: of `PowerSMC` with n particles (one drawn by weight)
-for n = 1, 2, 4, …, 64, and of a line of `PowerSampling` with blocks of 1, 2 or 6 tokens and 1, 2, 4, 8 or 16 moves after
-each. Its total variation from p^4 is estimated from 2000 answers, half of which say which texts are too frequent, and
-the other half by how much, and the other way round; that errs by about ±.01, and downwards, the more the larger it is.
-Tokens are those drawn for one answer. (Texts of 12 tokens were tried first, and left after three settings of `PowerSMC`:
-2000 answers do not show the distance of laws so spread.)
+("cold"), with weights. What is measured is the law of one answer: of `PowerSMC` with n particles (one drawn by
+weight) for n = 1, 2, 4, …, 64, and of a line of `PowerSampling` with blocks of 1, 2 or 6 tokens and 1, 2, 4, 8 or 16
+moves after each. Its total variation from p^4 is estimated from 2000 answers, half of which say which texts are too
+frequent, and the other half by how much, and the other way round; that errs by about ±.01, and downwards, the more
+the larger it is. Tokens are those drawn for one answer. (Texts of 12 tokens were tried first, and left after three
+settings of `PowerSMC`: 2000 answers do not show the distance of laws so spread.)
 
 The rule of the verdict:
 

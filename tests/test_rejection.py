@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from outcomes import Speller, expected
 
 import feynkac as fk
 from chains import chain
+from feynkac.inference.particles import rejection
 from feynkac.ppl.errors import InvalidWeight
 from laws import Z_LIMIT, check_all_dead, check_unbiased, deadly, t2, z_score
 
@@ -101,3 +103,36 @@ def test_deaths_and_settings_are_named():
         with pytest.raises(ValueError, match=message):
             fk.RejectionSMC(2, **settings)
     assert fk.RejectionSMC(2, trials=1, trust=True).trials == 1
+
+
+LAW = {"": {"a": 0.6, "b": 0.3, "z": 0.1}, "a": {"a": 0.2, "z": 0.8}, "b": {"a": 0.6, "z": 0.4}}
+LOG_G = {"a": 0.5, "b": -1.0, "z": 0.3, "aa": 1.2, "az": -0.4, "ba": 0.1, "bz": 2.0}
+LOG_PSI = {"a": -0.8, "b": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "trials", "start"),
+    [(3.0, 2, 0.4), (0.6, 3, 1.0), pytest.param(3.0, 3, 1.0, marks=pytest.mark.slow)],
+)
+def test_every_outcome_of_one_particle_enumerated_sums_to_the_target(monkeypatch, ceiling, trials, start):
+    """E[Ẑ·1{x}] = p(x)·∏G(x) to rounding: children, coins and the numbers of trials are gone through, none is drawn."""
+    engine = fk.RejectionSMC(1, ceiling=ceiling, trials=trials, start=start, all_dead="zero")
+    told = {}
+
+    def model(choose):
+        told["model"] = Speller(choose, LAW.__getitem__, LOG_G.__getitem__, LOG_PSI.__getitem__, ends=2)
+        return told["model"]
+
+    def coin(keys):
+        speller = told["model"]
+        ((before, _, log_g, psi),) = speller.last
+        level = LOG_PSI[before] if before else math.log(start)
+        accepted = min(1.0, math.exp(log_g + psi - level) / ceiling)
+        good = speller.choose([accepted, 1.0 - accepted]) == 0
+        return np.array([accepted / 2 if good else (1 + accepted) / 2])
+
+    monkeypatch.setattr(rejection._keys, "uniform", coin)
+    mean, _, count = expected(engine, model)
+    truth = model(None).exact()
+    assert count > 50
+    assert mean == pytest.approx(truth, abs=1e-12)

@@ -31,7 +31,10 @@ class PowerSMC:
 
         text = await fk.sample("step", lm.tokens(text, 8), proposal=lm.tokens(text, 8, temperature=0.25))
 
-    Resampling is looked at after each step; ``fk.Blocks(model, 8)`` makes steps of eight.
+    Resampling is looked at after each step; ``fk.Blocks(model, 8)`` makes steps of eight. Runs that have ended weigh
+    p^α at once, and the others by α_t, so that a bridge serves runs of about one length. It does not serve a power
+    below 0, for its guide keeps what is likely and the target wants what is rare: Ẑ stays unbiased, and reads far too
+    low but for once in very many runs.
 
     Args:
         particles: n.

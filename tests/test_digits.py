@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import feynkac as fk  # noqa: E402
-from feynkac.diffusion import Steering  # noqa: E402
+from feynkac.diffusion import AtRandom, Steering  # noqa: E402
 from feynkac.diffusion.shipped import store as shipped  # noqa: E402
 from feynkac.diffusion.shipped import zoo  # noqa: E402
 
@@ -33,7 +33,8 @@ def seen(values):
 
 
 @pytest.mark.parametrize(
-    "name", ["digits", "digits_small", "digit_reward", "digit_judge", "bouncing_frames", "bouncing_clip"]
+    "name",
+    ["digits", "digits_small", "digits_masked", "digit_reward", "digit_judge", "bouncing_frames", "bouncing_clip"],
 )
 def test_weights_are_whole_and_their_record_says_where_they_come_from(name):
     told = shipped.record(name)
@@ -46,7 +47,7 @@ def test_weights_are_whole_and_their_record_says_where_they_come_from(name):
 
 def test_all_weights_are_small():
     sizes = [path.stat().st_size for path in (ROOT / "diffusion" / "shipped" / "weights").glob("*.safetensors")]
-    assert sum(sizes) < 8_000_000
+    assert sum(sizes) < 9_000_000
     assert len(sizes) == len(shipped.shipped())
 
 
@@ -207,6 +208,7 @@ def test_what_the_scripts_write_the_library_loads(training, real, monkeypatch):
     import classifiers
     import data
     import digits
+    import digits_masked
     import digits_small
     import loop
     import strings
@@ -217,13 +219,15 @@ def test_what_the_scripts_write_the_library_loads(training, real, monkeypatch):
         bouncing.main(kind, some, loop.Settings(2, batch=4), training)
     digits.main(some, loop.Settings(2, batch=4), training)
     digits_small.main(some, some, loop.Settings(2, batch=4), loop.Settings(2, batch=4), training)
+    digits_masked.main(some, some, loop.Settings(2, batch=4), training)
     strings.main(loop.Settings(2, batch=4), training)
     monkeypatch.setattr(shipped, "_folder", lambda: training)
     shipped.load.cache_clear()
     try:
         assert shipped.record("digit_judge")["accuracy"] > 0.3
         assert (zoo.digit_judge()(real[0]).argmax(1) == real[1]).float().mean() > 0.3
-        for model in (zoo.digits(2), zoo.digits_small(2), zoo.bouncing(2, 2), zoo.bouncing_clip(2)):
+        models = (zoo.digits(2), zoo.digits_small(2), zoo.digits_masked(AtRandom(2)), zoo.bouncing(2, 2))
+        for model in (*models, zoo.bouncing_clip(2)):
             assert np.isfinite(fk.infer(model, fk.ImportanceSampling(2), seed=0).values[0]).all()
         assert shipped.record("strings")["measured"]["total_variation"] > 0.05  # hardly trained
         assert set(fk.infer(zoo.strings(), fk.SMC(2), seed=0).values[0]) <= set("abcd")

@@ -52,9 +52,10 @@ def load(name: str, device: str = "cpu") -> Any:
 def _build(told: dict[str, Any]) -> Any:
     from .convnets import JudgeNet, RewardNet
     from .latent_digits import LatentDigits
+    from .masked_digits import MaskedDigitNet
     from .strings import StringNet
 
-    own = {kind.__name__: kind for kind in (JudgeNet, LatentDigits, RewardNet, StringNet)}
+    own = {kind.__name__: kind for kind in (JudgeNet, LatentDigits, MaskedDigitNet, RewardNet, StringNet)}
     if told["network"] in own:
         return own[told["network"]]()
     try:

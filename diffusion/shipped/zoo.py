@@ -20,13 +20,14 @@ from ..masked.generator import MaskedDiffusion
 from ..masked.rules import Rule
 from ..rewards.motion import Motion
 from ..schedule import Schedule
+from . import masked_digits
 from .convnets import Classifier
 from .latent_digits import LATENT, LatentDigits
 from .store import load, record
 from .strings import LENGTH, LETTERS, spelled, tokens_of
 
 NO_DIGIT = 10
-"""The class that stands for none, in the condition of `digits` and `digits_small`: it generates digits of any class."""
+"""The class that stands for none, in the condition of the models of digits, which then draw digits of any class."""
 
 
 def digits(
@@ -83,6 +84,47 @@ def digits_small(
     return _digits("digits_small", (LATENT,), steps, digit, guidance, device, eta=eta, steering=steering, decode=decode)
 
 
+def digits_masked(
+    rule: Rule | None = None,
+    digit: int | Iterable[int] | None = None,
+    *,
+    template: Any = None,
+    steering: Any = None,
+    device: str = "cpu",
+) -> MaskedDiffusion:
+    """Return a masked diffusion of digits: 14×14 pixels, each a token of four grey levels, in any order.
+
+    Values are images (1, 28, 28) like those of `digits`, each token 2×2 pixels, so that the same rewards read them, and
+    the same classifiers. `guide(model, γ, torch.tensor([NO_DIGIT]))` samples p(x|digit)^γ·p(x)^(1−γ), where the
+    rule is `InOrder`.
+
+    Args:
+        rule: which pixels a step reveals: one by default, in 196 steps; ``Ancestral(28)`` some seven at once.
+        digit: 0…9 for a digit of that class, one for each particle, or None for any.
+        template: an image (28, 28) or (1, 28, 28) in [−1, 1] to complete, NaN where it is not known: a token is, whose
+            four pixels are.
+        steering: see `MaskedDiffusion`; rewards see images (n, 1, 28, 28).
+        device: where it runs.
+
+    Raises ValueError for a class that does not exist, and for a template of another shape, out of its range, or with
+    nothing left to complete.
+
+    >>> import feynkac as fk, numpy as np
+    >>> rule = fk.diffusion.Ancestral(4)
+    >>> ring = fk.infer(digits_masked(rule, 0), fk.ImportanceSampling(1), seed=0).best()
+    >>> upper = np.where(np.arange(28)[:, None] < 14, ring, np.nan)
+    >>> whole = fk.infer(digits_masked(rule, template=upper), fk.SMC(2), seed=0).best()
+    >>> whole.shape, bool((whole[:, :14] == ring[:, :14]).all())
+    ((1, 28, 28), True)
+    """
+    network = Network(load("digits_masked", device), "logits")
+    begin = None if template is None else masked_digits.tokens_of(template)
+    return MaskedDiffusion(
+        network, masked_digits.SIDE**2, rule, vocabulary=masked_digits.LEVELS + 1, template=begin, steering=steering,
+        condition=_condition(digit, device), decode=masked_digits.pictures, device=device,
+    )  # fmt: skip
+
+
 def strings(
     rule: Rule | None = None, template: str = "_" * LENGTH, *, steering: Any = None, device: str = "cpu"
 ) -> MaskedDiffusion:
@@ -130,14 +172,18 @@ def _digits(
 ) -> Diffusion:
     if digit is None and guidance != 1.0:
         raise ValueError(f"guidance needs a digit to guide to: {name}(digit=…, guidance=…)")
-    labels = [NO_DIGIT] if digit is None else [digit] if isinstance(digit, int) else list(digit)
-    if digit is not None and not all(0 <= label <= 9 for label in labels):
-        raise ValueError(f"a digit is one of 0…9, not {digit!r}")
+    condition = _condition(digit, device)
     denoiser = _denoiser(name, device)
     if guidance != 1.0:
         denoiser = Guided(denoiser, guidance, torch.tensor([NO_DIGIT], device=device))
-    condition = torch.tensor(labels, device=device)
     return Diffusion(denoiser, Schedule.ddpm(steps), shape, condition=condition, device=device, **settings)
+
+
+def _condition(digit: int | Iterable[int] | None, device: str) -> Any:
+    labels = [NO_DIGIT] if digit is None else [digit] if isinstance(digit, int) else list(digit)
+    if digit is not None and not all(0 <= label <= 9 for label in labels):
+        raise ValueError(f"a digit is one of 0…9, not {digit!r}")
+    return torch.tensor(labels, device=device)
 
 
 def digit_classifier(device: str = "cpu") -> Classifier:

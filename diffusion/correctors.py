@@ -249,7 +249,10 @@ def _raised(model: Gaussian, beta: float) -> tuple[tuple[Part, ...], tuple[Tilt,
         parts = tuple(replace(part, beta=beta * part.beta) for part in model.parts)
         return parts, tuple(replace(tilt, schedule=scaled(tilt.schedule, beta)) for tilt in model.tilts)
     if not isinstance(model, Diffusion):
-        raise Unsupported(f"correctors transform a Diffusion, or what they made of one, not {type(model).__name__}")
+        raise Unsupported(
+            "correctors transform a Diffusion or a MaskedDiffusion, or what they made of one, not a "
+            f"{type(model).__name__}: weigh it by a reward, with Steering or a program's factors"
+        )
     if model.steering is not None:
         raise Unsupported("correctors replace steering: take the model without it, and use `tilt`")
     return (Part(model.denoiser, beta, model.condition),), ()
@@ -334,9 +337,9 @@ def product(models: Sequence[Any], betas: Sequence[float] | None = None, **setti
                 "template, block, rule and temperature"
             )
         return _of_tokens(first, joined(models, powers), settings)
+    raised = [_raised(model, beta) for model, beta in zip(models, powers)]
     if any(other.shape != first.shape or not _same_levels(other.schedule, first.schedule) for other in models):
         raise ValueError("the models of a product must have one schedule and one shape")
-    raised = [_raised(model, beta) for model, beta in zip(models, powers)]
     for other, (_, leaning) in zip(models[1:], raised[1:]):
         check_decode(first, other, leaning)
     parts, tilts = ([one for many in kind for one in many] for kind in zip(*raised))

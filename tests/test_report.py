@@ -15,6 +15,10 @@ from feynkac.inference.base.chain import Chain
 from feynkac.inference.base.step import Step
 from feynkac.inference.drawing.summary import leading
 from feynkac.inference.drawing.svg import Chart, Html, span, ticks
+from feynkac.inference.drawing.views import words
+from feynkac.inference.plots.html_chains import courses
+from feynkac.inference.plots.html_partings import partings
+from feynkac.inference.plots.lineages import levels
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 NASTY = "<script>alert('x')</script> & \"quotes\" </svg>"
@@ -75,6 +79,10 @@ POSTERIORS = {
     "one particle": fk.infer(once(), fk.SMC(1), seed=0),
     "best of n": fk.infer(nasty("n"), fk.BestOfN(8), seed=0),
     "interrupted": fk.infer(nasty("n"), fk.SMC(8), seed=0, callbacks=[lambda step: step.depth == 2]),
+    "chains": fk.infer(nasty("n"), fk.SuffixMH(30, chains=2), seed=0),
+    "a chain of numbers": fk.infer(once(), fk.SuffixMH(30), seed=0),
+    "tree": fk.infer(nasty("n"), fk.TreeSampling(20), seed=0),
+    "search": fk.infer(nasty("n"), fk.BeamSearch(4), seed=0),
     "all dead": fk.infer(nasty("n", 80), fk.SMC(3, ess_threshold=0.0, all_dead="zero"), seed=0),
 }
 
@@ -143,6 +151,85 @@ def test_the_genealogy_tells_of_each_particle_where_the_mouse_is():
     assert "hello" in fk.plots.genealogy_html(posterior, label=lambda choices: "hello")
     with pytest.raises(IndexError, match="chain 2 of 2"):
         fk.plots.genealogy_html(posterior, chain=2)
+
+
+def test_a_report_of_chains_shows_their_courses_and_no_genealogy(tmp_path):
+    @fk.program
+    async def two():
+        x = await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+        y = await fk.sample("y", fk.dist.Normal(x, 1.0))
+        await fk.factor("G", -((y - 1.0) ** 2))
+        return {"x": x, "a <b>": y}
+
+    posterior = fk.infer(two(), fk.SuffixMH(400, chains=3), seed=0)
+    page = fk.report(posterior, tmp_path / "r.html").read_text(encoding="utf-8")
+    read = Balanced(page)
+    assert "Genealogy" not in read.text
+    assert re.search(r"3 chains of \d+ draws", read.text)
+    assert f"acceptance {', '.join(f'{rate:.2g}' for rate in posterior.mixing.acceptance)}" in read.text
+    for name in ("x", "a <b>"):
+        row = posterior.table()[name]
+        assert f"R-hat {row.rhat:.2f}, ESS {row.ess:.3g}" in read.text
+        assert f"{row.mean:.4g}".replace("-", "−") in read.text
+    course = next(one for one in courses(posterior) if one.name == "x")
+    assert course.series.ravel().tolist() == posterior["x"].tolist()
+    # a line for each chain of each number and of the reward, beside those of the other charts
+    assert page.count("<polyline") >= 3 * 3
+
+
+def test_a_report_of_a_search_shows_its_tree(tmp_path):
+    for kind in ("tree", "search"):
+        posterior = POSTERIORS[kind]
+        tree = posterior.chains[0].tree
+        read = Balanced(fk.report(posterior, tmp_path / "r.html").read_text(encoding="utf-8"))
+        assert "Search tree" in read.text
+        assert "Genealogy" not in read.text
+        drawn = Balanced(fk.plots.tree_html(posterior))
+        assert drawn.tags.count("circle") >= 1 + len(tree.leaves)
+        assert f"start, {int(tree.visits[0])} rollouts" in drawn.text
+        rings = [value for name, value in drawn.attributes if name == "stroke-width" and value == "2"]
+        assert len(rings) == 1
+    with pytest.raises(ValueError, match="grows no tree"):
+        fk.plots.tree_html(POSTERIORS["text"])
+    with pytest.raises(IndexError, match="chain 1 of 1"):
+        fk.plots.tree_html(POSTERIORS["tree"], chain=1)
+
+
+def test_lines_are_shown_with_what_they_share_and_where_they_part():
+    @fk.program
+    async def letters():
+        for _ in range(5):
+            await fk.sample("a", fk.dist.Categorical([0.6, 0.4], values=["p ", "q "]))
+            await fk.factor("G", 0.0)
+
+    (chain,) = fk.infer(letters(), fk.SMC(16, ess_threshold=1.0), seed=2).chains
+    found = partings(chain, levels(chain), words)
+    texts = [line.shared + line.turn + line.own for line in found]
+    drawn = {"".join(words(chain.steps[t].choices[i]) for t, i in enumerate(line)) for line in chain.lines.T}
+    assert len(set(texts)) == len(texts) == min(len(drawn), 8)
+    assert set(texts) <= drawn
+    assert found[0].shared == found[0].turn == ""
+    for before, line, text in zip(texts, found[1:], texts[1:]):
+        assert before.startswith(line.shared)
+        assert not before.startswith(text[: len(line.shared) + 2])
+        assert not line.shared or line.turn == text[len(line.shared) : len(line.shared) + 2]
+    assert any(line.shared for line in found)
+
+
+def test_titles_are_short_and_numbers_have_six_digits(tmp_path):
+    @fk.program
+    async def pair(a_very_long_argument):
+        x = await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+        return {"x": x, "parts": [x, (x, "text")]}
+
+    posterior = fk.infer(pair("of a value that fills a line and more"), fk.SMC(8, resampling="multinomial"), seed=0)
+    page = fk.report(posterior, tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<h1>SMC on pair</h1>" in page
+    assert "<title>SMC on pair</title>" in page
+    x = posterior.values[0]["x"]
+    for text in (Balanced(page).text, Balanced(posterior._repr_html_()).text, posterior.summary()):
+        assert f"{{'x': {x:.6g}, 'parts': [{x:.6g}, ({x:.6g}, 'text')]}}" in text
+        assert not re.search(r"\d\.\d{12}", text)
 
 
 def test_the_trace_has_the_text_and_the_numbers_of_each_step():

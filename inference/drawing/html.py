@@ -8,12 +8,11 @@ from typing import Any
 from .html_charts import charts_of
 from .html_images import grid_html, image_html
 from .pixels import Range, is_picture, pictures_in, range_of, written
-from .summary import facts, leading, spent
-from .views import cut
+from .summary import facts, leading, named, spent
 
 _SMALL = (340, 150)
 _STYLE = (
-    "<style>.fk{font:13px/1.45 system-ui,sans-serif;max-width:60em}.fk .fk-facts{opacity:.85;margin:.2em 0 .6em}"
+    "<style>.fk{font:13px/1.45 system-ui,sans-serif;max-width:60em}.fk .fk-facts{opacity:.9;margin:.2em 0 .6em}"
     ".fk table{border-collapse:collapse;width:100%}.fk td{text-align:left!important;padding:.25em .6em;"
     "vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere}"
     ".fk td:first-child{white-space:nowrap;width:9em}"
@@ -30,7 +29,7 @@ def posterior_html(posterior: Any, top: int = 8) -> str:
     if len(posterior.steps) > 1:
         charts = f"<div>{' '.join(chart(posterior, _SMALL) for chart in charts_of(posterior)[:2])}</div>"
     return (
-        f'<div class="fk">{_STYLE}<b>{escape(posterior.engine)}</b> on {escape(cut(posterior.model, 120))}'
+        f'<div class="fk">{_STYLE}<b title="{escape(posterior.engine)}">{escape(named(posterior))}</b>'
         f'<div class="fk-facts">{facts_html(posterior)}</div>{warnings_html(posterior)}{charts}'
         f"{values_html(posterior, top)}</div>"
     )
@@ -65,8 +64,8 @@ def values_html(posterior: Any, top: int, width: int = 4000) -> str:
 
 
 def _whole(value: Any, width: int, shades: Range) -> str:
-    """Show a value with its line ends, a number in six digits, and the pictures in it."""
-    text = f"{value:.6g}" if isinstance(value, float) else written(value)
+    """Show a value with its line ends, and the pictures in it."""
+    text = written(value)
     images = "".join(image_html(picture, shades) for picture in pictures_in(value))
     if images and is_picture(value):
         return images

@@ -31,7 +31,8 @@ def ess_chart(posterior: Any, size: tuple[int, int] = SIZE) -> str:
             step = chain.history[t]
             told = f"step {t}: ESS {step.ess:.1f} of {len(step.log_weights)}, then resampled"
             chart.dot(t, share[t], told, ORANGE)
-    chart.note("● then resampled" if longest <= _MARKS else "", ORANGE)
+    marked = longest <= _MARKS and any(step.resampled for chain in posterior.chains for step in chain.history[1:])
+    chart.note("● then resampled" if marked else "", ORANGE)
     return str(chart)
 
 

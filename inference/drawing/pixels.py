@@ -193,20 +193,24 @@ def identity(value: Any) -> Any:
 
 
 def written(value: Any) -> str:
-    """Write a value as text, large arrays in it by their size.
+    """Write a value as text: numbers in six digits, large arrays by their size, also inside containers.
 
-    >>> written("river"), written((np.zeros((1, 28, 28)), "river"))
-    ('river', "(image 1×28×28, 'river')")
+    >>> written("river"), written((np.zeros((1, 28, 28)), "river")), written({"x": [0.1 + 0.2]})
+    ('river', "(image 1×28×28, 'river')", "{'x': [0.3]}")
     """
-    return _inner(value) if _holds_array(value) else described(value) or str(value)
+    return value if isinstance(value, str) else _inner(value)
 
 
 def _inner(value: Any) -> str:
-    if _holds_array(value):
-        parts = value.items() if isinstance(value, Mapping) else value
-        texts = [f"{part[0]!r}: {_inner(part[1])}" if isinstance(value, Mapping) else _inner(part) for part in parts]
-        return ("{{{}}}" if isinstance(value, Mapping) else "({})").format(", ".join(texts))
-    return described(value) or repr(value)
+    if isinstance(value, float | np.floating):
+        return f"{value:.6g}"
+    if type(value) is dict:
+        return "{" + ", ".join(f"{key!r}: {_inner(part)}" for key, part in value.items()) + "}"
+    if type(value) is list:
+        return "[" + ", ".join(map(_inner, value)) + "]"
+    if type(value) is tuple:
+        return "(" + ", ".join(map(_inner, value)) + ("," if len(value) == 1 else "") + ")"
+    return described(value) or (repr(value) if isinstance(value, str) else str(value))
 
 
 def _holds_array(value: Any) -> bool:

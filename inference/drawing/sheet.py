@@ -10,11 +10,14 @@ from .views import plain, short_line
 
 _WIDE = 60
 _STYLE = (
-    "<style>.fk-sheet{font:13px/1.45 system-ui,sans-serif}.fk-sheet table{border-collapse:collapse}"
-    ".fk-sheet td,.fk-sheet th{text-align:right;padding:.2em .7em;white-space:nowrap;font-variant-numeric:tabular-nums}"
-    ".fk-sheet td:first-child,.fk-sheet th:first-child{text-align:left;white-space:normal;overflow-wrap:anywhere}"
-    ".fk-sheet th{border-bottom:1.5px solid currentColor}.fk-sheet td{border-bottom:1px solid #7676764d}"
-    ".fk-sheet div{font-size:.9em;opacity:.85;margin-top:.4em}</style>"
+    "<style>.fk-sheet{font:13px/1.45 system-ui,sans-serif;margin:.5em 0}"
+    ".fk-sheet table{border-collapse:collapse;width:auto!important}"
+    ".fk-sheet td,.fk-sheet th{text-align:right!important;padding:.2em .7em;white-space:nowrap;"
+    "font-variant-numeric:tabular-nums}.fk-sheet td{border-bottom:1px solid #7676764d}"
+    ".fk-sheet td:first-child,.fk-sheet th:first-child{text-align:left!important;white-space:normal;"
+    "width:auto!important}"
+    ".fk-sheet th{opacity:1;border-bottom:1.5px solid currentColor}"
+    ".fk-sheet div{font-size:.9em;opacity:.9;margin-top:.4em}</style>"
 )
 
 

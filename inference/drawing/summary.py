@@ -28,6 +28,16 @@ def summary(posterior: Any, top: int) -> str:
     return "\n".join(map(plain, lines))
 
 
+def named(posterior: Any) -> str:
+    """Return engine and model without their settings, for titles.
+
+    >>> from types import SimpleNamespace
+    >>> named(SimpleNamespace(engine="SMC(particles=32, ess_threshold=0.5)", model="haiku(lm, topic='rivers')"))
+    'SMC on haiku'
+    """
+    return " on ".join(short_line(text.partition("(")[0], 60) for text in (posterior.engine, posterior.model))
+
+
 def facts(posterior: Any) -> list[str]:
     """Return what the engine found of the evidence, where it gives any, and how good the sample is."""
     evidence = f"no evidence ({posterior.guarantee})"

@@ -2,8 +2,8 @@
 
 Each function takes a posterior, draws into ``ax`` or a new figure, and returns the matplotlib ``Figure``. A new
 figure shows itself as the last line of a notebook cell, and is written with ``figure.savefig(path)``; it is not
-registered with pyplot, so there is nothing to close. `genealogy_html` and `tokens_html` need no matplotlib, and
-tell more where the mouse points.
+registered with pyplot, so there is nothing to close. `genealogy_html`, `tree_html` and `tokens_html` need no
+matplotlib, and tell more where the mouse points.
 
 >>> import feynkac as fk
 >>> @fk.program
@@ -31,6 +31,7 @@ from ..drawing.palette import BLUE, INK, ORANGE
 from ..results.posterior import Posterior
 from .html_genealogy import genealogy_html
 from .html_tokens import tokens_html
+from .html_tree import tree_html
 from .plot_genealogy import genealogy
 from .plot_images import film, images
 from .plot_rewards import rewards
@@ -52,6 +53,7 @@ __all__ = [
     "tokens",
     "tokens_html",
     "tree",
+    "tree_html",
     "video",
     "weights",
 ]
@@ -78,7 +80,8 @@ def ess(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> Any:
     _share_axis(ax)
     n, chains = len(posterior.chains[0].log_weights), len(posterior.chains)
     label(ax, "Effective sample size", "step", f"share of {n:,} particles" + (" of a chain" if chains > 1 else ""))
-    key(ax, [*_lines_of(posterior), sign("then resampled", "o", color=ORANGE, markersize=4)])
+    marked = any(views.resampled_after(chain.history).any() for chain in posterior.chains)
+    key(ax, _lines_of(posterior) + [sign("then resampled", "o", color=ORANGE, markersize=4)] * marked)
     return ax.figure
 
 

@@ -13,16 +13,18 @@ from ..base.chain import Chain
 from ..drawing.html_images import svg_image
 from ..drawing.palette import BRANCHES, INK
 from ..drawing.svg import Html, drawing
-from ..drawing.views import cut, number, step_text
+from ..drawing.views import cut, number, step_text, words
 from ..results.posterior import Posterior
 from .faces import Faces, Show
-from .lineages import MOST_PARTICLES, Level, levels
+from .html_partings import partings_html
+from .lineages import MOST_PARTICLES, Level, choices_of, levels, one_chain, parted
 
 _FEW = 32
 """With more than 64 particles, so many are drawn; and twice as many steps."""
 _NODES = 2500
 """With more nodes in all, those of lines that died say nothing."""
-_WIDTH, _TEXT, _LEFT = 380.0, 62, 34.0
+_WIDTH, _TEXT, _LEFT, _LETTER = 830.0, 62, 34.0, 6.4
+"""The room of tree and text together, characters of a text beside it, the room of the numbers, and a character's."""
 _IMAGES, _IMAGE_STEPS, _SIDE = 20, 14, 38.0
 """Particles and steps that are drawn as images, and the pixels that one takes."""
 
@@ -33,10 +35,11 @@ def genealogy_html(
     """Draw the tree of ancestors of a chain as HTML, without matplotlib; a notebook shows it.
 
     Steps go down the page. Surviving lines are coloured by branch, and as wide as the weight of their descendants;
-    those that died are grey. The best particle's line has dots, with its text beside. Each node tells its text, log G
-    and weight where the mouse is on it. Up to 64 particles all are drawn, of more 32
-    that survived, picked evenly by weight; of more than 64 steps, 64 of them, evenly spaced. Where values are images,
-    those of surviving particles stand at their nodes, of 20 particles and 14 steps at most.
+    those that died are grey. The best particle's line has dots, with its text beside; the other nodes have theirs where
+    there is room, bold where copies of one ancestor part. Below stand the texts of the heaviest lines: what one shares
+    with the line above is pale. Each node tells its text, log G and weight where the mouse is on it. Up to 64 particles
+    all are drawn, of more 32 that survived, picked evenly by weight; of more than 64 steps, 64 of them, evenly spaced.
+    Where values are images, those of surviving particles stand at their nodes, of 20 particles and 14 steps at most.
 
     Args:
         posterior: of any engine.
@@ -58,17 +61,19 @@ def genealogy_html(
     8
     """
     posterior._some()
-    if not 0 <= chain < len(posterior.chains):
-        raise IndexError(f"chain {chain} of {len(posterior.chains)}")
-    run = posterior.chains[chain]
+    run = one_chain(posterior, chain)
     faces = None if label else Faces(posterior, chain, image)
     if faces:
         return _with_images(run, faces)
     many = len(run.log_weights) > MOST_PARTICLES
-    tree, say = levels(run, _FEW if many else MOST_PARTICLES, 2 * _FEW), label or step_text
+    tree, say, write = levels(run, _FEW if many else MOST_PARTICLES, 2 * _FEW), label or step_text, label or words
     rows = max(len(level.particle) for level in tree)
-    width = min(_WIDTH, 14.0 * rows)
-    gap = 20.0 if len(tree) <= 32 else 16.0
+    said = [say(run.steps[level.step].choices[int(level.particle[level.best])]) for level in tree]
+    written = [write(choices) for level in tree for choices in choices_of(run, level)]
+    column = _LETTER * min(max(map(len, said)), _TEXT)
+    pitch = min(max(16.0, _LETTER * float(np.quantile([len(text) for text in written], 0.9)) + 20.0), 150.0)
+    width = min(pitch * rows, _WIDTH - column)
+    gap = 24.0 if any(written) and len(tree) <= 32 else 20.0 if len(tree) <= 32 else 16.0
     all_nodes = sum(len(level.particle) for level in tree) <= _NODES
     nodes, texts = [], []
     for row, level in enumerate(tree):
@@ -77,8 +82,11 @@ def genealogy_html(
             if all_nodes or level.alive[k]:
                 nodes.append(_node(run, level, k, _LEFT + width * level.height[k], y, say))
         texts.append(_beside(run, level, y, width, say))
+        if any(written):
+            texts.append(_at_nodes(run, tree[row - 1] if row else None, level, (width, y), write))
     inside = f"{_lines(tree, width, gap, 12.0)}{''.join(nodes)}{''.join(texts)}"
-    return Html(drawing(_LEFT + width + 12 + 6.6 * _TEXT, 24 + gap * (len(tree) - 1), inside, "genealogy"))
+    svg = drawing(_LEFT + width + 16 + column, 24 + gap * (len(tree) - 1), inside, "genealogy")
+    return Html(svg + partings_html(run, tree, write))
 
 
 def _with_images(run: Chain, faces: Faces) -> Html:
@@ -134,10 +142,14 @@ def _colour(level: Level, k: int) -> str:
 
 
 def _path(x0: float, y0: float, x1: float, y1: float) -> str:
+    """Run straight down near the nodes, which leaves room for their texts, and bend between them."""
     if abs(x1 - x0) < 0.05:
         return f"M{x0:.1f} {y0:.0f}V{y1:.0f}"
-    middle = (y0 + y1) / 2
-    return f"M{x0:.1f} {y0:.0f}C{x0:.1f} {middle:.0f} {x1:.1f} {middle:.0f} {x1:.1f} {y1:.0f}"
+    middle, bend = (y0 + y1) / 2, min(6.0, (y1 - y0) / 4)
+    return (
+        f"M{x0:.1f} {y0:.0f}V{y0 + bend:.0f}C{x0:.1f} {middle:.0f} {x1:.1f} {middle:.0f} {x1:.1f} {y1 - bend:.0f}"
+        f"V{y1:.0f}"
+    )
 
 
 def _node(run: Chain, level: Level, k: int, x: float, y: float, say: Callable[[Any], str]) -> str:
@@ -161,7 +173,7 @@ def _told(run: Chain, level: Level, k: int, say: Callable[[Any], str]) -> str:
 
 def _number(run: Chain, level: Level, y: float) -> str:
     """Write the number of a step on the left, bold after a resampling."""
-    bold = ' font-weight="bold"' if run.steps[level.step].resampled else ' opacity="0.7"'
+    bold = ' font-weight="bold"' if run.steps[level.step].resampled else ' opacity="0.85"'
     return f'<text x="{_LEFT - 12:.0f}" y="{y + 4:.0f}" text-anchor="end" fill="currentColor"{bold}>{level.step}</text>'
 
 
@@ -175,3 +187,22 @@ def _beside(run: Chain, level: Level, y: float, width: float, say: Callable[[Any
         f'{_number(run, level, y)}<text x="{_LEFT + width + 12:.0f}" y="{y + 4:.0f}" fill="currentColor">{shown}'
         f"<title>{escape(cut(text, 2000))}</title></text>"
     )
+
+
+def _at_nodes(
+    run: Chain, before: Level | None, level: Level, place: tuple[float, float], say: Callable[[Any], str]
+) -> str:
+    """Write the texts of surviving nodes on their right, as far as the next node; bold where copies part."""
+    width, y = place
+    texts = [say(choices).strip() for choices in choices_of(run, level)]
+    bold = parted(before, level, texts) if before is not None else np.zeros(len(texts), bool)
+    order = np.argsort(level.height)
+    gaps = width * np.diff(level.height[order], append=1.0)
+    made = []
+    for k, gap in zip(order.tolist(), gaps.tolist()):
+        room = int((gap - 11.0) / (_LETTER * (1.12 if bold[k] else 1.0)))
+        if level.alive[k] and texts[k] and room >= min(len(texts[k]), 4):
+            x, weight = _LEFT + width * level.height[k] + 6.0, ' style="font-weight:bold"' if bold[k] else ""
+            shown = escape(cut(texts[k], room))
+            made.append(f'<text x="{x:.1f}" y="{y + 3.5:.1f}" fill="currentColor"{weight}>{shown}</text>')
+    return "".join(made)

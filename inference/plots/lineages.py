@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from ..base.chain import Chain
 from ..base.step import Step
 from ..base.weights import normalize
 from ..drawing.views import ancestry
+from ..results.posterior import Posterior
 
 MOST_PARTICLES = 64
 """With more, only some surviving lines are drawn."""
@@ -73,6 +74,19 @@ def levels(chain: Chain, most: int = MOST_PARTICLES, most_steps: int = MOST_STEP
     alive, masses = _from_the_end(parents, drawn, weights[final] > 0, mass)
     heights, clades = _from_the_start(parents, alive)
     return [Level(int(t), *level) for t, *level in zip(kept, drawn, parents, heights, alive, masses, clades, found)]
+
+
+def one_chain(posterior: Posterior, chain: int) -> Chain:
+    """Return a chain by number, or raise IndexError."""
+    if not 0 <= chain < len(posterior.chains):
+        raise IndexError(f"chain {chain} of {len(posterior.chains)}")
+    return posterior.chains[chain]
+
+
+def choices_of(chain: Chain, level: Level) -> list[Any]:
+    """Return what the particles of a level chose."""
+    choices = chain.steps[level.step].choices
+    return [choices[i] for i in level.particle.tolist()]
 
 
 def parted(before: Level, here: Level, texts: Sequence[str]) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ from ..drawing.pixels import Pixels, shrunk
 from ..drawing.views import cut, words
 from ..results.posterior import Posterior
 from .faces import Faces, Show
-from .lineages import MOST_PARTICLES, MOST_STEPS, Level, levels, parted
+from .lineages import MOST_PARTICLES, MOST_STEPS, Level, choices_of, levels, one_chain, parted
 
 _LEVEL = 0.72
 """Lines run level for this share of a step, which is the room for its text, and then bend towards the next."""
@@ -140,13 +140,6 @@ def _key(ax: Any, tree: list[Level], resampled: bool, pictured: bool, bold: bool
     key(ax, signs)
 
 
-def one_chain(posterior: Posterior, chain: int) -> Chain:
-    """Return a chain by number, or raise IndexError."""
-    if not 0 <= chain < len(posterior.chains):
-        raise IndexError(f"chain {chain} of {len(posterior.chains)}")
-    return posterior.chains[chain]
-
-
 def _size_for_images(run: Chain) -> tuple[float, float]:
     """Return the size of a figure with room for images, in inches."""
     rows = max(len(step.ancestors) for step in run.steps)
@@ -235,7 +228,7 @@ def _texts(ax: Any, run: Chain, tree: list[Level], say: Callable[[Any], str]) ->
     point = 1.08 / (72 * height)  # of the axis, which is a bit longer than 1
     made: list[_Text] = []
     for before, level, after in zip([None, *tree], tree, [*tree[1:], None]):
-        texts = [say(choices).strip() for choices in _choices(run, level)]
+        texts = [say(choices).strip() for choices in choices_of(run, level)]
         parts = parted(before, level, texts) if before else np.zeros(len(texts), bool)
         goes_on = np.ones(len(texts), bool) if after is None else np.isin(np.arange(len(texts)), after.parent)
         order = np.argsort(level.height)
@@ -248,10 +241,6 @@ def _texts(ax: Any, run: Chain, tree: list[Level], say: Callable[[Any], str]) ->
                 made.append(_Text(level.step, float(level.height[k]), mass, shown, bold))
     readable = [one for one in made if len(one.text) > 3 or not one.text.endswith("…")]
     return made if 2 * len(readable) > len(made) else []
-
-
-def _choices(run: Chain, level: Level) -> list[Any]:
-    return [run.steps[level.step].choices[i] for i in level.particle.tolist()]
 
 
 def _write(ax: Any, texts: list[_Text]) -> bool:

@@ -12,7 +12,8 @@ from ..drawing.palette import INK
 from ..drawing.views import words
 from ..results.posterior import Posterior
 from .faces import Faces, Show
-from .plot_genealogy import fitted, one_chain, thumbnail
+from .lineages import one_chain
+from .plot_genealogy import fitted, thumbnail
 
 MOST_LEAVES = 96
 """With more, only the likeliest are drawn, and the nodes that lead to them."""
@@ -75,11 +76,11 @@ def tree(
     grown = run.tree
     faces = None if label else Faces(posterior, chain, image)
     most = most if most is not None else MOST_IMAGES if faces else MOST_LEAVES
-    nodes, above, heights = layout(grown, _drawn(grown, run.log_weights, most))
+    nodes, above, heights = layout(grown, heaviest_leaves(grown, run.log_weights, most))
     leaves = int(heights.max()) + 1
     ax = axes(ax, figsize, (8.0, min(max(2.4, (0.36 if faces else 0.17) * leaves + 0.9), 9.5)))
     depths, share = grown.depth[nodes], grown.visits[nodes] / max(int(grown.visits[0]), 1)
-    kept = np.isin(nodes, _above(grown, grown.particles))
+    kept = np.isin(nodes, above_all(grown, grown.particles))
     for k in range(1, len(nodes)):
         xs = np.append(depths[above[k]] + _BEND, depths[k])
         ys = np.append(heights[above[k]] + (heights[k] - heights[above[k]]) * _RISE, heights[k])
@@ -117,7 +118,7 @@ def layout(tree: SearchTree, leaves: Any) -> tuple[Any, Any, Any]:
     heights (k,), in units of one leaf.
     """
     wanted = np.zeros(len(tree), bool)
-    wanted[_above(tree, leaves)] = True
+    wanted[above_all(tree, leaves)] = True
     nodes, above, heights, placed = [], [], [], 0.0
     stack: list[tuple[int, int]] = [(0, -1)]
     while stack:
@@ -137,7 +138,7 @@ def layout(tree: SearchTree, leaves: Any) -> tuple[Any, Any, Any]:
     return np.array(nodes), np.array(above), rows
 
 
-def _above(tree: SearchTree, leaves: Any) -> Any:
+def above_all(tree: SearchTree, leaves: Any) -> Any:
     """Return the given nodes and all that lead to them."""
     found, node = [], np.unique(leaves)
     while len(node):
@@ -147,7 +148,7 @@ def _above(tree: SearchTree, leaves: Any) -> Any:
     return np.unique(np.concatenate(found))
 
 
-def _drawn(tree: SearchTree, log_weights: Any, most: int) -> Any:
+def heaviest_leaves(tree: SearchTree, log_weights: Any, most: int) -> Any:
     """Return the leaves to draw: those that weigh most, then other particles, and among equals those worth most."""
     if most < 1:
         raise ValueError(f"most must be a positive number of leaves, not {most!r}")

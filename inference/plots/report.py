@@ -14,12 +14,14 @@ import numpy as np
 from ..drawing.html import _STYLE, facts_html, values_html, warnings_html
 from ..drawing.html_charts import charts_of
 from ..drawing.html_images import grid_html, thumbnail_html
-from ..drawing.summary import spent
+from ..drawing.summary import named, spent
 from ..drawing.views import cut, number, verdict
 from ..results.posterior import Posterior
 from .faces import Faces
+from .html_chains import chains_html
 from .html_genealogy import genealogy_html
 from .html_tokens import tokens_html
+from .html_tree import tree_html
 from .plot_images import reel
 
 _PAGE = """<!DOCTYPE html>
@@ -33,14 +35,28 @@ body {{ background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, 
 h1 {{ font-size: 1.35em; margin: 0; }}
 h2 {{ font-size: 1.05em; margin: 2em 0 .5em; border-top: 1px solid var(--line); padding-top: .8em; }}
 p, .why {{ margin: .3em 0 .8em; }}
-.why {{ opacity: .75; font-size: .9em; }}
+.why {{ opacity: .85; font-size: .9em; }}
 .charts {{ display: flex; flex-wrap: wrap; gap: 1em; }}
 .fk {{ font-size: 14px; max-width: none; }}
 td, th {{ border-bottom: 1px solid var(--line); }}
-th {{ text-align: left; font-weight: normal; opacity: .75; padding: .25em 1em .25em .6em; vertical-align: top; }}
+th {{ text-align: left; font-weight: normal; opacity: .85; padding: .25em 1em .25em .6em; vertical-align: top; }}
 </style></head>
 <body><div class="fk"><h1>{heading}</h1>{body}</div></body></html>
 """
+
+
+_LINES = (
+    "Steps go down. Coloured lines survive, as wide as the weight of their descendants; grey ones died. Dots (or dark "
+    "frames) and the text on the right follow the best particle; a bold number is a step that began with resampling, "
+    "and a bold text is where copies part. Below, what a line shares with the one above is pale. Point at a node for "
+    "more."
+)
+_GROWN = (
+    "Steps go to the right. Lines are as wide as the share of the rollouts that went through them, and faint where the "
+    "search gave up. Dots are coloured by worth, dark for the least and yellow for the most, and a ring marks the "
+    "heaviest leaf. Point at a node for more."
+)
+_COURSES = "Chains that cover the same ground agree, and R-hat is near 1. One that stays put has few draws in effect."
 
 
 def report(posterior: Posterior, path: str | os.PathLike[str]) -> Path:
@@ -48,8 +64,10 @@ def report(posterior: Posterior, path: str | os.PathLike[str]) -> Path:
 
     It holds the facts, the warnings and the cost, the values of largest weight, charts of ESS, evidence, rewards and
     weights (what the engine has of them), the genealogy of the chain that the best particle is in, with the text of
-    each step, and what that particle did. It needs no other file, no network, no script and no matplotlib; it follows
-    the reader's light or dark colours, and stays small for many particles and steps. It is written whole or not at all.
+    each step, and what that particle did. For engines that grow a tree it shows the tree, and for Markov chains how
+    they moved, their numbers and the course of each, in place of a genealogy. It needs no other file, no network, no
+    script and no matplotlib; it follows the reader's light or dark colours, and stays small for many particles and
+    steps. It is written whole or not at all.
 
     Raises:
         OSError: where the file cannot be written.
@@ -79,30 +97,33 @@ def report(posterior: Posterior, path: str | os.PathLike[str]) -> Path:
 
 
 def _page(posterior: Posterior) -> str:
-    charts = "".join(chart(posterior) for chart in charts_of(posterior))
+    charts = f'<div class="charts">{"".join(chart(posterior) for chart in charts_of(posterior))}</div>'
     best = posterior._best()
+    run = "The steps of the draws" if posterior.serial else "The run, step by step"
+    moved = posterior.serial and posterior.drawn
     body = [
         f'<p class="fk-facts">{facts_html(posterior)}</p>{warnings_html(posterior)}',
         _section("Values", values_html(posterior, 10, 2000), "Distinct values of largest weight, with their total."),
-        _section("The run, step by step", f'<div class="charts">{charts}</div>'),
-        _genealogy(posterior, best),
+        _section("The chains, draw by draw", chains_html(posterior), _COURSES) if moved else "",
+        _section(run, charts),
+        _origin(posterior, best),
         _past(posterior, best),
         _section("How it was made", _facts(posterior)),
     ]
-    heading = f"{escape(posterior.engine)} on {escape(cut(posterior.model, 100))}"
+    heading = escape(named(posterior))
     return _PAGE.format(title=heading, heading=heading, style=_STYLE, body="".join(body))
 
 
-def _genealogy(posterior: Posterior, best: int) -> str:
+def _origin(posterior: Posterior, best: int) -> str:
+    """Show the tree of a search, or the genealogy; nothing of Markov chains, whose draws have no lines that part."""
+    if posterior.serial:
+        return ""
     ends = np.cumsum([len(chain.log_weights) for chain in posterior.chains])
     chain = int(np.searchsorted(ends, best, side="right"))
     which = f" of chain {chain} of {len(ends)}, which has the best particle" if len(ends) > 1 else ""
-    why = (
-        "Steps go down. Coloured lines survive, as wide as the weight of their descendants; grey ones died. Dots (or "
-        "dark frames) and text follow the best particle; a bold number is a step that began with resampling. Point at "
-        "a node for more."
-    )
-    return _section(f"Genealogy{which}", str(genealogy_html(posterior, chain=chain)), why)
+    if posterior.chains[chain].tree is not None:
+        return _section(f"Search tree{which}", str(tree_html(posterior, chain=chain)), _GROWN)
+    return _section(f"Genealogy{which}", str(genealogy_html(posterior, chain=chain)), _LINES)
 
 
 def _past(posterior: Posterior, best: int) -> str:

@@ -115,7 +115,7 @@ _COLUMNS: tuple[tuple[str, Any], ...] = (
 _OPTIONAL = ("R-hat", "present", "most probable")
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """One number, or one thing that is none, of each particle: its column (n,), and which share a draw of it (n,).
 
     Of arrays that are ``large`` it says what they are.
@@ -135,10 +135,11 @@ def make_table(posterior: Any, sites: bool = True) -> Table:
     heuristic = posterior.guarantee == "heuristic"
     note = "the weights select and are no posterior probabilities (heuristic)" if heuristic else ""
     rows = layout(posterior) if posterior.serial else None
-    return Table(tuple(_row(entry, weights / weights.sum(), rows) for entry in _entries(posterior, sites)), note)
+    return Table(tuple(_row(entry, weights / weights.sum(), rows) for entry in entries(posterior, sites)), note)
 
 
-def _entries(posterior: Any, sites: bool) -> Iterator[_Entry]:
+def entries(posterior: Any, sites: bool) -> Iterator[Entry]:
+    """Yield what a row of the table is about: the parts of the values, and with ``sites`` what was drawn."""
     whole = _origins(posterior)
     for name, variable in variables(posterior, sites).items():
         visits = np.moveaxis(variable.array, 1, 0) if variable.visited else variable.array[None]
@@ -147,14 +148,14 @@ def _entries(posterior: Any, sites: bool) -> Iterator[_Entry]:
             yield from _numbers(address(name, visit), array, origins)
 
 
-def _numbers(name: str, array: NDArray[Any], origins: Index) -> Iterator[_Entry]:
+def _numbers(name: str, array: NDArray[Any], origins: Index) -> Iterator[Entry]:
     """Yield the numbers of an array (n, …), or itself where they are too many."""
     places = list(np.ndindex(array.shape[1:]))
     if len(places) > _LARGE:
-        yield _Entry(name, np.array([described(one) or "array" for one in array]), origins, large=True)
+        yield Entry(name, np.array([described(one) or "array" for one in array]), origins, large=True)
         return
     for place in places:
-        yield _Entry(".".join([name, *map(str, place)]), array[(slice(None), *place)], origins)
+        yield Entry(".".join([name, *map(str, place)]), array[(slice(None), *place)], origins)
 
 
 def _origins(posterior: Any) -> Index:
@@ -174,7 +175,7 @@ def _origins(posterior: Any) -> Index:
     return np.concatenate(out)
 
 
-def _row(entry: _Entry, weights: Floats, rows: Index | None) -> Row:
+def _row(entry: Entry, weights: Floats, rows: Index | None) -> Row:
     numeric = entry.column.dtype.kind in "biuf"
     x = entry.column.astype(np.float64) if numeric else None
     there = ~np.isnan(x) if x is not None else entry.column != ""
@@ -199,7 +200,7 @@ def _row(entry: _Entry, weights: Floats, rows: Index | None) -> Row:
     return Row(entry.name, mean, sd, low, median, high, size, gap, present)
 
 
-def _quality(entry: _Entry, weights: Floats, rows: Index | None) -> tuple[float, float]:
+def _quality(entry: Entry, weights: Floats, rows: Index | None) -> tuple[float, float]:
     """Return the effective sample size of a column, and R̂ where there are several Markov chains."""
     if rows is not None:
         numbers = entry.column
@@ -249,7 +250,7 @@ def dataframe(posterior: Any, sites: bool = True) -> Any:
         "log_potential": posterior.log_potential,
         "complete": posterior.complete,
     }
-    for entry in _entries(posterior, sites):
+    for entry in entries(posterior, sites):
         data[entry.name if entry.name not in data else f"{entry.name}_"] = entry.column
     return pandas.DataFrame(data)
 

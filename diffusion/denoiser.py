@@ -39,6 +39,7 @@ class Network:
     Args:
         fn: takes a batch (n, …), its times (n,) and, where there are conditions, these.
         prediction: what it returns.
+        soft: of tokens, whether it takes them one-hot, too, as (n, L, V) of numbers: gradients then go through it.
 
     Raises ValueError for a prediction that is not one of `Prediction`.
 
@@ -49,11 +50,12 @@ class Network:
 
     evaluations = 1
 
-    def __init__(self, fn: Any, prediction: Prediction) -> None:
+    def __init__(self, fn: Any, prediction: Prediction, *, soft: bool = False) -> None:
         if prediction not in get_args(Prediction):
             raise ValueError(f"prediction must be one of {', '.join(get_args(Prediction))}, not {prediction!r}")
         self._fn = fn
         self.prediction: Prediction = prediction
+        self.soft = soft
 
     @property
     def journal_key(self) -> Any:

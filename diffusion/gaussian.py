@@ -20,6 +20,7 @@ from .generator import Floats, Generator, InvalidOutput, Moved, impose
 from .increments import densities
 from .latents import Latents, replace_fields
 from .schedule import Schedule
+from .steering import check_samples
 from .transitions import log_normal, transition
 
 
@@ -176,6 +177,7 @@ class Diffusion(Gaussian):
     ) -> None:
         super().__init__(denoiser, schedule, shape, condition=condition, decode=decode, dtype=dtype, device=device)
         self.eta = check_eta(eta)
+        check_samples(steering)
         self.steering = steering
 
     def __repr__(self) -> str:

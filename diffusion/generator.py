@@ -20,7 +20,7 @@ from ..ppl.errors import FeynkacError
 from ..ppl.keys import Keys
 from ..ppl.model import Advance, Index
 from .denoiser import repeat
-from .latents import Latents
+from .latents import Latents, replace_fields
 
 Floats = NDArray[np.float64]
 
@@ -79,6 +79,15 @@ class Generator:
     # What a generator says of itself
 
     @property
+    def recorded(self) -> tuple[int, ...]:
+        """The shape of what a particle's step records, and of what can be forced."""
+        return self.shape
+
+    def record(self, latents: Latents) -> Any:
+        """Return what a step of particles records, a tensor (n, …)."""
+        return latents.x
+
+    @property
     def steps(self) -> int:
         """How many steps a generation takes after its start."""
         raise NotImplementedError
@@ -94,6 +103,17 @@ class Generator:
     def noise(self, keys: Keys) -> Any:
         """Draw what a step of unfinished particles is made from, a key each."""
         raise NotImplementedError
+
+    def enter(self, keys: Keys, given: Any) -> tuple[Floats, Any, Latents]:
+        """Return where particles begin, log M_0 and log G_0 (n,) of it; ``given`` holds forced ones and their rows."""
+        x = self.initial(keys)
+        impose(x, given)
+        log_potential, latents = self.begin(self.unmoved(x))
+        return self.initial_log_prob(x), log_potential, latents
+
+    def unmoved(self, x: Any) -> Latents:
+        """Return particles at ``x`` (n, …) that have made no step."""
+        return Latents(x, np.zeros(len(x), np.int64), self.steps, self._conditions(len(x)))
 
     def begin(self, latents: Latents) -> tuple[Any, Latents]:
         """Return log G_0 (n,) of particles of pure noise, an array or tensor, and the particles with their fields."""
@@ -115,6 +135,16 @@ class Generator:
         """Return particles with what is computed where they are, the estimate of the data among it."""
         raise NotImplementedError
 
+    def sloping(self, latents: Latents) -> tuple[Any, Any, Latents]:
+        """Return what a reward's gradient is taken by, data that depend on it, and the particles, looked at.
+
+        As `Steering` asks it: the noisy data, and the decoded estimate; of tokens something else.
+        """
+        x = latents.x.detach().requires_grad_(True)
+        looked = self.look(Latents(x, latents.step, latents.steps, latents.condition, latents.fields))
+        estimate = looked.fields["estimate"]
+        return x, self.decoded(estimate), replace_fields(latents, estimate=estimate.detach())
+
     def tensor(self, array: Any) -> Any:
         """Return an array as a tensor of the particles' type and place."""
         return torch.as_tensor(np.asarray(array), dtype=self.dtype, device=self.device)
@@ -123,13 +153,8 @@ class Generator:
 
     def start(self, keys: Keys, given: Sequence[Any] | None = None) -> Advance[Latents]:
         """Draw where each particle begins."""
-        n = len(keys)
-        x = self.initial(keys)
-        impose(x, self._given(given, n))
-        log_prob = self.initial_log_prob(x)
-        latents = Latents(x, np.zeros(n, np.int64), self.steps, self._conditions(n))
         with torch.no_grad():
-            log_potential, latents = self.begin(latents)
+            log_prob, log_potential, latents = self.enter(keys, self._given(given, len(keys)))
         return self._advance(latents, log_prob, log_prob, log_potential)
 
     def advance(self, state: Latents, keys: Keys, given: Sequence[Any] | None = None) -> Advance[Latents]:
@@ -181,16 +206,17 @@ class Generator:
         self, latents: Latents, log_prob: Floats, log_proposal: Floats, log_potential: Any
     ) -> Advance[Latents]:
         n, weighed = len(latents), np.asarray(log_potential)
-        choices: Any = latents.x.detach().cpu().numpy()
-        return Advance(latents, choices, log_prob, log_proposal, weighed, np.zeros(n), latents.done, np.ones(n, bool))
+        choices: Any = self.record(latents).detach().cpu().numpy()
+        twist = np.asarray(latents.fields["twist"]) if "twist" in latents.fields else np.zeros(n)
+        return Advance(latents, choices, log_prob, log_proposal, weighed, twist, latents.done, np.ones(n, bool))
 
     def _given(self, given: Sequence[Any] | None, n: int) -> tuple[Any, Any]:
         """Return forced particles as a tensor, and their rows."""
         rows = [] if given is None else [i for i in range(n) if given[i] is not None]
         forced = [np.asarray(given[i]) for i in rows]  # type: ignore[index]
         for i, one in zip(rows, forced):
-            if one.shape != self.shape:
-                raise ValueError(f"particle {i} was given an array of shape {one.shape}, not {self.shape}")
+            if one.shape != self.recorded:
+                raise ValueError(f"particle {i} was given an array of shape {one.shape}, not {self.recorded}")
         return (self.tensor(np.stack(forced)) if rows else None), torch.as_tensor(rows, device=self.device)
 
     def _conditions(self, n: int) -> Any:

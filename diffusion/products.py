@@ -105,8 +105,8 @@ def raised(model: Any, beta: float) -> Parts:
     if isinstance(model, TokenProduct):
         factors = [factor._replace(beta=beta * factor.beta) for factor in model.factors]
         return factors, [lean._replace(schedule=scaled(lean.schedule, beta)) for lean in model.leans]
-    if model.steering is not None:
-        raise Unsupported("correctors replace steering: take the model without it, and use `tilt`")
+    if any(getattr(model, name, None) is not None for name in ("steering", "twist", "optimal")):
+        raise Unsupported("correctors replace steering, twists and proposals: take the model without, and use `tilt`")
     return [Factor(model.denoiser, beta, model.condition)], []
 
 

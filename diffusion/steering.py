@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..ppl.errors import InvalidWeight
+from ..ppl.errors import InvalidWeight, Unsupported
+from ..ppl.reals import whole_number
 from .latents import Latents, replace_fields
 from .rewards.base import as_reward, check_gradient, slope
 
@@ -38,9 +39,13 @@ class Steering:
     that of "max", can be very large: what the last step divides by then leaves few particles with weight, Ẑ is mostly
     far too small, and its standard error does not show it. `Posterior.warnings` does, by k-hat.
 
+    With ``samples``, in place of λ_t·r_t stands log ψ_t, ψ_t the mean of exp(λ_t·r) over samples of the data given x_t.
+    They are part of what a step chose and recorded, so that forced choices weigh what they weighed before; the target
+    is the same.
+
     With ``gradient``, steps are proposed around the estimate moved by σ²/α·∇λr, and weighed by p/q: the twisted
     diffusion sampler, Wu et al. (2023), arXiv:2306.17775. With ``temper`` as well, it is DAS, Kim et al. (2025),
-    arXiv:2501.05803.
+    arXiv:2501.05803. Of tokens, those of a step are proposed by log μ + ∇ log ψ_t; see `MaskedDiffusion`.
 
     Args:
         reward: of finished data, decoded where the generator decodes: a function of a batch (n, …) to (n,),
@@ -50,6 +55,7 @@ class Steering:
         potential: which of the four.
         every: steps between rewards on the way; the last step always has one.
         gradient: whether to propose by the reward's gradient (which goes through the network).
+        samples: how many samples of the data; 0: the reward of the estimate alone. For masked diffusion.
         temper: from the share of steps made, in [0, 1], to the share of λ that is in force there; 1 throughout by
             default. The last step has all of it.
 
@@ -66,6 +72,7 @@ class Steering:
     potential: Potential = "difference"
     every: int = 1
     gradient: bool = False
+    samples: int = 0
     temper: Callable[[float], float] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -74,6 +81,7 @@ class Steering:
             raise ValueError(f"potential must be difference, max, sum or current, not {self.potential!r}")
         if not isinstance(self.every, int | np.integer) or self.every < 1:
             raise ValueError(f"every must be a positive number of steps, not {self.every}")
+        whole_number("samples", self.samples, 0)
         if not math.isfinite(self.scale):
             raise ValueError(f"scale must be a finite number, not {self.scale}")
         if self.gradient:
@@ -109,26 +117,39 @@ class Steering:
 
     def _look(self, generator: Generator, latents: Latents, last: Any) -> Latents:
         """Add the estimate, λ_t·r_t where a reward is due (else the last one) and its gradient."""
-        due = latents.done | (latents.step % self.every == 0)
-        reward = as_reward(self.reward)
-        strength = self._strength(latents)
-        if not self.gradient:
-            latents = generator.look(latents)
-            value = last.clone()
-            at = np.flatnonzero(due)
+        everyone = np.arange(len(latents))
+        if self.gradient:
+            with torch.enable_grad():
+                x, data, looked = generator.sloping(latents)
+                value = self._log_psi(data, latents, everyone)
+                gradient = slope(value, x, as_reward(self.reward), ~latents.done)
+            return replace_fields(looked, reward=value.detach(), gradient=gradient.detach())
+        looked = generator.look(latents)
+        value, due = last.clone(), latents.done | (latents.step % self.every == 0)
+        for at, data in self._data(looked, everyone[due]):
             if len(at):
-                found = reward(generator.decoded(latents.fields["estimate"][at]), latents, at)
-                value[at] = strength[at] * _finite_on_the_way(found, latents, at)
-            return replace_fields(latents, reward=value)
-        with torch.enable_grad():
-            x = latents.x.detach().requires_grad_(True)
-            looked = generator.look(Latents(x, latents.step, latents.steps, latents.condition, latents.fields))
-            found = reward(generator.decoded(looked.fields["estimate"]), latents, np.arange(len(latents)))
-            value = strength * _finite_on_the_way(found, latents, np.arange(len(latents)))
-            gradient = slope(value, x, reward, ~latents.done)
-        return replace_fields(
-            latents, estimate=looked.fields["estimate"].detach(), reward=value.detach(), gradient=gradient.detach()
-        )
+                value[at] = self._log_psi(generator.decoded(data), latents, at)
+        return replace_fields(looked, reward=value)
+
+    def _data(self, latents: Latents, due: NDArray[np.intp]) -> list[tuple[NDArray[np.intp], Any]]:
+        """Return particles with the data that their rewards are of, one for each or several."""
+        if not self.samples:
+            return [(due, latents.fields["estimate"][due])]
+        guesses = latents.fields["guesses"]
+        alike = (guesses == guesses[:, :1]).flatten(1).all(1).cpu().numpy()[due]  # as where nothing is left to guess
+        one, several = due[alike], due[~alike]
+        return [(one, guesses[one, 0]), (several, guesses[several].flatten(0, 1))]
+
+    def _log_psi(self, data: Any, latents: Latents, at: NDArray[np.intp]) -> Any:
+        """Return log ψ (m,) of the particles ``at`` (m,) from data, as many for each."""
+        many = len(data) // max(len(at), 1)
+        found = as_reward(self.reward)(data, latents, np.repeat(at, many)).reshape(len(at), many)
+        _check_on_the_way(found.amax(1), latents, at)
+        strength = self._strength(latents)[at][:, None]
+        if many == 1:
+            return (strength * found)[:, 0]
+        never = torch.isneginf(found) & (strength >= 0)  # which 0 · ∞ would not say
+        return torch.where(never, -math.inf, strength * found).logsumexp(1) - math.log(many)
 
     def _weigh(self, latents: Latents, before: Latents | None) -> tuple[Any, Latents]:
         """Apply the potential; ``given`` is the log of the product so far, ``trace`` the running max or sum."""
@@ -150,8 +171,8 @@ class Steering:
         return log_g, latents
 
 
-def _finite_on_the_way(reward: Any, latents: Latents, owners: NDArray[np.intp]) -> Any:
-    """Return rewards of the particles ``owners``. Raises InvalidWeight where one is −inf before it has finished."""
+def _check_on_the_way(reward: Any, latents: Latents, owners: NDArray[np.intp]) -> None:
+    """Raise InvalidWeight where the reward of one of the particles ``owners`` is −inf before it has finished."""
     bad = np.isneginf(reward.detach().numpy()) & ~latents.done[owners]
     if bad.any():
         i = owners[np.flatnonzero(bad)[0]]
@@ -159,4 +180,9 @@ def _finite_on_the_way(reward: Any, latents: Latents, owners: NDArray[np.intp]) 
             f"the reward is -inf for the estimate of particle {i} at step {latents.step[i]}, which would "
             "end a path that may still come right: give the reward a floor, and leave -inf to finished data"
         )
-    return reward
+
+
+def check_samples(steering: Any) -> None:
+    """Raise Unsupported where a generator that draws no samples of the data is steered by them."""
+    if getattr(steering, "samples", 0):
+        raise Unsupported("samples of the data on the way are drawn by MaskedDiffusion alone: use Steering(samples=0)")

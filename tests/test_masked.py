@@ -14,7 +14,6 @@ import feynkac as fk  # noqa: E402
 from feynkac.diffusion import Ancestral, AtRandom, Confident, InOrder, MaskedDiffusion, Network, Steering  # noqa: E402
 from feynkac.diffusion.generator import InvalidOutput  # noqa: E402
 from feynkac.diffusion.masked.rules import Site  # noqa: E402
-from feynkac.ppl.errors import Unsupported  # noqa: E402
 
 LOGITS = [[0.2, 1.1, -0.3], [0.9, -0.5, 0.4], [0.0, 0.0, 0.0], [0.1, 0.0, -0.2]]
 RULES = [
@@ -259,7 +258,6 @@ def test_what_cannot_be_made_right_is_refused():
     good = Network(lambda x, share: torch.zeros(len(x), 3, 4), "logits")
     nan = Network(lambda x, share: torch.full((len(x), 3, 4), torch.nan), "logits")
     small = Network(lambda x, share: torch.zeros(len(x), 3, 3), "logits")
-    sloped = Steering(torch.sum, gradient=True)
     refusals = [
         (ValueError, 'predicts "logits"', lambda: MaskedDiffusion(Network(lambda x, t: x, "sample"), 3, vocabulary=4)),
         (ValueError, "temperature must be positive", lambda: MaskedDiffusion(good, 3, vocabulary=4, temperature=0)),
@@ -273,7 +271,6 @@ def test_what_cannot_be_made_right_is_refused():
         (ValueError, "remask", lambda: Ancestral(2, remask=2)),
         (ValueError, "schedule", lambda: Ancestral(2, "quadratic")),
         (ValueError, "threshold", lambda: Confident(2, 1.5)),
-        (Unsupported, "no gradient", lambda: MaskedDiffusion(good, 3, vocabulary=4, steering=sloped)),
         (InvalidOutput, "NaN", lambda: fk.infer(MaskedDiffusion(nan, 3, vocabulary=4), fk.SMC(2), seed=0)),
         (InvalidOutput, "not the logits of 4", lambda: fk.infer(MaskedDiffusion(small, 3, vocabulary=4), fk.SMC(2),
         seed=0)), (ValueError, "use MaskedDiffusion", lambda: fk.diffusion.Diffusion(good, fk.diffusion.Schedule.vp(2),

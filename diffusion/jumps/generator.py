@@ -19,6 +19,7 @@ from ..denoiser import Denoiser, predict
 from ..generator import Floats, Generator, InvalidOutput, Moved
 from ..latents import Latents, replace_fields
 from ..products import Factor, Lean, TokenProduct, times
+from ..steering import check_samples
 from ..tokens import check_given
 from ..uniform.rules import tokens_at
 from .step import jump, weigh
@@ -82,6 +83,7 @@ class JumpDiffusion(Generator):
             raise ValueError(f'a jump process needs a network that predicts "log_ratios", not {denoiser.prediction!r}')
         if getattr(steering, "gradient", False):
             raise Unsupported("tokens have no gradient: use Steering(reward) without one")
+        check_samples(steering)
         self.denoiser, self.steering = denoiser, steering
         self.levels = _levels(levels)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from ...ppl import keys as _keys
 from ...ppl.cost import rows
-from ...ppl.errors import Unsupported
+from ...ppl.errors import InvalidWeight, Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance
 from ...ppl.reals import whole_number
@@ -18,6 +18,7 @@ from ..denoiser import Denoiser, predict
 from ..generator import Floats, Generator, Moved, impose
 from ..latents import Latents, replace_fields
 from ..tokens import are_tokens, check_given, check_logits, log_law
+from .proposals import Continuations, check_draws, guessed, hinted, log_guesses, sloped, sloping
 from .rules import UNIFORMS, InOrder, Rule, Site
 
 
@@ -41,19 +42,30 @@ class MaskedDiffusion(Generator):
         block: positions that are free are revealed in blocks of so many, from left to right, each by the rule
             (Arriola et al. 2025, arXiv:2503.09573); None: in one.
         temperature: of the network's laws, at which tokens are drawn.
-        steering: what weighs particles by a reward of the estimate (masks filled by the likeliest tokens); see
-            `feynkac.diffusion.Steering`. No gradients.
+        steering: what weighs particles by a reward of the estimate (masks filled by the likeliest tokens), or of
+            samples; see `feynkac.diffusion.Steering`. With ``gradient`` its reward reads one-hot tokens (n, L, V), not
+            decoded, and tokens are drawn from ν ∝ μ·exp(∇ log ψ_t), the gradient by one-hot x_t (Chu et al. 2025,
+            arXiv:2505.22524), through the network where that is ``soft`` (see `Network`).
+        twist: log ψ (n,) of tokens (n, L) that may have masks, what is still to come: it guides resampling, and leaves
+            the target as it is; such as a `feynkac.LinearTwist` of features. 0 is taken for what has finished.
+        optimal: how many texts a step may lead to, at most, to try them all and propose in proportion to M·G·ψ: the
+            weight is then the same whichever is drawn. Each try is a run of the network and of the reward.
         condition: a batch of one condition, or of as many as there are particles; or None.
         decode: from tokens (n, L) to what `values` returns and rewards see, a batch or a list, such as a tokenizer's
             ``batch_decode``.
         device: where particles are.
 
-    The choice recorded at each step is the tokens after it. Values are arrays of tokens, or what ``decode`` makes of
+    Which positions come next is as without a proposal: M is that of the rule with μ, the proposal that of the rule with
+    ν, `Confident`'s in its closed form too.
+
+    The choice recorded at each step is the tokens after it, (L,), with ``Steering(samples=k)`` and below them the
+    samples of the data that were drawn there, (1 + k, L). Values are arrays of tokens, or what ``decode`` makes of
     them; of particles on their way, the estimate.
 
     Raises ValueError for a template of another length or without a mask, for a network that predicts no logits, for
     settings out of range and, in a run, for forced choices that are no tokens; TypeError for sizes that are no whole
-    numbers; Unsupported for steering by gradients.
+    numbers; InvalidWeight, in a run, for a twist that is not finite; Unsupported for ``optimal`` where a step may lead
+    to more texts, masks again, or draws samples, and for proposals of what draws nothing.
 
     >>> import feynkac as fk
     >>> def network(tokens, share):  # two tokens and a mask: the second is most often the first
@@ -79,6 +91,8 @@ class MaskedDiffusion(Generator):
         block: int | None = None,
         temperature: float = 1.0,
         steering: Any = None,
+        twist: Callable[[Any], Any] | None = None,
+        optimal: int | None = None,
         condition: Any = None,
         decode: Any = None,
         device: str = "cpu",
@@ -101,8 +115,6 @@ class MaskedDiffusion(Generator):
             raise ValueError(f"a template is {length} tokens with a mask ({mask}) among them, not {begin.tolist()}")
         if not are_tokens(begin, vocabulary):
             raise ValueError(f"the template {begin.tolist()} has tokens that are none of the {vocabulary}")
-        if getattr(steering, "gradient", False):
-            raise Unsupported("tokens have no gradient: use Steering(reward) without one")
         self.denoiser = denoiser
         self.rule: Rule = rule or InOrder()
         self.vocabulary, self.mask = vocabulary, mask
@@ -116,6 +128,21 @@ class MaskedDiffusion(Generator):
         self.blocks = -(-free // self.block)
         order = torch.cumsum(self.template == mask, 0) - 1
         self._block_of = torch.where(self.template == mask, order // self.block, -1)
+        self.twist, self.optimal = twist, optimal
+        self.samples: int = getattr(steering, "samples", 0)
+        self._continuations = self._proposal()
+
+    def _proposal(self) -> Continuations | None:
+        """Return what optimal proposals choose from, or None. Raises Unsupported for proposals that cannot be."""
+        gradient = getattr(self.steering, "gradient", False)
+        if gradient:
+            check_draws(self.rule)
+        if self.optimal is None:
+            return None
+        whole_number("optimal", self.optimal, 1)
+        if gradient or self.samples:
+            raise Unsupported("optimal proposals are by rewards of estimates: use Steering without gradient, samples")
+        return Continuations(self.rule, self.block, self.vocabulary - 1, self.optimal)
 
     def __repr__(self) -> str:
         steered = f", {self.steering!r}" if self.steering is not None else ""
@@ -148,27 +175,73 @@ class MaskedDiffusion(Generator):
         """Return 0 where particles are the template, else −inf, (n,)."""
         return np.where((x == self.template).all(1).cpu().numpy(), 0.0, -np.inf)
 
+    @property
+    def recorded(self) -> tuple[int, ...]:
+        """The shape of what a step records: tokens, and samples of the data below them where there are any."""
+        return (1 + self.samples, *self.shape) if self.samples else self.shape
+
+    def record(self, latents: Latents) -> Any:
+        """Return what a step records."""
+        return torch.cat([latents.x[:, None], latents.fields["guesses"]], 1) if self.samples else latents.x
+
     def noise(self, keys: Keys) -> Any:
-        """Draw uniform numbers for a step, (n, 2, L)."""
-        length = self.shape[0]
-        drawn = _keys.uniform(keys, UNIFORMS * length).reshape(len(keys), UNIFORMS, length)
+        """Draw uniform numbers for a step, (n, 2, L), and below them those for samples of the data."""
+        count, length = UNIFORMS + self.samples, self.shape[0]
+        drawn = _keys.uniform(keys, count * length).reshape(len(keys), count, length)
         return torch.as_tensor(drawn, device=self.device)
+
+    def enter(self, keys: Keys, given: Any) -> tuple[Floats, Any, Latents]:
+        """Return where particles begin, and log M_0 and log G_0 (n,) of it."""
+        if not self.samples:
+            return super().enter(keys, given)
+        x = self.initial(keys)
+        impose(x, _tokens(given))
+        log_potential, latents = self.begin(hinted(self.unmoved(x), self.noise(keys), given))
+        return self.initial_log_prob(x) + log_guesses(latents, self.mask).cpu().numpy(), log_potential, latents
 
     def move(self, latents: Latents, noise: Any, given: Any) -> Moved:
         """Reveal tokens of unfinished particles."""
+        if self._continuations is not None:
+            return self._continuations.move(self, latents, noise, given)
         site = self.site(latents)
-        x = self.rule.draw(site, noise)
-        impose(x, given)
-        log_prob = self.rule.log_prob(site, x).cpu().numpy()
+        proposed = sloped(site, latents.fields["gradient"]) if "gradient" in latents.fields else site
+        x = self.rule.draw(proposed, noise)
+        impose(x, _tokens(given) if self.samples else given)
+        log_proposal = log_prob = self.rule.log_prob(proposed, x).cpu()
+        if proposed is not site:
+            log_prob = self.rule.log_prob(site, x).cpu()
         there = Latents(x, latents.step + 1, latents.steps, latents.condition)
-        log_potential, there = self.arrive(latents, there)
-        return Moved(x, log_prob, log_prob, log_potential, there.fields)
+        log_potential, there = self.arrive(latents, hinted(there, noise, given) if self.samples else there)
+        samples = log_guesses(there, self.mask).cpu() if self.samples else torch.zeros(())
+        log_prob, log_proposal = (one + samples for one in (log_prob, log_proposal))
+        return Moved(x, log_prob.numpy(), log_proposal.numpy(), log_potential, there.fields)
 
     def look(self, latents: Latents) -> Latents:
         """Return particles with the log-laws of their tokens, and the estimate: the likeliest tokens for masks."""
-        log_mu = self.log_laws(latents)
-        masked = latents.x == self.mask
-        return replace_fields(latents, log_mu=log_mu, estimate=torch.where(masked, log_mu.argmax(-1), latents.x))
+        return self.looked(latents, self.log_laws(latents))
+
+    def looked(self, latents: Latents, log_mu: Any) -> Latents:
+        """Return particles with these log-laws, the estimate, samples of the data, and the twist."""
+        filled = torch.where(latents.x == self.mask, log_mu.argmax(-1), latents.x)
+        latents = replace_fields(latents, log_mu=log_mu, estimate=filled)
+        if self.samples:
+            latents = guessed(latents, self.mask)
+        return latents if self.twist is None else replace_fields(latents, twist=self._level(latents))
+
+    def _level(self, latents: Latents) -> Any:
+        """Return log ψ (n,) of particles, 0 of those that have finished."""
+        assert self.twist is not None
+        level, going = torch.zeros(len(latents), dtype=torch.float64), np.flatnonzero(~latents.done)
+        if len(going):
+            found = torch.as_tensor(self.twist(latents.x[going]), dtype=torch.float64).detach().cpu()
+            if found.shape != going.shape or not bool(torch.isfinite(found).all()):
+                raise InvalidWeight(f"a twist gives a finite number for each of {len(going)} texts, not {found!r:.200}")
+            level[going] = found
+        return level
+
+    def sloping(self, latents: Latents) -> tuple[Any, Any, Latents]:
+        """Return one-hot tokens (n, L, V), data as a function of them, and particles, looked at; see `proposals`."""
+        return sloping(self, latents)
 
     def renoise(self, state: Latents, keys: Keys, depth: int) -> Advance[Latents]:
         """Take particles back to an earlier depth, by masking positions again as they were there.
@@ -184,11 +257,12 @@ class MaskedDiffusion(Generator):
         masked = state.x == self.mask
         here = self._block_of == block
         site = Site(state.x, state.fields["log_mu"], here & masked, here & ~masked, now, self.block, self.mask)
-        again = self.rule.hidden(site, to, self.noise(keys)) | (self._block_of > block)
+        noise = self.noise(keys)
+        again = self.rule.hidden(site, to, noise) | (self._block_of > block)
         x = torch.where(again, self.mask, state.x)
         there = Latents(x, np.full(len(state), depth), state.steps, state.condition)
         with torch.no_grad():
-            log_potential, there = self.arrive(state, there)
+            log_potential, there = self.arrive(state, hinted(there, noise, None) if self.samples else there)
         return self._advance(there, np.zeros(len(state)), np.zeros(len(state)), log_potential)
 
     def _given(self, given: Sequence[Any] | None, n: int) -> tuple[Any, Any]:
@@ -204,10 +278,10 @@ class MaskedDiffusion(Generator):
         at = latents.step % self.unit
         return Site(latents.x, latents.fields["log_mu"], here & masked, here & ~masked, at, self.block, self.mask)
 
-    def log_laws(self, latents: Latents, denoiser: Denoiser | None = None) -> Any:
+    def log_laws(self, latents: Latents, denoiser: Denoiser | None = None, shown: Any = None) -> Any:
         """Return log μ (n, L, V) for each particle, from one call of the network for all that have masks.
 
-        ``denoiser`` is the model's own by default.
+        ``denoiser`` is the model's own by default, ``shown`` what it is shown for the tokens.
 
         Raises InvalidOutput where the network returns another shape, or numbers that are no logits.
         """
@@ -216,15 +290,21 @@ class MaskedDiffusion(Generator):
         part = latents.select(going)
         share = (part.x == self.mask).double().mean(1).float()
         with rows(going.tolist()):
-            out = self._predicted(denoiser or self.denoiser, part, share, going)
+            mine = part.x if shown is None else shown[torch.as_tensor(going, device=shown.device)]
+            out = self._predicted(denoiser or self.denoiser, part, mine, share, going)
         whole = out.new_zeros(len(latents), *out.shape[1:])
         whole[torch.as_tensor(going, device=whole.device)] = out
         return whole
 
-    def _predicted(self, denoiser: Denoiser, part: Latents, share: Any, owners: Any) -> Any:
+    def _predicted(self, denoiser: Denoiser, part: Latents, shown: Any, share: Any, owners: Any) -> Any:
         if not len(part):
             return torch.zeros(0, *self.shape, self.vocabulary, device=self.device)
-        out = predict(denoiser, part.x, share, part.condition)
+        out = predict(denoiser, shown, share, part.condition)
         out = check_logits(out, part.x, self.vocabulary) / self.temperature
         out[..., self.mask] = -torch.inf
         return log_law(out, owners)
+
+
+def _tokens(given: Any) -> Any:
+    """Return forced tokens and their rows, without samples of the data."""
+    return None if given is None or not len(given[1]) else (given[0][:, 0], given[1])

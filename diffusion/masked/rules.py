@@ -7,6 +7,7 @@ choices, other proposals) needs no more. μ_l(v) is the network's law of the tok
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -33,6 +34,8 @@ class Site:
         at: (n,) steps made in the present block.
         width: positions of a block.
         mask: the token that is no token.
+        log_nu: (n, L, V) the laws that tokens are drawn from, where those are proposals; which positions come next, and
+            of which tokens the network is sure, is told by ``log_mu`` all the same. None: they are the network's.
     """
 
     x: Any
@@ -42,6 +45,20 @@ class Site:
     at: NDArray[np.int64]
     width: int
     mask: int
+    log_nu: Any = None
+
+    @property
+    def drawn(self) -> Any:
+        """The laws (n, L, V) that tokens are drawn from."""
+        return self.log_mu if self.log_nu is None else self.log_nu
+
+    def select(self, index: Any) -> Site:
+        """Return what steps of particles by index begin with."""
+        log_nu = None if self.log_nu is None else self.log_nu[index]
+        at = self.at[index.cpu().numpy()]
+        return Site(
+            self.x[index], self.log_mu[index], self.open[index], self.revealed[index], at, self.width, self.mask, log_nu
+        )
 
 
 class Rule(Protocol):
@@ -49,6 +66,9 @@ class Rule(Protocol):
 
     def steps(self, width: int) -> int:
         """Return how many steps a block of so many positions takes."""
+
+    def sizes(self, width: int) -> Sequence[int]:
+        """Return the numbers of positions that a step may reveal in a block of so many."""
 
     def draw(self, site: Site, uniforms: Any) -> Any:
         """Return the tokens (n, L) after a step, from uniform numbers (n, `UNIFORMS`, L)."""
@@ -104,6 +124,10 @@ class Ancestral:
     def steps(self, width: int) -> int:
         """Return T."""
         return self.count
+
+    def sizes(self, width: int) -> Sequence[int]:
+        """Return any number."""
+        return range(width + 1)
 
     def draw(self, site: Site, uniforms: Any) -> Any:
         """Return the tokens (n, L) after a step."""
@@ -162,6 +186,10 @@ class InOrder:
         """Return the number of positions."""
         return width
 
+    def sizes(self, width: int) -> Sequence[int]:
+        """Return one, and none for a block that is short."""
+        return (0, 1)
+
     def draw(self, site: Site, uniforms: Any) -> Any:
         """Return the tokens (n, L) after a step."""
         return put(site, self.place(site, uniforms), uniforms[:, 1])
@@ -213,6 +241,10 @@ class _ByShares:
     def steps(self, width: int) -> int:
         """Return how many steps a block takes, at most."""
         return self.count
+
+    def sizes(self, width: int) -> Sequence[int]:
+        """Return an equal share, one more where that does not come out, and what may be left for the last ones."""
+        return range(min(width, -(-width // self.count)) + 1)
 
     def hidden(self, site: Site, to: int, uniforms: Any) -> Any:
         """Draw which revealed positions (n, L) are masked again: any, but as many as ``to`` steps reveal."""
@@ -280,6 +312,10 @@ class Confident(_ByShares):
             return math.inf
         return math.log(self.threshold) if self.threshold > 0 else -math.inf
 
+    def sizes(self, width: int) -> Sequence[int]:
+        """Return an equal share; with a threshold, any number."""
+        return super().sizes(width) if self.threshold is None else range(width + 1)
+
     def draw(self, site: Site, uniforms: Any) -> Any:
         """Return the tokens (n, L) after a step."""
         if self.greedy:
@@ -301,16 +337,20 @@ def _from_left(site: Site) -> Any:
 
 
 def chosen(site: Site, x: Any) -> Any:
-    """Return log μ_l(x_l), (n, L) float64; −inf for what is no token."""
-    size = site.log_mu.shape[-1]
-    found = site.log_mu.gather(-1, x.clamp(0, size - 1)[..., None])[..., 0].double()
+    """Return the log-probability (n, L), float64, with which a position's token is x_l; −inf for what is no token."""
+    return _at(site.drawn, x)
+
+
+def _at(log_law: Any, x: Any) -> Any:
+    size = log_law.shape[-1]
+    found = log_law.gather(-1, x.clamp(0, size - 1)[..., None])[..., 0].double()
     return torch.where((x >= 0) & (x < size), found, -math.inf)
 
 
 def put(site: Site, shown: Any, uniforms: Any) -> Any:
-    """Return the tokens (n, L) with one drawn from μ_l at each position that is ``shown`` (n, L)."""
+    """Return the tokens (n, L) with one drawn at each position that is ``shown`` (n, L)."""
     x = site.x.clone()
-    x[shown] = invert(site.log_mu[shown], uniforms[shown])
+    x[shown] = invert(site.drawn[shown], uniforms[shown])
     return x
 
 
@@ -336,7 +376,7 @@ def surest(site: Site, full: Any, k: Any, bound: float) -> Any:
 
     ``bound`` is the log of the threshold.
     """
-    sure = chosen(site, full)
+    sure = _at(site.log_mu, full)
     return best(sure, site.open, k) | (site.open & (sure > bound))
 
 
@@ -345,7 +385,7 @@ def log_surest(site: Site, kept: Any, x: Any, k: Any, bound: float) -> Any:
 
     See `Confident` for the formula, and `surest` for the draw.
     """
-    sure = chosen(site, x)
+    sure = _at(site.log_mu, x)
     size, least = kept.sum(-1), torch.where(kept, sure, math.inf).amin(-1)
     above = (least > bound) | (size == 0)
     place = torch.arange(x.shape[1], device=x.device)
@@ -354,8 +394,8 @@ def log_surest(site: Site, kept: Any, x: Any, k: Any, bound: float) -> Any:
     tied = above[:, None] | (place > last[:, None])
     log_mu = site.log_mu.double()
     under = (log_mu < most[..., None]) | (tied[..., None] & (log_mu == most[..., None]))
-    log_f = torch.where(under, log_mu, -math.inf).logsumexp(-1)
-    each = torch.where(kept, sure, torch.where(site.open, log_f, 0.0))
+    log_f = torch.where(under, site.drawn.double(), -math.inf).logsumexp(-1)
+    each = torch.where(kept, chosen(site, x), torch.where(site.open, log_f, 0.0))
     there = ((size == k) | ((size > k) & above)) & ~(kept & ~site.open).any(-1)
     return torch.where(there, each.sum(-1), -math.inf)
 

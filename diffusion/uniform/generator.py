@@ -19,6 +19,7 @@ from ..denoiser import Denoiser, predict
 from ..generator import Floats, Generator, Moved, impose
 from ..latents import Latents
 from ..masked.rules import UNIFORMS, Site
+from ..steering import check_samples
 from ..tokens import are_tokens, check_given, check_logits, log_law
 from .rules import Rule, tokens_at
 
@@ -104,6 +105,7 @@ class UniformDiffusion(Generator):
             )
         if getattr(steering, "gradient", False):
             raise Unsupported("tokens have no gradient: use Steering(reward) without one")
+        check_samples(steering)
         self.denoiser = denoiser
         self.rule = rule
         self.vocabulary = vocabulary

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from ..base.weights import normalize
 if TYPE_CHECKING:
     from .posterior import Posterior
 
+Features: TypeAlias = Callable[[Any], Sequence[float]]
+"""Features (d,) of what a step chose."""
 _MOST, _ENOUGH = 200, 1e-12
 """Steps of Newton's method, and the decrement at which it ends."""
 
@@ -35,6 +37,10 @@ class LinearTwist:
         twist = fk.LinearTwist()                           # log ψ = 0
         for _ in range(3):
             twist = fk.LinearTwist.fit(fk.infer(program(twist), fk.SMC(1000), seed=0), "phi")
+
+    A model that is no program records no features, but each step what it chose, of which a function makes them:
+
+        twist = fk.LinearTwist.fit(fk.infer(model, fk.SMC(1000), seed=0), phi)  # phi(tokens) of masked diffusion
 
     Whatever is learned, the target and E[Ẑ] stay as they are; see `induced` for proposals by it.
 
@@ -71,7 +77,9 @@ class LinearTwist:
         return math.fsum(w * float(x) for w, x in zip(self.weights, features))
 
     @classmethod
-    def fit(cls, posteriors: Posterior | Sequence[Posterior], site: str, *, ridge: float = 1e-3) -> LinearTwist:
+    def fit(
+        cls, posteriors: Posterior | Sequence[Posterior], site: str | Features, *, ridge: float = 1e-3
+    ) -> LinearTwist:
         """Learn weights from the runs of a posterior, or of several, such as one for each of many prompts.
 
         Minimises the mean of E_t[ψ]/R − E_T[log ψ] over the steps t at which unfinished particles recorded features.
@@ -104,7 +112,7 @@ class _Contrast(NamedTuple):
     log_ratio: Floats
 
 
-def _contrast(posteriors: Sequence[Posterior], site: str) -> _Contrast:
+def _contrast(posteriors: Sequence[Posterior], site: str | Features) -> _Contrast:
     features: list[Any] = []
     columns: list[Floats] = []
     for posterior in posteriors:
@@ -123,9 +131,8 @@ def _contrast(posteriors: Sequence[Posterior], site: str) -> _Contrast:
                     features += recorded.values()
                     columns.append(np.stack([math.log(share) + log_before, after, np.full(len(rows), ratio)]))
     if not features:
-        raise ValueError(
-            f"no unfinished particle of a run that ended well recorded {site!r} by fk.deterministic({site!r}, …)"
-        )
+        how = "was there to be read" if callable(site) else f"recorded {site!r} by fk.deterministic({site!r}, …)"
+        raise ValueError(f"no unfinished particle of a run that ended well {how}")
     try:
         x = np.array(features, np.float64)
     except (TypeError, ValueError) as error:
@@ -136,8 +143,10 @@ def _contrast(posteriors: Sequence[Posterior], site: str) -> _Contrast:
     return _Contrast(x, log_before - math.log(len(columns)), after / len(columns), log_ratio)
 
 
-def _recorded(step: Step, site: str) -> dict[int, Any]:
-    """Return the last features that each unfinished particle recorded at a step."""
+def _recorded(step: Step, site: str | Features) -> dict[int, Any]:
+    """Return the last features that each unfinished particle recorded at a step, or those of what it chose."""
+    if callable(site):
+        return {i: site(chosen) for i, chosen in enumerate(step.choices) if not step.done[i]}
     return {
         i: record.value
         for i, chosen in enumerate(step.choices)

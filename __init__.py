@@ -114,6 +114,7 @@ if TYPE_CHECKING:
     from .inference.variational.iwae import IWAE
     from .inference.variational.qwake import QWake
     from .inference.variational.transformer import DistributionTransformer
+    from .inference.watch import watch
     from .inference.workers.folder import Posteriors
     from .inference.workers.pool import InProcess
     from .inference.workers.ray import Ray
@@ -251,6 +252,7 @@ __all__ = [
     "tune",
     "tuning",
     "twist",
+    "watch",
 ]
 
 _HOME = {
@@ -332,6 +334,7 @@ _HOME = {
     "steps": "inference.infer",
     "to_numpyro": "ppl.bridges.to_numpyro",
     "tune": "inference.tuning.settings",
+    "watch": "inference.watch",
 }
 
 

@@ -44,9 +44,9 @@ def watch(
     ...         letter = await fk.sample("letter", fk.dist.Categorical([0.5, 0.5], values=list(letters)))
     ...         await fk.factor("G", 9.0 if letter in "fey" else 0.0)
     >>> posterior = fk.watch(fk.steps(spell(), fk.SMC(50), seed=0), lines=1)
-    step 0, ESS 52%
+    step 0, ESS 54%
       1.000  f
-    step 1, ESS 52%
+    step 1, ESS 38%
       1.000  fe
     step 2, ESS 52%, finished
       1.000  fey

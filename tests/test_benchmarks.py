@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import feynkac as fk
 from laws import Z_LIMIT, z_score
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,3 +187,37 @@ def test_the_short_forms_of_rejection_and_of_diagnose_run(tmp_path, capsys):
     assert "8 answers: " in said
     assert (tmp_path / "rejection.png").exists()
     assert (tmp_path / "d.png").exists()
+
+
+@pytest.mark.slow
+def test_the_short_forms_of_power_and_of_speculative_run(tmp_path, capsys):
+    import power
+    import speculative
+
+    power.main(["--short", "--folder", str(tmp_path), "--plot", str(tmp_path / "power.png")])
+    speculative.main(["--short", "--folder", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "2. Countdown" in said
+    assert "rejection γ=3" in said
+    assert (tmp_path / "power.png").exists()
+
+
+def test_what_power_and_speculative_measure_by():
+    """The share under p^α that the tape knows, and the law and passes of speculative decoding, against plain sums."""
+    import power
+    import speculative
+
+    lm = fk.models.testing.ScriptedLM(lambda before: {"6/2=3": 0.5, "6-2=4": 0.3, "6+2=9": 0.2})
+    tape = fk.tasks.Tape.record(lm, [fk.tasks.Countdown((2, 6), 3)])
+    assert power.sharpened(tape)[0] == pytest.approx(0.5**4 / (0.5**4 + 0.3**4 + 0.2**4))
+    assert power.exact(3).sum() == pytest.approx(1.0)
+    halves = [np.array([0.6, 0.4, 0.0])] * 2
+    assert power.distance(halves, np.array([0.5, 0.3, 0.2])) == pytest.approx(0.2)
+    rows = [{"tokens": 10.0, "distance": 0.4}, {"tokens": 40.0, "distance": 0.2}]
+    assert power.fewest(rows, 0.3) == pytest.approx(20.0)
+    assert power.fewest(rows, 0.1) == -40.0
+    rng, law = np.random.default_rng(0), speculative.law()
+    numbers, passes = np.array([speculative.rejecting(3, rng) for _ in range(1500)]).T
+    for place in np.argsort(law)[-3:]:
+        assert abs(z_score(numbers == place, law[place])) < Z_LIMIT
+    assert 2 <= passes.min() <= passes.max() <= 8

@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import ising  # noqa: E402
+import lattices  # noqa: E402
 from masked import P2, REWARD, STATES, F, M, P, V, distance, model  # noqa: E402
 
 import feynkac as fk  # noqa: E402
@@ -172,27 +172,27 @@ def exact(p, made):
 
 def test_the_lattices_are_those_of_the_literature():
     """Sums over all states of a lattice with two bonds a site."""
-    _, energy = ising.lattice(3, 0.1)
+    _, energy = lattices.lattice(3, 0.1)
     for beta, mean in ((0.30, -1.010788813146), (0.35, -1.269089618294), (0.60, -1.959990533465)):
-        assert ising.law(energy, beta) @ energy / 9 == pytest.approx(mean, abs=1e-11)
-    p = ising.law(energy, 0.30)
+        assert lattices.law(energy, beta) @ energy / 9 == pytest.approx(mean, abs=1e-11)
+    p = lattices.law(energy, 0.30)
     assert np.log((p ** (7 / 6)).sum()) == pytest.approx(-0.7142406586151, abs=1e-11)
     assert np.log((p**2).sum()) == pytest.approx(-3.0092293220187, abs=1e-11)
-    spins, energy = ising.lattice(4, 0.1)
-    p = ising.law(energy, 0.30)
+    spins, energy = lattices.lattice(4, 0.1)
+    p = lattices.law(energy, 0.30)
     assert p @ energy / 16 == pytest.approx(-0.879085667790, abs=1e-11)
     assert p @ spins.mean(1) == pytest.approx(0.168825004588, abs=1e-11)
     assert np.log((p ** (7 / 6)).sum()) == pytest.approx(-1.3225353686584, abs=1e-11)
-    noised = ising.table(p).noised(6.0)
+    noised = lattices.table(p).noised(6.0)
     assert np.log((p ** (7 / 6)).sum() / (noised ** (7 / 6)).sum()) == pytest.approx(0.5258568, abs=1e-6)
 
 
 def test_a_lattice_is_cooled_and_the_error_is_as_one_over_steps():
-    _, energy = ising.lattice(3, 0.1)
-    p, target = ising.law(energy, 0.30), ising.law(energy, 0.60) @ energy / 9
+    _, energy = lattices.lattice(3, 0.1)
+    p, target = lattices.law(energy, 0.30), lattices.law(energy, 0.60) @ energy / 9
     evidence, energies = [], []
     for steps in (10, 20, 40):
-        weighed, drawn = exact(p, anneal(JumpDiffusion(ising.table(p).ratios(), 9, steps, vocabulary=2), 2.0))
+        weighed, drawn = exact(p, anneal(JumpDiffusion(lattices.table(p).ratios(), 9, steps, vocabulary=2), 2.0))
         evidence.append(np.log(weighed.sum()) - np.log((p**2).sum()))
         energies.append((weighed @ energy / weighed.sum() / 9 - target, drawn @ energy / 9 - target))
     (_, twenty, forty), errors = evidence, np.array(energies)
@@ -203,9 +203,9 @@ def test_a_lattice_is_cooled_and_the_error_is_as_one_over_steps():
 
 
 def test_one_position_at_a_time_cools_a_lattice_exactly():
-    _, energy = ising.lattice(3, 0.1)
-    p = ising.law(energy, 0.30)
-    left = fk.diffusion.MaskedDiffusion(ising.table(p).conditionals(), 9, InOrder("left"), vocabulary=3)
+    _, energy = lattices.lattice(3, 0.1)
+    p = lattices.law(energy, 0.30)
+    left = fk.diffusion.MaskedDiffusion(lattices.table(p).conditionals(), 9, InOrder("left"), vocabulary=3)
     made = anneal(left, 2.0)
     states = np.array(np.meshgrid(*[(0, 1)] * 9, indexing="ij")).reshape(9, -1).T
     moved = made.start(fk.keys.fold(fk.keys.root(0), np.arange(512)))

@@ -166,7 +166,7 @@ class JumpDiffusion(Generator):
         part, at = latents.select(going), torch.as_tensor(going, device=self.device)
         sigma, later = self.levels[part.step], self.levels[part.step + 1]
         with rows(going.tolist()):
-            ratios = self._ratios(denoiser, part, sigma, going)
+            ratios = self.ratios(denoiser, part, sigma, going)
         alpha, less = (torch.as_tensor(np.exp(-level), device=self.device)[:, None, None] for level in (sigma, later))
         mean = ratios.mean(-1, keepdim=True)
         data = ((ratios - mean) / alpha + mean).clamp(min=0.0)  # p(token of the data, all else as it is)/q_σ(x)
@@ -178,7 +178,7 @@ class JumpDiffusion(Generator):
         estimate[at] = joint.argmax(-1)
         return whole, estimate
 
-    def _ratios(self, denoiser: Denoiser, part: Latents, sigma: Floats, owners: Any) -> Any:
+    def ratios(self, denoiser: Denoiser, part: Latents, sigma: Floats, owners: Any) -> Any:
         """Return ρ (n, L, K), 1 for the tokens that are there. Raises InvalidOutput for what are no ratios."""
         time = torch.as_tensor(sigma, dtype=torch.float32, device=self.device)
         out = predict(denoiser, part.x, time, part.condition)

@@ -11,7 +11,7 @@ from ..generator import Moved
 from ..latents import Latents
 from ..masked.correctors import OfMasks
 from ..masked.generator import MaskedDiffusion
-from ..masked.rules import Ancestral
+from ..masked.rules import Ancestral, Site
 from ..products import Factor, Lean
 from .step import jump, weigh
 
@@ -54,15 +54,18 @@ class MaskedJumps(OfMasks):
     def move(self, latents: Latents, noise: Any, given: Any) -> Moved:
         """Reveal positions of unfinished particles."""
         site = self.site(latents)
-        reveal, _ = self.schedule.chances(site)
         gain = self.gains(latents, site.open[..., None] & self.words)
-        shown = reveal.log()[..., None] + latents.fields["mix"] + gain
-        law = torch.where(self.words, shown, torch.log1p(-reveal)[..., None])
+        law = self.laws(site, latents.fields["mix"] + gain)
         x, log_prob = jump(law, site.x, site.open, noise[:, 1], given)
         there = self.look(Latents(x, latents.step + 1, latents.steps, latents.condition))
         change = there.fields["value"] - latents.fields["value"]
         log_g = weigh(law, site.open, log_prob, gain, x, change).cpu().numpy()
         return Moved(x, log_prob.cpu().numpy(), log_prob.cpu().numpy(), log_g, there.fields)
+
+    def laws(self, site: Site, mix: Any) -> Any:
+        """Return the log-laws (n, L, V) of what a step does to masked positions, not normalised, from Π μ^β·e^Δ."""
+        reveal, _ = self.schedule.chances(site)
+        return torch.where(self.words, reveal.log()[..., None] + mix, torch.log1p(-reveal)[..., None])
 
 
 def _without_masking(rule: Any) -> Ancestral:

@@ -23,6 +23,7 @@ import feynkac as fk  # noqa: E402
 from feynkac.diffusion import (  # noqa: E402
     Diffusion,
     Frames,
+    JumpDiffusion,
     MaskedDiffusion,
     Mixture,
     Schedule,
@@ -31,6 +32,7 @@ from feynkac.diffusion import (  # noqa: E402
     anneal,
     begin,
     denoise,
+    tilt,
 )
 from feynkac.inference.base.engine import weaker  # noqa: E402
 from feynkac.models.language.steps import Step as TokenStep  # noqa: E402
@@ -248,6 +250,25 @@ def uniform():
     return watched.record_keys(model)
 
 
+@cache
+def jumps():
+    """Four tokens by a jump process in three steps, cooled and tilted by correctors."""
+    law = torch.tensor(np.random.default_rng(0).normal(size=(4, 3)))
+
+    def network(tokens, sigma):
+        watched.saw(model_calls=1, nfe=len(tokens))
+        ratios = law + 0.3 * (tokens == 2).sum(1)[:, None, None] * law.roll(1, 0)
+        return torch.exp(-sigma)[:, None, None] * (ratios - ratios.gather(-1, tokens[..., None]))
+
+    def twos(tokens):
+        watched.saw(reward_calls=len(tokens))
+        return 0.5 * (tokens == 2).double().sum(1)
+
+    model = JumpDiffusion(fk.diffusion.Network(network, "log_ratios"), 4, 3, vocabulary=3)
+    watched = Watched(tilt(anneal(model, 1.5), twos), lambda value: (value >= 0).all(), IMAGE)
+    return watched.record_keys(watched.model)
+
+
 def shipped(model, shape):
     """A model that ships with the library, its network watched."""
     watched = Watched(model, lambda value: value.shape == shape, IMAGE)
@@ -271,7 +292,7 @@ def bouncing():
 
 
 PROGRAMS = {"text": text, "image": image, "steps": steps, "corrected": corrected, "video": video, "masked": masked}
-SHIPPED = {"digits": digits, "bouncing": bouncing, "uniform": uniform}
+SHIPPED = {"digits": digits, "bouncing": bouncing, "uniform": uniform, "jumps": jumps}
 
 # -- engines -----------------------------------------------------------------------------------------------------------
 
@@ -301,11 +322,12 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "TreeOfFrames": (fk.TreeOfFrames((4, 2), keep=2, judged=(0,)), {}),
     "NoiseSearch": (
         fk.NoiseSearch(3),
-        dict.fromkeys(("steps", "video", "masked", "uniform"), NO_NOISE) | {"text": f"{NO_NOISE}.* begins with tuple"},
+        dict.fromkeys(("steps", "video", "masked", "uniform", "jumps"), NO_NOISE)
+        | {"text": f"{NO_NOISE}.* begins with tuple"},
     ),
     "PathSearch": (
         fk.PathSearch(2, branches=2, first=2, back=1, forward=2),
-        dict.fromkeys(("text", "steps", "corrected", "video", "bouncing"), NO_RENOISE),
+        dict.fromkeys(("text", "steps", "corrected", "video", "bouncing", "jumps"), NO_RENOISE),
     ),
     "SVDD": (fk.SVDD(4, children=3), {}),
     "SVDD, the best": (fk.SVDD(4, children=3, temperature=None), {}),
@@ -487,7 +509,7 @@ def test_an_engine_runs(name, program, tmp_path):
     assert {unit for unit, amount in watched.seen.items() if amount} == set(watched.units)
     # Law 7: no key is used twice, the same seed gives the identical posterior, and a file keeps it.
     assert len(set(watched.keys)) == len(watched.keys)
-    assert bool(watched.keys) == (program in ("image", "corrected", "video", "masked", "uniform"))
+    assert bool(watched.keys) == (program in ("image", "corrected", "video", "masked", "uniform", "jumps"))
     same(posterior, run(name, program)[1])
     posterior.save(tmp_path / "kept")
     same(posterior, fk.Posterior.load(tmp_path / "kept"))

@@ -22,7 +22,7 @@ from ..products import Factor, Lean, TokenProduct, times
 from ..steering import check_samples
 from ..tokens import check_given
 from ..uniform.rules import tokens_at
-from .step import jump, weigh
+from .step import jump
 
 
 class JumpDiffusion(Generator):
@@ -116,11 +116,11 @@ class JumpDiffusion(Generator):
 
     def move(self, latents: Latents, noise: Any, given: Any) -> Moved:
         """Draw the tokens of unfinished particles at a lower level."""
-        x, found = jump(latents.fields["law"], latents.x, torch.ones_like(latents.x) > 0, noise[:, 0], given)
-        log_prob = found.cpu().numpy()
-        there = Latents(x, latents.step + 1, latents.steps, latents.condition)
+        made = jump(latents.fields["law"], latents.x, torch.ones_like(latents.x) > 0, noise[:, 0], given)
+        log_prob = made.log_prob.cpu().numpy()
+        there = Latents(made.x, latents.step + 1, latents.steps, latents.condition)
         log_potential, there = self.arrive(latents, there)
-        return Moved(x, log_prob, log_prob, log_potential, there.fields)
+        return Moved(made.x, log_prob, log_prob, log_potential, there.fields)
 
     def look(self, latents: Latents) -> Latents:
         """Return particles with the log-laws of their tokens at the next level, and the estimate."""
@@ -253,12 +253,11 @@ class JumpProduct(TokenProduct, JumpDiffusion):
         everywhere = torch.ones_like(latents.x) > 0
         others = torch.nn.functional.one_hot(latents.x, self.vocabulary) == 0
         gain = self.gains(latents, others)
-        law = latents.fields["law"] + gain
-        x, found = jump(law, latents.x, everywhere, noise[:, 0], given)
-        there = self.look(Latents(x, latents.step + 1, latents.steps, latents.condition))
+        made = jump(latents.fields["law"] + gain, latents.x, everywhere, noise[:, 0], given)
+        there = self.look(Latents(made.x, latents.step + 1, latents.steps, latents.condition))
         change = there.fields["value"] - latents.fields["value"]
-        log_g = weigh(law, everywhere, found, gain, x, change).cpu().numpy()
-        return Moved(x, found.cpu().numpy(), found.cpu().numpy(), log_g, there.fields)
+        log_g, log_prob = made.log_weight(gain, everywhere, change).cpu().numpy(), made.log_prob.cpu().numpy()
+        return Moved(made.x, log_prob, log_prob, log_g, there.fields)
 
 
 def _levels(levels: int | Sequence[float]) -> Floats:

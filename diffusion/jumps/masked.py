@@ -13,7 +13,7 @@ from ..masked.correctors import OfMasks
 from ..masked.generator import MaskedDiffusion
 from ..masked.rules import Ancestral, Site
 from ..products import Factor, Lean
-from .step import jump, weigh
+from .step import jump
 
 
 class MaskedJumps(OfMasks):
@@ -56,11 +56,11 @@ class MaskedJumps(OfMasks):
         site = self.site(latents)
         gain = self.gains(latents, site.open[..., None] & self.words)
         law = self.laws(site, latents.fields["mix"] + gain)
-        x, log_prob = jump(law, site.x, site.open, noise[:, 1], given)
-        there = self.look(Latents(x, latents.step + 1, latents.steps, latents.condition))
+        made = jump(law, site.x, site.open, noise[:, 1], given)
+        there = self.look(Latents(made.x, latents.step + 1, latents.steps, latents.condition))
         change = there.fields["value"] - latents.fields["value"]
-        log_g = weigh(law, site.open, log_prob, gain, x, change).cpu().numpy()
-        return Moved(x, log_prob.cpu().numpy(), log_prob.cpu().numpy(), log_g, there.fields)
+        log_g, log_prob = made.log_weight(gain, site.open, change).cpu().numpy(), made.log_prob.cpu().numpy()
+        return Moved(made.x, log_prob, log_prob, log_g, there.fields)
 
     def laws(self, site: Site, mix: Any) -> Any:
         """Return the log-laws (n, L, V) of what a step does to masked positions, not normalised, from Π μ^β·e^Δ."""

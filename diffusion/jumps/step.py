@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..generator import impose
 from ..masked.rules import invert
-from ..products import normalised
 
 
-def jump(law: Any, x: Any, open_: Any, uniforms: Any, given: Any) -> tuple[Any, Any]:
-    """Draw tokens where positions are open, and return all tokens (n, L) with their log-probability (n,).
+class Jump(NamedTuple):
+    """Tokens (n, L) after a step, its log-probability (n,), and the log of what its laws sum to (n,)."""
+
+    x: Any
+    log_prob: Any
+    log_sum: Any
+
+    def log_weight(self, gain: Any, open_: Any, change: Any) -> Any:
+        """Return the log-weight (n,) of the step in a product; none for what cannot come about.
+
+        Args:
+            gain: (n, L, V) what tokens were thought to add to the rewards, which is part of the laws.
+            open_: (n, L) where tokens may have changed.
+            change: (n,) what the step added to them.
+        """
+        promised = torch.where(open_, gain.gather(-1, self.x[..., None])[..., 0], 0.0).sum(-1)
+        return torch.where(self.log_prob > -torch.inf, self.log_sum + change - promised, -torch.inf)
+
+
+def jump(law: Any, x: Any, open_: Any, uniforms: Any, given: Any) -> Jump:
+    """Draw tokens where positions are open.
 
     Args:
         law: (n, L, V) log-laws of the token after the step, not normalised. Where one has no token, what was there
@@ -22,25 +40,11 @@ def jump(law: Any, x: Any, open_: Any, uniforms: Any, given: Any) -> tuple[Any, 
         uniforms: (n, L) uniform numbers.
         given: forced tokens and their rows, or None.
     """
-    law = normalised(law, -torch.inf)
-    drawn, able = x.clone(), open_ & (law > -torch.inf).any(-1)
-    drawn[able] = invert(law[able], uniforms[able])
+    total = law.logsumexp(-1)
+    drawn, able = x.clone(), open_ & (total > -torch.inf)
+    drawn[able] = invert((law - total[..., None])[able], uniforms[able])
     impose(drawn, given)
-    stays = torch.where(drawn == x, 0.0, -torch.inf).double()
-    return drawn, torch.where(open_, law.gather(-1, drawn[..., None])[..., 0], stays).sum(-1)
-
-
-def weigh(law: Any, open_: Any, log_prob: Any, gain: Any, x: Any, change: Any) -> Any:
-    """Return the log-weight (n,) of a step: all that its laws sum to, and what its rewards come to.
-
-    Args:
-        law: see `jump`.
-        open_: see `jump`.
-        log_prob: (n,) of the step; what cannot come about has no weight.
-        gain: (n, L, V) what tokens were thought to add to the rewards.
-        x: (n, L) tokens after the step.
-        change: (n,) what the step added to the rewards.
-    """
-    promised = torch.where(open_, gain.gather(-1, x[..., None])[..., 0], 0.0).sum(-1)
-    total = torch.where(open_, law.logsumexp(-1), 0.0).sum(-1)
-    return torch.where(log_prob > -torch.inf, total + change - promised, -torch.inf)
+    goes = torch.where(able, law.gather(-1, drawn[..., None])[..., 0] - total, -torch.inf)
+    stays = torch.where(drawn == x, 0.0, -torch.inf)
+    log_prob = torch.where(open_, goes, stays).sum(-1)
+    return Jump(drawn, log_prob, torch.where(open_, total, 0.0).sum(-1))

@@ -10,6 +10,7 @@ site and h = .1, so that nothing is symmetric; the networks are exact, at β = .
 `anneal`, in each of the forms that the library has, and in two that it has not:
 
 - "tokens": `JumpDiffusion`, noise draws spins anew; "masks": `MaskedDiffusion` with `Ancestral`; T steps of either.
+  Weights of "tokens" look back from where a step led, those of "masks" cannot.
 - "tokens, frozen" and "masks, frozen": rates as in the paper (Σβ times those of the forward process; masks with the
   laws α^βN of β copies), frozen over a step, each position moving with 1 − exp(−rate·dt), the weight growing by dt.
 - "any order": `MaskedDiffusion` with `InOrder`, one spin a step, so that T is 9; it has as many more particles.
@@ -20,13 +21,14 @@ the seeds, as root mean square.
 
 The rule of the verdict:
 
-1. "energy", 3×3, to β = .60, T = 100, 4 seeds: the error without weights is at least 3 times that with weights, at as
+1. "energy", 3×3, to β = .60, T = 50, 4 seeds: the error without weights is at least 3 times that with weights, at as
    many evaluations. Holds for "tokens", for "masks" and for "any order" each on its own.
-2. "evidence", 4×4, to β = .35, N = 2,000, 3 seeds, "tokens": log Ẑ at T = 50 is within .02 of log Σ p^(7/6) in the
-   mean, and at T = 100 its error is smaller; holds if both are so. "tokens, frozen" is beside it.
+2. "evidence", 4×4, to β = .35, N = 2,000, 3 seeds, "tokens": log Ẑ is within .01 of log Σ p^(7/6) in the mean, at T =
+   25 and at T = 50; holds if both are so. "tokens, frozen" is beside it.
 
-T was taken from the exact error of the steps' law on 3×3, which tests compute: 3 is reached between T = 18 and 50.
-Nothing else was tuned. Rows of T = 9 and 25, and those that are frozen, are for the picture, with 2 seeds.
+T was taken with a look at the exact error of "tokens" on 3×3, which tests compute, and at runs of T = 9 by weights that
+did not look back. Nothing else was tuned. Rows of T = 9 and 25, and those that are frozen, have 2 seeds:
+they are for the picture.
 """
 
 from __future__ import annotations
@@ -89,6 +91,12 @@ class FrozenTokens(JumpProduct):
             moves = torch.log(-torch.expm1(-total * dt))[..., None] + (rate / total[..., None]).log()
             step = torch.where(same, -(total * dt)[..., None], moves) + (growth * dt)[..., None]
         return replace_fields(latents, law=step, estimate=latents.x, value=torch.zeros(n, dtype=torch.float64))
+
+    def laws(self, latents: Any) -> Any:
+        return latents.fields["law"]
+
+    def hindsight(self, latents: Any, there: Any) -> Any:
+        return torch.zeros(len(latents), dtype=torch.float64)
 
 
 class FrozenMasks(MaskedJumps):
@@ -167,15 +175,14 @@ def verdicts(records: Records, steps: tuple[int, ...]) -> dict[str, str]:
     exact = float(np.log((law(energy, WARM) ** (0.35 / WARM)).sum()))
     print(f"2. log Ẑ on 4×4, {exact:.4f}: mean, and its error")
     off = {}
-    for form, count in itertools.product(("tokens", "tokens, frozen"), (50, 100)):
+    for form, count in itertools.product(("tokens", "tokens, frozen"), (25, 50)):
         found = of(records, 4, form, True, count, "evidence")
         if len(found):
             off[form, count] = abs(found.mean() - exact)
             spread = found.std(ddof=1) / math.sqrt(len(found)) if len(found) > 1 else math.nan
             print(f"   {form:15} T={count:3} {found.mean():.4f} ± {spread:.4f}  {found.mean() - exact:+.4f}")
-    if ("tokens", 100) in off:
-        holds = off["tokens", 50] <= 0.02 and off["tokens", 100] < off["tokens", 50]
-        said["evidence"] = "holds" if holds else "fails"
+    if ("tokens", 50) in off:
+        said["evidence"] = "holds" if max(off["tokens", count] for count in (25, 50)) <= 0.01 else "fails"
     print(said)
     return said
 
@@ -210,10 +217,10 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     name = "ising_short.jsonl" if arguments.short else "ising.jsonl"
     records = Records(Path(arguments.folder) / name, ("side", "form", "weighted", "steps", "seed"))
-    steps = (9,) if arguments.short else (9, 25, 100)
+    steps = (9,) if arguments.short else (9, 25, 50)
     run(records, 3, 0.60, 40 if arguments.short else 4_000, steps[::-1], 1 if arguments.short else 4)
     if not arguments.short:
-        run(records, 4, 0.35, 2_000, (50, 100), 3)
+        run(records, 4, 0.35, 2_000, (25, 50), 3)
     verdicts(records, steps)
     if arguments.plot:
         plot(records, steps, arguments.plot)

@@ -250,7 +250,7 @@ def _raised(model: Gaussian, beta: float) -> tuple[tuple[Part, ...], tuple[Tilt,
         return parts, tuple(replace(tilt, schedule=scaled(tilt.schedule, beta)) for tilt in model.tilts)
     if not isinstance(model, Diffusion):
         raise Unsupported(
-            "correctors transform a Diffusion or a MaskedDiffusion, or what they made of one, not a "
+            "correctors transform a Diffusion, a MaskedDiffusion or a JumpDiffusion, or what they made of one, not a "
             f"{type(model).__name__}: weigh it by a reward, with Steering or a program's factors"
         )
     if model.steering is not None:
@@ -277,9 +277,8 @@ OF_TOKENS = (MaskedDiffusion, JumpDiffusion)
 
 def _noise(model: Any) -> str:
     """Return what a model's noise is."""
-    if isinstance(model, MaskedDiffusion):
-        return "masks"
-    return "tokens drawn anew" if isinstance(model, JumpDiffusion) else "Gaussian noise"
+    known = {MaskedDiffusion: "masks", JumpDiffusion: "tokens drawn anew", Gaussian: "Gaussian noise"}
+    return next((noise for kind, noise in known.items() if isinstance(model, kind)), type(model).__name__)
 
 
 def _of_tokens(model: Any, parts: Parts, settings: dict[str, Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,20 @@ from ..steering import check_samples
 from ..tokens import check_given
 from ..uniform.rules import tokens_at
 from .step import jump
+
+
+class Sides(NamedTuple):
+    """What ratios at x say of the levels beside its own, and of the data.
+
+    Attributes:
+        ahead: (n, L, K) log of q_σ′(x with v)/q_σ(x) at the next level σ′.
+        behind: (n, L, K) the same for the level before.
+        estimate: (n, L) the likeliest tokens of the data.
+    """
+
+    ahead: Any
+    behind: Any
+    estimate: Any
 
 
 class JumpDiffusion(Generator):
@@ -124,8 +138,8 @@ class JumpDiffusion(Generator):
 
     def look(self, latents: Latents) -> Latents:
         """Return particles with the log-laws of their tokens at the next level, and the estimate."""
-        undone, estimate = self.undone(latents, self.denoiser)
-        return replace_fields(latents, law=self.noised(latents) + undone, estimate=estimate)
+        ahead, _, estimate = self.sides(latents, self.denoiser)
+        return replace_fields(latents, law=self.noised(latents) + ahead, estimate=estimate)
 
     def renoise(self, state: Latents, keys: Keys, depth: int) -> Advance[Latents]:
         """Take particles back to an earlier depth, by the noise between the levels.
@@ -157,26 +171,31 @@ class JumpDiffusion(Generator):
         same = torch.nn.functional.one_hot(latents.x, self.vocabulary)
         return (kept[:, None, None] * same + (1.0 - kept[:, None, None]) / self.vocabulary).log()
 
-    def undone(self, latents: Latents, denoiser: Denoiser) -> tuple[Any, Any]:
-        """Return log h (n, L, K), and the likeliest tokens (n, L) of the data; one call for all that are not done."""
-        whole = torch.zeros(*latents.x.shape, self.vocabulary, dtype=torch.float64, device=self.device)
+    def sides(self, latents: Latents, denoiser: Denoiser) -> Sides:
+        """Return what the network says, by one call for all that are not done; zeros for those that are."""
+        ahead = torch.zeros(*latents.x.shape, self.vocabulary, dtype=torch.float64, device=self.device)
+        behind, estimate = torch.zeros_like(ahead), latents.x.clone()
         going = np.flatnonzero(~latents.done)
         if not len(going):
-            return whole, latents.x
+            return Sides(ahead, behind, estimate)
         part, at = latents.select(going), torch.as_tensor(going, device=self.device)
         sigma, later = self.levels[part.step], self.levels[part.step + 1]
+        earlier = np.where(part.step > 0, self.levels[part.step - 1], np.inf)
         with rows(going.tolist()):
             ratios = self.ratios(denoiser, part, sigma, going)
-        alpha, less = (torch.as_tensor(np.exp(-level), device=self.device)[:, None, None] for level in (sigma, later))
+        alpha, less, kept = (
+            torch.as_tensor(np.exp(-level), device=self.device)[:, None, None]
+            for level in (sigma, later, earlier - sigma)
+        )
         mean = ratios.mean(-1, keepdim=True)
         data = ((ratios - mean) / alpha + mean).clamp(min=0.0)  # p(token of the data, all else as it is)/q_σ(x)
         same = torch.nn.functional.one_hot(part.x, self.vocabulary)
         joint = data * (alpha * same + (1.0 - alpha) / self.vocabulary)
         data = data / joint.sum(-1, keepdim=True)
-        whole[at] = (less * data + (1.0 - less) * data.mean(-1, keepdim=True)).log()
-        estimate = latents.x.clone()
+        ahead[at] = (less * data + (1.0 - less) * data.mean(-1, keepdim=True)).log()
+        behind[at] = (kept * ratios + (1.0 - kept) * mean).log()
         estimate[at] = joint.argmax(-1)
-        return whole, estimate
+        return Sides(ahead, behind, estimate)
 
     def ratios(self, denoiser: Denoiser, part: Latents, sigma: Floats, owners: Any) -> Any:
         """Return ρ (n, L, K), 1 for the tokens that are there. Raises InvalidOutput for what are no ratios."""
@@ -203,15 +222,18 @@ class JumpProduct(TokenProduct, JumpDiffusion):
 
         b′·φ + Σ_{l,v} [Π ρ_i^β_i·e^Δ − Σ β_i·ρ_i]/K + (Σ β_i − 1)·L·(K − 1)/K
 
-    so that it is a discrete Feynman–Kac corrector, arXiv:2601.10403. A step freezes ρ and undoes the noise of each
-    position exactly, as that of `JumpDiffusion`: with its h and k
+    so that it is a discrete Feynman–Kac corrector, arXiv:2601.10403. These are the limit of its steps, which undo the
+    noise of each position on its own, as those of `JumpDiffusion`: from x to y, with its h and k,
 
-        M_t = Π_l k(v → x_l)·Π h_{i,l}(v)^β_i·e^{Δ(v)} / S_l,    G_t = Π_l S_l · e^{change of b·φ − Σ Δ}
+        M_t ∝ Π_l k(y_l → x_l)·Π h_{i,l}(y_l)^β_i·e^{Δ(y_l)}
+        G_t = Π_l k(y_l → x_l)·Π g_i^β_i·e^{change of b·φ} / M_t
 
-    S_l being the sum over v; the rates and the growth are the limit. Positions do not see each other in a step, so
-    that the target is reached as steps get smaller (the posterior's guarantee says "discretised"); rates that are
-    frozen, and a weight that grows with the step's length, are much farther off at the same number of steps. Ẑ
-    estimates Σ Π p_i^β_i·e^{b·r}, as far as all is uniform at the first level.
+    where g is q_σ′(y)/q_σ(x) as seen from both ends: the geometric mean of what the ratios at x say of y, and those at
+    y, which the next step needs anyway, of x. So positions that change together see each other, and the error goes as
+    1/T², also that of β = 1; it is 1/T seen from x alone, as in the last step. The posterior's guarantee says
+    "discretised". Ẑ estimates Σ Π p_i^β_i·e^{b·r}, as far as all is uniform at the first level.
+
+    Laws that are much sharper than steps are short have weights with heavy tails: see whether Ẑ stays with more steps.
 
     A step costs an evaluation of each network, and of each reward K − 1 for every position.
 
@@ -240,24 +262,37 @@ class JumpProduct(TokenProduct, JumpDiffusion):
 
     def look(self, latents: Latents) -> Latents:
         """Return particles with the product of their laws (not normalised), the first estimate, and its rewards."""
-        law, estimates = self.noised(latents), {}
+        ahead = behind = torch.zeros((), dtype=torch.float64, device=self.device)
+        estimates = {}
         for i, factor in sorted(enumerate(self.factors), key=lambda one: -one[1].beta):
             mine = Latents(latents.x, latents.step, latents.steps, latents.condition[i])
-            undone, estimates[i] = self.undone(mine, factor.denoiser)
-            law = times(law, undone, factor.beta)
+            sides = self.sides(mine, factor.denoiser)
+            ahead, behind = times(ahead, sides.ahead, factor.beta), times(behind, sides.behind, factor.beta)
+            estimates[i] = sides.estimate
         value = self.value(latents.x, estimates[0], latents.step, np.arange(len(latents)))
-        return replace_fields(latents, law=law, estimate=estimates[0], value=value)
+        return replace_fields(latents, ahead=ahead, behind=behind, estimate=estimates[0], value=value)
 
     def move(self, latents: Latents, noise: Any, given: Any) -> Moved:
         """Draw the tokens of unfinished particles at a lower level, and weigh them."""
         everywhere = torch.ones_like(latents.x) > 0
         others = torch.nn.functional.one_hot(latents.x, self.vocabulary) == 0
         gain = self.gains(latents, others)
-        made = jump(latents.fields["law"] + gain, latents.x, everywhere, noise[:, 0], given)
+        made = jump(self.laws(latents) + gain, latents.x, everywhere, noise[:, 0], given)
         there = self.look(Latents(made.x, latents.step + 1, latents.steps, latents.condition))
-        change = there.fields["value"] - latents.fields["value"]
+        change = there.fields["value"] - latents.fields["value"] + self.hindsight(latents, there)
         log_g, log_prob = made.log_weight(gain, everywhere, change).cpu().numpy(), made.log_prob.cpu().numpy()
         return Moved(made.x, log_prob, log_prob, log_g, there.fields)
+
+    def laws(self, latents: Latents) -> Any:
+        """Return the log-laws (n, L, K) of tokens at the next level without rewards, not normalised."""
+        return self.noised(latents) + latents.fields["ahead"]
+
+    def hindsight(self, latents: Latents, there: Latents) -> Any:
+        """Return what a step's log-weight gains by a look back (n,); 0 at the end, where no network is asked."""
+        ahead = latents.fields["ahead"].gather(-1, there.x[..., None])
+        behind = there.fields["behind"].gather(-1, latents.x[..., None])
+        done = torch.as_tensor(there.done, device=self.device)
+        return torch.where(done, 0.0, -0.5 * (ahead + behind).sum((1, 2)))
 
 
 def _levels(levels: int | Sequence[float]) -> Floats:

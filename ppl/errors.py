@@ -190,6 +190,10 @@ class CollapseWarning(FeynkacWarning):
     """A population of SMC has few different draws left, as its program draws all at once and then only weighs it."""
 
 
+class BeamWarning(FeynkacWarning):
+    """A beam has cut more of what it sums up than it was allowed to, see `feynkac.models.constraints.ByteLM`."""
+
+
 class PromptWarning(FeynkacWarning):
     """A prompt has tokens that its author may not want: two begin tokens, or an end token."""
 

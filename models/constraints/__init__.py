@@ -1,4 +1,4 @@
-"""Constrained generation with exact weights: grammars, predicates, products and mixtures of language models.
+"""Constrained generation with exact weights: grammars, lengths, predicates, ensembles of language models.
 
 A *potential* weighs token sequences along the way (`Potential`). `constrained` multiplies the law of a step by one,
 `targeting` takes one as the whole law; both draw from the locally normalised law and hand the engine what that
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from ...ppl.lazy import find
 
 if TYPE_CHECKING:
-    from .algebra import mixture
+    from .algebra import mixture, power_mean
     from .awrs import AWRS
+    from .byte_law import ByteLM
+    from .byte_texts import Bytes, coerced
     from .constraint import Constraint, Where
     from .grammar import Grammar, json_schema, lark, regex
     from .language import Language, Rewarded
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AWRS": "awrs",
+    "ByteLM": "byte_law",
+    "Bytes": "byte_texts",
     "END": "laws",
     "Constrained": "steps",
     "Constraint": "constraint",
@@ -38,11 +42,13 @@ _HOME = {
     "Rewarded": "language",
     "Vocabulary": "vocabulary",
     "Where": "constraint",
+    "coerced": "byte_texts",
     "constrained": "steps",
     "forced_end": "length",
     "json_schema": "grammar",
     "lark": "grammar",
     "mixture": "algebra",
+    "power_mean": "algebra",
     "regex": "grammar",
     "targeting": "steps",
 }
@@ -50,6 +56,8 @@ _HOME = {
 __all__ = [
     "AWRS",
     "END",
+    "ByteLM",
+    "Bytes",
     "Constrained",
     "Constraint",
     "Grammar",
@@ -59,11 +67,13 @@ __all__ = [
     "Rewarded",
     "Vocabulary",
     "Where",
+    "coerced",
     "constrained",
     "forced_end",
     "json_schema",
     "lark",
     "mixture",
+    "power_mean",
     "regex",
     "targeting",
 ]

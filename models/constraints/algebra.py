@@ -1,4 +1,4 @@
-"""Mixtures of potentials, by sequences or by tokens. Products and powers are `Product` and `Power`."""
+"""Mixtures and power means of potentials. Products and powers are `Product` and `Power`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,30 @@ def mixture(
     if of not in kinds:
         raise ValueError(f'of must be "sequences" or "tokens", not {of!r}')
     return kinds[of](parts, weights)
+
+
+def power_mean(parts: Sequence[Potential], weights: Sequence[float], exponent: float) -> Potential:
+    """Return the power mean (Σ wᵢ·aᵢ^r)^(1/r) of potentials, of whole sequences: how much they have to agree.
+
+    Args:
+        parts: potentials over one vocabulary; language models, say.
+        weights: one positive number for each; of a mean they sum to 1.
+        exponent: r. 1 is the mixture, 0 the geometric mean Π aᵢ^wᵢ, −1 the harmonic one; −∞ the smallest, ∞ the
+            largest (which are the same for all weights). At 0 and below a sequence has weight only where all parts give
+            it some.
+
+    Raises ValueError for an exponent that is NaN, and as `mixture` does.
+
+    >>> from feynkac.models.constraints import Language
+    >>> from feynkac.models.testing import tiny_lm
+    >>> one, other = (Language(lm, lm.prompt("Once")) for lm in (tiny_lm(0), tiny_lm(1)))
+    >>> means = [power_mean([one, other], [0.5, 0.5], r).complete((60,)) for r in (-np.inf, -1, 0, 1, np.inf)]
+    >>> means == sorted(means), means[0] == min(one.complete((60,)), other.complete((60,)))
+    (True, True)
+    """
+    if math.isnan(exponent):
+        raise ValueError("the exponent of a power mean must be a number, not NaN")
+    return PowerMean(parts, weights, float(exponent))
 
 
 class Mixture(Composite):
@@ -93,6 +117,51 @@ class Mixture(Composite):
         before = [part.prefix_batch(contexts) for part in self.parts]
         after = self.combine([b + part.logw_token_batch(contexts, tokens) for b, part in zip(before, self.parts)])
         return ratio(after, self.combine(before))
+
+
+class PowerMean(Mixture):
+    """The power mean of potentials of whole sequences. Made by `power_mean`."""
+
+    def __init__(self, parts: Sequence[Potential], weights: Sequence[float], exponent: float) -> None:
+        super().__init__(parts, weights)
+        self.exponent = exponent
+
+    def __repr__(self) -> str:
+        return f"mean of power {self.exponent:g} of {super().__repr__()}"
+
+    @property
+    def fingerprint(self) -> Hashable:
+        """Those of the parts, the weights and the exponent."""
+        return ("power mean", super().fingerprint, self.exponent)
+
+    def covers(self, other: Potential) -> bool:
+        """Whether some part has weight wherever ``other`` has, or all where they have to agree."""
+        if self.exponent > 0:
+            return super().covers(other)
+        return self.fingerprint == other.fingerprint or all(part.covers(other) for part in self.parts)
+
+    def within(self, other: Potential) -> bool:
+        """Whether ``other`` has weight wherever any part has, or some where they have to agree."""
+        if self.exponent > 0:
+            return super().within(other)
+        return any(other.covers(part) for part in self.parts)
+
+    def combine(self, log_weights: Sequence[Floats]) -> Floats:
+        """Return the log of the mean."""
+        all_of = np.stack([np.asarray(part, float) for part in log_weights])
+        shares = np.array(self.weights).reshape(-1, *[1] * (all_of.ndim - 1))
+        r, dead = self.exponent, np.isneginf(all_of)
+        if math.isinf(r):
+            extreme: Floats = all_of.max(axis=0) if r > 0 else all_of.min(axis=0)
+            return extreme
+        alive = np.where(dead, 0.0, all_of)
+        if r == 0:
+            mean = (shares * alive).sum(axis=0)
+        else:
+            terms = np.where(dead, -math.inf, np.log(shares) + r * alive)
+            mean = np.logaddexp.reduce(terms, axis=0) / r
+        nothing = dead.all(axis=0) if r > 0 else dead.any(axis=0)
+        return np.where(nothing, -math.inf, mean)
 
 
 class TokenMixture(Mixture):

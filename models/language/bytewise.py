@@ -33,9 +33,9 @@ class Bytes(dict[int, bytes]):
         if not 0 <= token < self._size:
             raise KeyError(token)
         string = self._read((token,))
-        letters, spelled = _letters(), self._spelled(token) if string else ""
+        signs, spelled = letters(), self._spelled(token) if string else ""
         # As the tokenizer does: a token with a letter that stands for no byte is taken as it is.
-        found = bytes(map(letters.__getitem__, spelled)) if letters.keys() >= set(spelled) else spelled.encode()
+        found = bytes(map(signs.__getitem__, spelled)) if signs.keys() >= set(spelled) else spelled.encode()
         if found.decode(errors="replace") != string:
             raise KeyError(token)
         self[token] = found
@@ -53,9 +53,9 @@ def spellings(tokenizer: Any, size: int, read: Callable[[Sequence[int]], str]) -
     hidden = set(tokenizer.all_special_ids) | {
         token for token, what in getattr(tokenizer, "added_tokens_decoder", {}).items() if what.special
     }
-    letters = _letters() if _bytewise(tokenizer) else {}
+    signs = letters() if _bytewise(tokenizer) else {}
     pieces = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
-    found = [b"" if token in hidden or not piece else _spelled(piece, letters) for token, piece in enumerate(pieces)]
+    found = [b"" if token in hidden or not piece else _spelled(piece, signs) for token, piece in enumerate(pieces)]
     for string in _PROBES:
         tokens = tokenizer(string, add_special_tokens=False).input_ids
         if any(token >= len(found) for token in tokens):
@@ -68,9 +68,9 @@ def spellings(tokenizer: Any, size: int, read: Callable[[Sequence[int]], str]) -
     return (*found, *[b""] * (size - len(found)))
 
 
-def _spelled(piece: str, letters: dict[str, int]) -> bytes:
-    if letters:
-        return bytes(map(letters.__getitem__, piece)) if letters.keys() >= set(piece) else piece.encode()
+def _spelled(piece: str, signs: dict[str, int]) -> bytes:
+    if signs:
+        return bytes(map(signs.__getitem__, piece)) if signs.keys() >= set(piece) else piece.encode()
     byte = _BYTE.fullmatch(piece)
     return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode("utf-8", "surrogatepass")
 
@@ -87,7 +87,7 @@ def _bytewise(tokenizer: Any) -> bool:
 
 
 @cache
-def _letters() -> dict[str, int]:
+def letters() -> dict[str, int]:
     """Return the byte that each letter of a byte-level vocabulary stands for: itself, or one that cannot be printed."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .kernels import begin, denoise
     from .masked.generator import MaskedDiffusion
     from .masked.rules import Ancestral, AtRandom, Confident, InOrder
+    from .masked.unmask import unmask
     from .mixture import Mixture
     from .rewards.clip import Aesthetic, ClipScore
     from .rewards.motion import Motion, centroids
@@ -97,6 +98,7 @@ _HOME = {
     "string_law": "shipped.strings",
     "strings": "shipped.zoo",
     "tilt": "correctors",
+    "unmask": "masked.unmask",
 }
 
 __all__ = [
@@ -148,6 +150,7 @@ __all__ = [
     "string_law",
     "strings",
     "tilt",
+    "unmask",
 ]
 
 

@@ -217,6 +217,27 @@ def test_rewards_have_a_box_for_each_step_and_a_key(posterior):
     assert signs(fk.plots.ess(posterior).axes[0]) == ["each of 2 chains", "then resampled"]
 
 
+def test_chains_are_drawn_by_their_courses():
+    @fk.program
+    async def two():
+        x = await fk.sample("x", fk.dist.Normal(0.0, 1.0))
+        await fk.factor("G", -((x - 1.0) ** 2))
+        return {"x": x, "constant": 1.0}
+
+    posterior = fk.infer(two(), fk.SuffixMH(60, chains=3), seed=0)
+    figure = fk.plots.traces(posterior)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["x", "log G"]
+    drawn = [line.get_ydata().tolist() for line in figure.axes[0].lines]
+    assert np.concatenate(drawn).tolist() == posterior["x"].tolist()
+    row = posterior.table()["x"]
+    assert figure.axes[0].get_title(loc="right") == f"R-hat {row.rhat:.2f}, ESS {row.ess:.3g}"
+    assert signs(figure.axes[1]) == ["chain 0", "chain 1", "chain 2"]
+    titles = [ax.get_title(loc="left") for ax in fk.plots.overview(posterior).axes]
+    assert titles == ["x", "log G", "Rewards"]
+    with pytest.raises(ValueError, match="runs no Markov chains"):
+        fk.plots.traces(KINDS["chains"])
+
+
 # -- the genealogy ----------------------------------------------------------------------------------------------
 
 

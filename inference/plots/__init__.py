@@ -29,9 +29,11 @@ from ..drawing import views
 from ..drawing.html_charts import charts_of
 from ..drawing.palette import BLUE, INK, ORANGE
 from ..results.posterior import Posterior
+from .html_chains import courses
 from .html_genealogy import genealogy_html
 from .html_tokens import tokens_html
 from .html_tree import tree_html
+from .plot_chains import draw_course, traces
 from .plot_genealogy import genealogy
 from .plot_images import film, images
 from .plot_rewards import rewards
@@ -52,6 +54,7 @@ __all__ = [
     "tempering",
     "tokens",
     "tokens_html",
+    "traces",
     "tree",
     "tree_html",
     "video",
@@ -166,18 +169,29 @@ def tempering(posterior: Posterior, *, ax: Any = None, figsize: Size = None) -> 
 
 
 def overview(posterior: Posterior, *, figsize: Size = None) -> Any:
-    """Draw genealogy, ESS, evidence, rewards and weights in one figure, what the engine has of them: the first look."""
+    """Draw genealogy, ESS, evidence, rewards and weights in one figure, what the engine has of them: the first look.
+
+    Of Markov chains it is the course of two numbers and of the reward, in place of the genealogy; see `traces`.
+    """
     posterior._some()
     from ..drawing.figure import picture
 
     draws = {"ess": ess, "evidence": evidence, "tempering": tempering, "rewards": rewards, "weights": weights}
     names = [chart.__name__.removesuffix("_chart") for chart in charts_of(posterior)]
     rows = [names[i : i + 2] for i in range(0, len(names), 2)]
-    layout = [["tree", "tree"], *(row if len(row) == 2 else row * 2 for row in rows)]
-    high = min(max(2.6, 1.0 + 0.2 * len(posterior.chains[0].log_weights)), 5.0)
-    figure = picture(figsize or (9.5, high + 2.0 * len(rows)))
-    panels: Any = figure.subplot_mosaic(layout, height_ratios=[high] + [2.0] * len(rows))
-    genealogy(posterior, ax=panels["tree"])
+    tops: dict[str, float] = {"tree": min(max(2.6, 1.0 + 0.2 * len(posterior.chains[0].log_weights)), 5.0)}
+    found = courses(posterior, 3) if posterior.serial and posterior.drawn else []
+    if found:
+        tops = {f"course {i}": 1.8 for i in range(len(found))}
+    layout = [*([name, name] for name in tops), *(row if len(row) == 2 else row * 2 for row in rows)]
+    heights = [*tops.values(), *(2.0 for _ in rows)]
+    figure = picture(figsize or (9.5, sum(heights)))
+    panels: Any = figure.subplot_mosaic(layout, height_ratios=heights)
+    if found:
+        for name, course in zip(tops, found):
+            draw_course(course, panels[name], last=course is found[-1])
+    else:
+        genealogy(posterior, ax=panels["tree"])
     for name in names:
         draws[name](posterior, ax=panels[name])
     return figure

@@ -240,7 +240,7 @@ def _texts(ax: Any, run: Chain, tree: list[Level], say: Callable[[Any], str]) ->
                 shown = fitted(texts[k], last if after is None else room, bold)
                 made.append(_Text(level.step, float(level.height[k]), mass, shown, bold))
     readable = [one for one in made if len(one.text) > 3 or not one.text.endswith("…")]
-    return made if 2 * len(readable) > len(made) else []
+    return made if 4 * len(readable) >= 3 * len(made) else []
 
 
 def _write(ax: Any, texts: list[_Text]) -> bool:

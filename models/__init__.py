@@ -9,6 +9,9 @@ from .language.text import Text
 from .language.thinking import think
 
 if TYPE_CHECKING:
+    from .images.generator import ImageTokens
+    from .images.shipped import digit_tokens
+    from .images.sources import ByScale, ByToken
     from .language.recorded_lm import RecordedLM
     from .language.sampling import Sampling
     from .local.transformers_lm import TransformersLM
@@ -18,17 +21,24 @@ if TYPE_CHECKING:
     from .served.server_lm import ServerLM
     from .served.vllm import VLLM
 
-__all__ = ["VLLM", "ChatLM", "Client", "Judge", "RecordedLM", "Sampling", "ServerLM", "Text", "TransformersLM", "think"]
+__all__ = [
+    "VLLM", "ByScale", "ByToken", "ChatLM", "Client", "ImageTokens", "Judge", "RecordedLM", "Sampling", "ServerLM",
+    "Text", "TransformersLM", "digit_tokens", "think",
+]  # fmt: skip
 
 _HOME = {
+    "ByScale": "images.sources",
+    "ByToken": "images.sources",
     "ChatLM": "served.chat_lm",
     "Client": "served.client",
+    "ImageTokens": "images.generator",
     "Judge": "rewards.judge",
     "RecordedLM": "language.recorded_lm",
     "Sampling": "language.sampling",
     "ServerLM": "served.server_lm",
     "TransformersLM": "local.transformers_lm",
     "VLLM": "served.vllm",
+    "digit_tokens": "images.shipped",
 }
 
 

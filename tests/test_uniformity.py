@@ -269,6 +269,25 @@ def jumps():
     return watched.record_keys(watched.model)
 
 
+@cache
+def tokens_of_images():
+    """Images of three scales of two tokens, from a network with random laws; judged after each."""
+    law = torch.tensor(np.random.default_rng(0).normal(size=(4, 4)))
+
+    def network(tokens, memory, condition):
+        watched.saw(model_calls=1, nfe=len(tokens), tokens_out=2 * len(tokens))
+        return law[:2] + 0.3 * (tokens == 2).sum(1)[:, None, None] * law[2:], ()
+
+    def twos(images):
+        watched.saw(reward_calls=len(images))
+        return (images == 2).sum(1)
+
+    source = fk.models.ByScale(network, (2, 2, 2), 4, condition=0)
+    model = fk.models.ImageTokens(source, reward=twos, scale=0.5)
+    watched = Watched(model, lambda value: (value >= 0).all(), (*IMAGE, "tokens_out"))
+    return watched.record_keys(model)
+
+
 def shipped(model, shape):
     """A model that ships with the library, its network watched."""
     watched = Watched(model, lambda value: value.shape == shape, IMAGE)
@@ -293,6 +312,7 @@ def bouncing():
 
 PROGRAMS = {"text": text, "image": image, "steps": steps, "corrected": corrected, "video": video, "masked": masked}
 SHIPPED = {"digits": digits, "bouncing": bouncing, "uniform": uniform, "jumps": jumps}
+SHIPPED["image tokens"] = tokens_of_images
 
 # -- engines -----------------------------------------------------------------------------------------------------------
 
@@ -322,12 +342,12 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "TreeOfFrames": (fk.TreeOfFrames((4, 2), keep=2, judged=(0,)), {}),
     "NoiseSearch": (
         fk.NoiseSearch(3),
-        dict.fromkeys(("steps", "video", "masked", "uniform", "jumps"), NO_NOISE)
+        dict.fromkeys(("steps", "video", "masked", "uniform", "jumps", "image tokens"), NO_NOISE)
         | {"text": f"{NO_NOISE}.* begins with tuple"},
     ),
     "PathSearch": (
         fk.PathSearch(2, branches=2, first=2, back=1, forward=2),
-        dict.fromkeys(("text", "steps", "corrected", "video", "bouncing", "jumps"), NO_RENOISE),
+        dict.fromkeys(("text", "steps", "corrected", "video", "bouncing", "jumps", "image tokens"), NO_RENOISE),
     ),
     "SVDD": (fk.SVDD(4, children=3), {}),
     "SVDD, the best": (fk.SVDD(4, children=3, temperature=None), {}),
@@ -509,7 +529,8 @@ def test_an_engine_runs(name, program, tmp_path):
     assert {unit for unit, amount in watched.seen.items() if amount} == set(watched.units)
     # Law 7: no key is used twice, the same seed gives the identical posterior, and a file keeps it.
     assert len(set(watched.keys)) == len(watched.keys)
-    assert bool(watched.keys) == (program in ("image", "corrected", "video", "masked", "uniform", "jumps"))
+    of_arrays = ("image", "corrected", "video", "masked", "uniform", "jumps", "image tokens")
+    assert bool(watched.keys) == (program in of_arrays)
     same(posterior, run(name, program)[1])
     posterior.save(tmp_path / "kept")
     same(posterior, fk.Posterior.load(tmp_path / "kept"))

@@ -1,4 +1,4 @@
-"""Train the autoregressive digits: 14×14 black and white, 49 tokens of 2×2 pixels row by row, after a token of the class.
+"""Train the autoregressive digits: 14×14 in black and white, 49 tokens of 2×2 pixels after a class.
 
     python training/digits_raster.py
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .steering import Steering
     from .table import TokenTable
     from .uniform.generator import UniformDiffusion
+    from .uniform.ratios import Ratios
     from .uniform.rules import BlockRefinement, DiscreteDDIM, EntropyBound
 
 _HOME = {
@@ -73,6 +74,7 @@ _HOME = {
     "Mixture": "mixture",
     "Motion": "rewards.motion",
     "Network": "denoiser",
+    "Ratios": "uniform.ratios",
     "Schedule": "schedule",
     "Steering": "steering",
     "TokenNetwork": "adapters.tokens",
@@ -125,6 +127,7 @@ __all__ = [
     "Mixture",
     "Motion",
     "Network",
+    "Ratios",
     "Schedule",
     "Steering",
     "TokenNetwork",

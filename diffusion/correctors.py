@@ -250,8 +250,8 @@ def _raised(model: Gaussian, beta: float) -> tuple[tuple[Part, ...], tuple[Tilt,
         return parts, tuple(replace(tilt, schedule=scaled(tilt.schedule, beta)) for tilt in model.tilts)
     if not isinstance(model, Diffusion):
         raise Unsupported(
-            "correctors transform a Diffusion, a MaskedDiffusion or a JumpDiffusion, or what they made of one, not a "
-            f"{type(model).__name__}: weigh it by a reward, with Steering or a program's factors"
+            "correctors transform a Diffusion, a MaskedDiffusion or a JumpDiffusion (of a network of uniform noise, "
+            f"JumpDiffusion(Ratios(network), …)), or what they made of one, not a {type(model).__name__}"
         )
     if model.steering is not None:
         raise Unsupported("correctors replace steering: take the model without it, and use `tilt`")

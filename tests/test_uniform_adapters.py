@@ -130,6 +130,45 @@ def test_particles_share_caches(gemma):
     assert (found.cost.nfe, found.cost.model_calls) == (160, 4 + 2)
 
 
+def test_particles_at_canvases_of_their_own_share_a_call(gemma):
+    made = UniformDiffusion(CanvasNetwork(gemma, PROMPT), 6, BlockRefinement(2), vocabulary=5)
+    states = [made.start(keys(2)).state]
+    for step in range(made.steps):
+        states.append(made.advance(states[-1], keys(2, step + 1)).state)
+    several = [3, 0, 5, 1, 4, 2]
+    moved = made.advance(made.concat([states[i].select([1]) for i in several]), keys(6, 9)).state
+    for row, i in enumerate(several):
+        fresh = UniformDiffusion(CanvasNetwork(gemma, PROMPT), 6, BlockRefinement(2), vocabulary=5)
+        alone = fresh.advance(states[i].select([1]), keys(6, 9)[[row]]).state
+        assert torch.equal(moved.x[row], alone.x[0])
+        assert torch.allclose(moved.fields["log_mu"][row], alone.fields["log_mu"][0], atol=1e-5)
+
+
+def test_a_network_reads_texts_that_it_has_not_read_before_and_a_journal_keeps_what_it_says(gemma, tmp_path):
+    used, calls = CanvasNetwork(gemma, PROMPT), []
+
+    def values(network, seed, **options):
+        made = UniformDiffusion(network, 4, EntropyBound(2), vocabulary=5)
+        return np.array(fk.infer(made, fk.SMC(4), seed=seed, **options).values)
+
+    hook = gemma.register_forward_pre_hook(lambda *_: calls.append(1))
+    for seed in range(3):
+        fresh = values(CanvasNetwork(gemma, PROMPT), seed)
+        np.testing.assert_array_equal(values(used, seed), fresh)
+        np.testing.assert_array_equal(values(used, seed, journal=tmp_path / f"{seed}"), fresh)
+        before = len(calls)
+        np.testing.assert_array_equal(values(used, seed, journal=tmp_path / f"{seed}"), fresh)
+        assert (before, len(calls)) == (12 * (seed + 1), 12 * (seed + 1))
+    hook.remove()
+
+
+def test_a_path_that_hears_its_past_is_not_smoothed_step_by_step(gemma):
+    made = UniformDiffusion(CanvasNetwork(gemma, PROMPT), 2, DiscreteDDIM(3), vocabulary=5)
+    posterior = fk.infer(made, fk.SMC(20), seed=0)
+    with pytest.raises(Unsupported, match="order"):
+        fk.smooth(posterior, 40, seed=1, model=made)
+
+
 def test_texts_are_those_that_transformers_generates(gemma):
     """25 outcomes of two tokens, by all paths of ours against 20,000 of theirs; a false alarm in 1e-5."""
     bound, steps = 0.9, 2

@@ -14,8 +14,10 @@ from feynkac.diffusion import (  # noqa: E402
     DiscreteDDIM,
     EntropyBound,
     InOrder,
+    JumpDiffusion,
     MaskedDiffusion,
     Network,
+    Ratios,
     Steering,
     UniformDiffusion,
     anneal,
@@ -222,6 +224,32 @@ def test_values_are_what_decode_makes_of_tokens():
     assert len(made.values(made.start(keys_of(3)).state)[0]) == 3
 
 
+def test_networks_of_uniform_noise_are_networks_of_ratios():
+    said = Network(network, "logits")
+    ddim, x = UniformDiffusion(said, L, DiscreteDDIM(4), vocabulary=K), list(itertools.product(range(K), repeat=L))
+    jumps = JumpDiffusion(Ratios(said), L, [-math.log(i / 4) for i in (1, 2, 3, 4)], vocabulary=K)
+    start = ddim.start(keys_of(4), [np.array(one) for one in x]).state
+    for step in range(3):  # the steps between the same α, whatever the network says
+        here = type(start)(start.x, np.full(4, step + 1), 4, None)
+        there = type(start)(start.x, np.full(4, step), 3, None)
+        index, after = np.repeat(np.arange(4), 4), [np.array(one) for one in x] * 4
+        one, other = (
+            made.advance(made.select(made.look(state), index), keys_of(16), after).log_prob
+            for made, state in ((ddim, here), (jumps, there))
+        )
+        assert other == pytest.approx(one, abs=1e-5)  # whose σ is of single precision
+    with pytest.raises(ValueError, match='made of "logits"'):
+        Ratios(Network(network, "sample"))
+
+
+def test_particles_are_smoothed_backward():
+    made = model(BlockRefinement(2, 0.7), steering=Steering(reward, 1.2))
+    paths, mass = paths_of(made)
+    smoothed = fk.smooth(fk.infer(made, fk.SMC(400), seed=0), 400, seed=1, model=made)
+    exact = sum(m * path[-1][0] for path, m in zip(paths, mass)) / mass.sum()
+    assert abs(np.mean([x[0] for x in smoothed.values]) - exact) < 0.12
+
+
 def test_what_cannot_be_made_right_is_refused():
     good = Network(lambda x, share: torch.zeros(len(x), 3, 4), "logits")
     nan = Network(lambda x, share: torch.full((len(x), 3, 4), torch.nan), "logits")
@@ -254,7 +282,7 @@ def test_what_cannot_be_made_right_is_refused():
         (Unsupported, "UniformDiffusion", lambda: anneal(plain, 2.0)),
         (Unsupported, "UniformDiffusion", lambda: product([plain, plain])),
         (ValueError, "not of both", lambda: product([masks, plain])),
-        (Unsupported, "not a UniformDiffusion: weigh it by a reward", lambda: anneal(plain, 0.5)),
+        (Unsupported, r"JumpDiffusion\(Ratios\(network\).*not a UniformDiffusion", lambda: anneal(plain, 0.5)),
         (Unsupported, "UniformDiffusion", lambda: guide(plain, 2.0, torch.zeros(1))),
         (Unsupported, "UniformDiffusion", lambda: tilt(plain, lambda x: x.sum(1), of="estimate")),
         *((ValueError, "particle 0 was given .*tokens are 0 to 3", lambda x=x: plain.advance(state, keys_of(1), [x]))

@@ -58,7 +58,7 @@ class UniformDiffusion(Generator):
     The choice recorded at each step is the tokens after it; with `BlockRefinement` those that are not committed are
     −1 − token. Values are arrays of tokens, or what ``decode`` makes of them; of particles on their way, the estimate.
 
-    `anneal`, `product`, `guide` and `tilt` refuse it: a reward is for ``steering``, or a program's factors.
+    `anneal`, `product`, `guide` and `tilt` refuse it: with the same network they take `JumpDiffusion(Ratios(…), …)`.
 
     Raises ValueError for a template of another length or without a gap, for a network that predicts no logits, for
     settings out of range and, in a run, for forced choices that are no tokens; TypeError for sizes that are no whole

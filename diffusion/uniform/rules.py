@@ -92,14 +92,10 @@ class DiscreteDDIM(_Apart):
 
     def log_law(self, site: Site) -> Any:
         """Return log P (n, L, K)."""
-        size = site.log_mu.shape[-1]
-        before, after = (
-            torch.as_tensor((site.at + more) / self.count, device=site.x.device)[:, None, None] for more in (0, 1)
-        )
+        size, device = site.log_mu.shape[-1], site.x.device
+        before, after = (torch.as_tensor((site.at + n) / self.count, device=device)[:, None, None] for n in (0, 1))
         stay, here = before / after, site.x[..., None]
-        clean = site.log_mu.double().exp() * size / (1 - before)  # μ(x0) / P(x_t | x0)
-        known = clean.gather(-1, here) * (1 - before) / (size * before + 1 - before)
-        clean = clean.scatter(-1, here, known)
+        clean = unnoised(site.log_mu, site.x, before)
         law = after * clean + (1 - after) / size * clean.sum(-1, keepdim=True)
         law = law.scatter(-1, here, law.gather(-1, here) * (1 + size * stay / (1 - stay)))
         return (law * (1 - stay) / size).log()
@@ -247,6 +243,14 @@ class BlockRefinement:
     def _owed(self, site: Site) -> Any:
         """Return how many positions a step commits at least, (n,)."""
         return (self._target(site, site.at + 1) - site.revealed.sum(-1)).clamp(min=0)
+
+
+def unnoised(log_mu: Any, x: Any, alpha: Any) -> Any:
+    """Return μ(v) / P(x | v) (n, L, K), where v is clean with probability ``alpha`` (n, 1, 1), and else any token."""
+    size, here = log_mu.shape[-1], x[..., None]
+    clean = log_mu.double().exp() * size / (1 - alpha)
+    known = clean.gather(-1, here) * (1 - alpha) / (size * alpha + 1 - alpha)
+    return clean.scatter(-1, here, known)
 
 
 def tokens_at(uniforms: Any, size: int) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..base.chain import Chain
 from ..drawing.palette import BRANCHES, INK
+from ..drawing.views import cut
 from .lineages import Level
 
 _MOST, _SHARED, _OWN = 8, 60, 500
@@ -69,10 +70,10 @@ def _told(run: Chain, particle: int, say: Callable[[Any], str]) -> tuple[str, ..
 
 def _row(line: Line) -> str:
     colour = BRANCHES[line.clade % len(BRANCHES)] if line.clade >= 0 else INK
-    shared = line.shared if len(line.shared) <= _SHARED else "…" + line.shared[-_SHARED:]
-    own = line.own if len(line.own) <= _OWN else line.own[: _OWN - 1] + "…"
+    shared, turn = cut(line.shared, len(line.shared) or 1), cut(line.turn, _OWN)
+    shared = shared if len(shared) <= _SHARED else "…" + shared[-_SHARED:]
     return (
         f'<div style="border-left:4px solid {colour};padding-left:.6em;margin:.25em 0;white-space:pre-wrap;'
         f'overflow-wrap:anywhere"><span style="font-variant-numeric:tabular-nums">{line.weight:.3f}</span>  '
-        f'<span style="opacity:.65">{escape(shared)}</span><b>{escape(line.turn)}</b>{escape(own)}</div>'
+        f'<span style="opacity:.65">{escape(shared)}</span><b>{escape(turn)}</b>{escape(cut(line.own, _OWN))}</div>'
     )

@@ -35,6 +35,7 @@ from feynkac.models.constraints import (
     targeting,
 )
 from feynkac.models.local.transformers_lm import TransformersLM
+from feynkac.models.testing import tiny_lm
 from feynkac.ppl.errors import BeamWarning, ContextOverflow, Unsupported
 from feynkac.ppl.memory import afresh
 
@@ -319,3 +320,41 @@ def test_what_has_no_law_over_bytes_is_refused(monkeypatch):
 @fk.program
 async def _plain(text):
     return await fk.sample("byte", PAGE.next_token(text))
+
+
+@pytest.mark.real
+def test_a_real_model_over_bytes_and_one_with_another_tokenizer():
+    lm = fk.models.TransformersLM.from_pretrained("smollm2")
+    start, string = lm.prompt("The weather report says that"), " it"
+    spelled = {i: lm.tokenizer.decode([i]) for i in range(lm.vocab_size) if i not in lm.tokenizer.all_special_ids}
+
+    def begins(rest, history):
+        law, total = np.exp(lm.next_log_probs(lm.prompt(list(history)))), 0.0
+        for token, s in spelled.items():
+            if s.startswith(rest):
+                total += law[token]
+            elif s and rest.startswith(s):
+                total += law[token] * begins(rest[len(s) :], (*history, token))
+        return total
+
+    exact = ByteLM(lm, start)
+    assert exact.prefix(context(string)) == pytest.approx(log(begins(string, start.prompt_tokens)), abs=1e-3)
+    beam = ByteLM(lm, start, beam=4, tolerance=1.0)
+    longer = context(" it will rain")
+    assert beam.prefix(longer) >= Language(lm, start).prefix(lm.encode(" it will rain", start)) - 1e-3
+    assert beam.lost(longer) < 1e-3
+    tiny = tiny_lm()
+    both = beam * ByteLM(tiny, tiny.prompt("Once"), beam=4, tolerance=1.0) ** 0.2
+    both.check([context(" it")], tokens=[97, 32, 115], atol=1e-3)
+
+    @fk.program
+    async def written():
+        text = PAGE.prompt("")
+        for _ in range(6):
+            text = await fk.sample("byte", targeting(PAGE.next_token(text), both))
+            await fk.factor("step", 0.0)
+        return str(text)
+
+    posterior = fk.infer(written(), fk.SMC(4), seed=0)
+    assert posterior.log_evidence < 0
+    assert all(value.isprintable() for value in posterior.values)

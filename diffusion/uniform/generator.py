@@ -289,7 +289,8 @@ class UniformDiffusion(Generator):
             return torch.zeros(len(latents), self.block, self.vocabulary, device=self.device), guess
         with rows(going.tolist()):
             out = check_logits(predict(self.denoiser, x, share, condition), x, self.vocabulary)
-            log_law(out, going)
+        if out.shape[1] > self.block:
+            log_law(out, going)  # elsewhere, too, the estimate is of laws
         if not self.canvas:
             guess[index] = out.argmax(-1)
             out = out.gather(1, at[..., None].expand(-1, -1, self.vocabulary))

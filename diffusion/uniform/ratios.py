@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ..denoiser import Denoiser, Prediction
-from .rules import unnoised
 
 
 class Ratios:
@@ -54,5 +53,13 @@ class Ratios:
         alpha = (-time.double()).exp()
         log_mu = self._denoiser(x, (1.0 - alpha).to(time.dtype), condition).log_softmax(-1)
         alpha = alpha[:, None, None]
-        clean = unnoised(log_mu, x, alpha)
+        clean = _unnoised(log_mu, x, alpha)
         return (alpha * clean + (1.0 - alpha) * clean.mean(-1, keepdim=True)).log()
+
+
+def _unnoised(log_mu: Any, x: Any, alpha: Any) -> Any:
+    """Return μ(v) / P(x | v) (n, L, K), where v is clean with probability ``alpha`` (n, 1, 1), and else any token."""
+    size, here = log_mu.shape[-1], x[..., None]
+    clean = log_mu.double().exp() * size / (1 - alpha)
+    known = clean.gather(-1, here) * (1 - alpha) / (size * alpha + 1 - alpha)
+    return clean.scatter(-1, here, known)

@@ -7,7 +7,7 @@ the clean token at position l, given all tokens as they are. Every rule can be d
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -44,12 +44,10 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
-class _Apart:
-    """What rules have in common of which a step draws every position on its own; ``count`` is the steps of a block."""
+class _Steps:
+    """What rules have in common that take ``count`` steps for a block."""
 
     count: int
-    commits: ClassVar[bool] = False
-    renoises: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         whole_number("count", self.count, 1)
@@ -58,21 +56,9 @@ class _Apart:
         """Return 1 for each particle, (n,)."""
         return np.ones(len(at))
 
-    def log_law(self, site: Site) -> Any:
-        """Return the log-law (n, L, K) of the token at each position after a step."""
-        raise NotImplementedError
-
-    def draw(self, site: Site, uniforms: Any) -> Any:
-        """Return the tokens (n, L) after a step."""
-        return put(replace(site, log_mu=self.log_law(site)), site.open, uniforms[:, 1])
-
-    def log_prob(self, site: Site, x: Any) -> Any:
-        """Return the log-probability (n,) of the tokens after a step."""
-        return torch.where(site.open, chosen(replace(site, log_mu=self.log_law(site)), x), 0.0).sum(-1)
-
 
 @dataclass(frozen=True)
-class DiscreteDDIM(_Apart):
+class DiscreteDDIM(_Steps):
     """The reverse of uniform noise: every position on its own, by the posterior of what it was before.
 
     At step i of T a token is clean with probability α_t = i/T, else uniform, and is to be so with α_s = (i + 1)/T.
@@ -90,15 +76,36 @@ class DiscreteDDIM(_Apart):
     Raises ValueError for fewer than one step.
     """
 
-    def log_law(self, site: Site) -> Any:
-        """Return log P (n, L, K)."""
-        size, device = site.log_mu.shape[-1], site.x.device
-        before, after = (torch.as_tensor((site.at + n) / self.count, device=device)[:, None, None] for n in (0, 1))
-        stay, here = before / after, site.x[..., None]
-        clean = unnoised(site.log_mu, site.x, before)
-        law = after * clean + (1 - after) / size * clean.sum(-1, keepdim=True)
-        law = law.scatter(-1, here, law.gather(-1, here) * (1 + size * stay / (1 - stay)))
-        return (law * (1 - stay) / size).log()
+    commits: ClassVar[bool] = False
+    renoises: ClassVar[bool] = True
+
+    def draw(self, site: Site, uniforms: Any) -> Any:
+        """Return the tokens (n, L) after a step: of x0 drawn from μ, the token that is there, or any."""
+        size = site.log_mu.shape[-1]
+        before, after = self._alphas(site)
+        stay, clean = before / after, put(site, site.open, uniforms[:, 1])
+        there = after * ((1 - stay) / size + stay * (clean == site.x))
+        here, noise = ((1 - after) / size * share for share in (stay, 1 - stay))
+        place = uniforms[:, 0] * (there + here + noise)
+        anew = tokens_at((place - there - here) / noise.clamp(min=1e-300), size)
+        x = torch.where(place < there, clean, torch.where(place < there + here, site.x, anew))
+        return torch.where(site.open, x, site.x)
+
+    def log_prob(self, site: Site, x: Any) -> Any:
+        """Return the log-probability (n,) of the tokens after a step."""
+        size = site.log_mu.shape[-1]
+        before, after = self._alphas(site)
+        mu, was = chosen(site, x).exp(), chosen(site, site.x).exp()
+        stay, same, other = before / after, 1 / (before + (1 - before) / size), size / (1 - before)
+        total = same * was + other * (1 - was)  # Σ μ(x0) / P(x_t | x0)
+        kept = after * mu * torch.where(x == site.x, same, other) + (1 - after) / size * total
+        each = (((1 - stay) / size + stay * (x == site.x)) * kept).log()
+        return torch.where(site.open, each, 0.0).sum(-1)
+
+    def _alphas(self, site: Site) -> tuple[Any, Any]:
+        """Return the shares of clean tokens before and after a step, (n, 1) each."""
+        before, after = (torch.as_tensor((site.at + n) / self.count, device=site.x.device)[:, None] for n in (0, 1))
+        return before, after
 
     def noised(self, site: Site, to: int, uniforms: Any, fresh: Any) -> Any:
         """Return tokens (n, L) by the forward process: each is kept with probability α_to/α."""
@@ -107,7 +114,7 @@ class DiscreteDDIM(_Apart):
 
 
 @dataclass(frozen=True)
-class EntropyBound(_Apart):
+class EntropyBound(_Steps):
     """Tokens are drawn where the network is surest, as far as a bound goes; all others are drawn uniformly.
 
     Positions are taken from the least entropy on, as long as the entropies of those before add up to no more than the
@@ -133,6 +140,7 @@ class EntropyBound(_Apart):
     hottest: float = 0.8
     coldest: float = 0.4
     settle: bool = True
+    commits: ClassVar[bool] = False
     renoises: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -149,20 +157,27 @@ class EntropyBound(_Apart):
 
     def taken(self, site: Site) -> Any:
         """Return the positions (n, L) where tokens are drawn from the network's laws."""
-        entropy = torch.special.entr(site.log_mu.double().exp()).sum(-1)
+        entropy = torch.special.entr(site.log_mu.exp()).sum(-1)
         order = torch.where(site.open, entropy, math.inf).argsort(dim=-1, stable=True)
         ranked = torch.where(site.open, entropy, 0.0).gather(-1, order)
         within = ranked.cumsum(-1) - ranked <= self.bound
         return site.open & torch.zeros_like(site.open).scatter(-1, order, within)
 
-    def log_law(self, site: Site) -> Any:
-        """Return μ where tokens are taken, else 1/K, as logs (n, L, K)."""
-        law = torch.where(self.taken(site)[..., None], site.log_mu.double(), -math.log(site.log_mu.shape[-1]))
-        if not self.settle:
-            return law
-        last = torch.as_tensor(site.at == self.count - 1, device=site.x.device)[:, None, None]
-        likeliest = torch.full_like(law, -math.inf).scatter(-1, site.log_mu.argmax(-1, keepdim=True), 0.0)
-        return torch.where(last, likeliest, law)
+    def draw(self, site: Site, uniforms: Any) -> Any:
+        """Return the tokens (n, L) after a step."""
+        taken = self.taken(site)
+        x = torch.where(taken, put(site, taken, uniforms[:, 1]), tokens_at(uniforms[:, 0], site.log_mu.shape[-1]))
+        return torch.where(site.open, torch.where(self._last(site), site.log_mu.argmax(-1), x), site.x)
+
+    def log_prob(self, site: Site, x: Any) -> Any:
+        """Return the log-probability (n,) of the tokens after a step."""
+        each = torch.where(self.taken(site), chosen(site, x), -math.log(site.log_mu.shape[-1]))
+        settled = torch.where(x == site.log_mu.argmax(-1), 0.0, -math.inf)
+        return torch.where(site.open, torch.where(self._last(site), settled, each), 0.0).sum(-1)
+
+    def _last(self, site: Site) -> Any:
+        """Return whether the likeliest tokens are taken, (n, 1)."""
+        return torch.as_tensor(self.settle & (site.at == self.count - 1), device=site.x.device)[:, None]
 
     def noised(self, site: Site, to: int, uniforms: Any, fresh: Any) -> Any:
         """Raise NotImplementedError: what its tokens are at a step is the law of no forward process."""
@@ -170,7 +185,7 @@ class EntropyBound(_Apart):
 
 
 @dataclass(frozen=True)
-class BlockRefinement:
+class BlockRefinement(_Steps):
     """The surest of drawn tokens are committed, and stay; all others are drawn uniformly, step after step.
 
     At step i of N, of a block of B free positions, ⌈(i + 1)·B/N⌉ are to be committed in all. A token is drawn from μ
@@ -190,20 +205,15 @@ class BlockRefinement:
     Raises ValueError for a setting out of range.
     """
 
-    count: int
     threshold: float | None = 0.95
     greedy: bool = False
     commits: ClassVar[bool] = True
     renoises: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        whole_number("count", self.count, 1)
+        super().__post_init__()
         if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold must be between 0 and 1, or None, not {self.threshold}")
-
-    def temperature(self, at: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return 1 for each particle, (n,)."""
-        return np.ones(len(at))
 
     def draw(self, site: Site, uniforms: Any) -> Any:
         """Return the tokens (n, L) after a step."""
@@ -243,14 +253,6 @@ class BlockRefinement:
     def _owed(self, site: Site) -> Any:
         """Return how many positions a step commits at least, (n,)."""
         return (self._target(site, site.at + 1) - site.revealed.sum(-1)).clamp(min=0)
-
-
-def unnoised(log_mu: Any, x: Any, alpha: Any) -> Any:
-    """Return μ(v) / P(x | v) (n, L, K), where v is clean with probability ``alpha`` (n, 1, 1), and else any token."""
-    size, here = log_mu.shape[-1], x[..., None]
-    clean = log_mu.double().exp() * size / (1 - alpha)
-    known = clean.gather(-1, here) * (1 - alpha) / (size * alpha + 1 - alpha)
-    return clean.scatter(-1, here, known)
 
 
 def tokens_at(uniforms: Any, size: int) -> Any:

@@ -348,3 +348,54 @@ def test_what_cannot_be_proposed_is_refused():
     for kind, words, call in refusals:
         with pytest.raises(kind, match=words):
             call()
+
+
+# Masks put on again
+
+
+@pytest.mark.parametrize("rule", [InOrder(), Confident(2), Ancestral(4)], ids=str)
+@pytest.mark.parametrize("samples", [0, 2])
+def test_what_the_network_was_sure_of_stays(rule, samples):
+    made = model(rule, steering=Steering(reward, samples=samples), keep=0.45)
+    there = made.start(keys(300)).state
+    sure = torch.zeros(300, L)
+    for step in range(made.steps):
+        after = made.advance(there, keys(300, step)).state
+        new = (there.x == M) & (after.x != M)
+        drawn = there.fields["log_mu"].gather(-1, after.x[..., None])[..., 0].exp()
+        sure, there = torch.where(new, drawn.float(), sure), after
+    back = made.renoise(there, keys(300, 9), 0).state
+    assert torch.equal(back.x, torch.where(sure > 0.45, there.x, M))
+    assert 0.03 < float((back.x != M).double().mean()) < 0.9
+    for step in range(made.steps):
+        back = made.advance(back, keys(300, 20 + step)).state
+    assert not (back.x == M).any()
+    assert torch.equal(torch.where(sure > 0.45, back.x, M), torch.where(sure > 0.45, there.x, M))
+
+
+def test_prism_prunes_and_writes_again_what_was_not_sure():
+    made = model(InOrder(), steering=Steering(reward), keep=0.5)
+    found = fk.infer(made, fk.PathSearch(3, branches=4, first=3, back=3, forward=3 + 1), seed=0)
+    plain = fk.infer(made, fk.ImportanceSampling(3), seed=0)
+    assert REWARD[int(np.dot(found.best(), [9, 3, 1]))] >= max(REWARD[int(np.dot(x, [9, 3, 1]))] for x in plain.values)
+
+
+def test_looked_ahead_children_are_judged_by_their_estimates():
+    """S3: of each text's children the best by x̂₀ goes on; of many children it is the best that one can be."""
+    made = model(InOrder("left"), steering=Steering(reward, 4.0))
+    found = fk.infer(made, fk.SVDD(6, children=12, temperature=None), seed=0)
+    assert np.mean([REWARD[int(np.dot(x, [9, 3, 1]))] for x in found.values]) > REWARD @ P + 0.4
+    assert found.guarantee == "heuristic"
+
+
+# Its own likelihood as the reward
+
+
+@pytest.mark.parametrize("order", ["left", "uniform", "entropy"])
+def test_self_rewarding_smc_is_a_power_of_the_law(order):
+    """G = μ(revealed)^{β−1} one token at a time: Σ p^β, but for the order's own probability to the power."""
+    found = evidences(model(InOrder(order)), fk.PowerSMC(20, power=2.0), 30)
+    constant = 1 / 6 if order == "uniform" else 1.0
+    assert is_mean(found, constant * 0.0441791653912866)
+    runs = fk.infer(model(InOrder(order)), fk.PowerSMC(600, power=2.0), seed=0)
+    assert abs(runs.expect(lambda x: x[0] + x[1] * x[2]) - 2.561200923787529) < 0.4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,8 @@ class MaskedDiffusion(Generator):
             the target as it is; such as a `feynkac.LinearTwist` of features. 0 is taken for what has finished.
         optimal: how many texts a step may lead to, at most, to try them all and propose in proportion to M·G·ψ: the
             weight is then the same whichever is drawn. Each try is a run of the network and of the reward.
+        keep: where masks are put on again (`renoise`, as by `feynkac.PathSearch`), tokens stay of which the network was
+            surer than that, by the μ_l(v) with which they were revealed (Prism, arXiv:2602.01842); None: none stays.
         condition: a batch of one condition, or of as many as there are particles; or None.
         decode: from tokens (n, L) to what `values` returns and rewards see, a batch or a list, such as a tokenizer's
             ``batch_decode``.
@@ -93,6 +96,7 @@ class MaskedDiffusion(Generator):
         steering: Any = None,
         twist: Callable[[Any], Any] | None = None,
         optimal: int | None = None,
+        keep: float | None = None,
         condition: Any = None,
         decode: Any = None,
         device: str = "cpu",
@@ -128,7 +132,9 @@ class MaskedDiffusion(Generator):
         self.blocks = -(-free // self.block)
         order = torch.cumsum(self.template == mask, 0) - 1
         self._block_of = torch.where(self.template == mask, order // self.block, -1)
-        self.twist, self.optimal = twist, optimal
+        if keep is not None and not 0.0 <= keep <= 1.0:
+            raise ValueError(f"keep is a probability, or None, not {keep}")
+        self.twist, self.optimal, self.keep = twist, optimal, keep
         self.samples: int = getattr(steering, "samples", 0)
         self._continuations = self._proposal()
 
@@ -210,11 +216,24 @@ class MaskedDiffusion(Generator):
         log_proposal = log_prob = self.rule.log_prob(proposed, x).cpu()
         if proposed is not site:
             log_prob = self.rule.log_prob(site, x).cpu()
-        there = Latents(x, latents.step + 1, latents.steps, latents.condition)
+        there = self.moved(latents, x)
         log_potential, there = self.arrive(latents, hinted(there, noise, given) if self.samples else there)
         samples = log_guesses(there, self.mask).cpu() if self.samples else torch.zeros(())
         log_prob, log_proposal = (one + samples for one in (log_prob, log_proposal))
         return Moved(x, log_prob.numpy(), log_proposal.numpy(), log_potential, there.fields)
+
+    def unmoved(self, x: Any) -> Latents:
+        """Return particles at ``x`` (n, L) that have made no step."""
+        latents = super().unmoved(x)
+        return latents if self.keep is None else replace_fields(latents, sure=torch.zeros(x.shape, device=x.device))
+
+    def moved(self, latents: Latents, x: Any) -> Latents:
+        """Return particles that have made a step to ``x`` (n, L), with how sure the network was of what is new."""
+        there = Latents(x, latents.step + 1, latents.steps, latents.condition)
+        if self.keep is None:
+            return there
+        mine = latents.fields["log_mu"].gather(-1, x[..., None])[..., 0].exp()
+        return replace_fields(there, sure=torch.where(x == latents.x, latents.fields["sure"], mine))
 
     def look(self, latents: Latents) -> Latents:
         """Return particles with the log-laws of their tokens, and the estimate: the likeliest tokens for masks."""
@@ -247,7 +266,8 @@ class MaskedDiffusion(Generator):
         """Take particles back to an earlier depth, by masking positions again as they were there.
 
         By the forward process of `Ancestral`; by other rules so many positions as there were, which ones being drawn
-        (the last ones where the order is from the left). The prompt stays. It is no step of the model, so that it has
+        (the last ones where the order is from the left). The prompt stays, and with ``keep`` what the network was sure
+        of. It is no step of the model, so that it has
         no density; it is weighed as a step is. Raises ValueError for a depth that is not before that of every particle.
         """
         if not 0 <= depth < int(state.step.min()):
@@ -259,8 +279,12 @@ class MaskedDiffusion(Generator):
         site = Site(state.x, state.fields["log_mu"], here & masked, here & ~masked, now, self.block, self.mask)
         noise = self.noise(keys)
         again = self.rule.hidden(site, to, noise) | (self._block_of > block)
+        there = Latents(state.x, np.full(len(state), depth), state.steps, state.condition)
+        if self.keep is not None:
+            there = replace_fields(there, sure=state.fields["sure"])
+            again &= state.fields["sure"] <= self.keep
         x = torch.where(again, self.mask, state.x)
-        there = Latents(x, np.full(len(state), depth), state.steps, state.condition)
+        there = replace(there, x=x)
         with torch.no_grad():
             log_potential, there = self.arrive(state, hinted(there, noise, None) if self.samples else there)
         return self._advance(there, np.zeros(len(state)), np.zeros(len(state)), log_potential)

@@ -150,7 +150,7 @@ class Continuations:
         owner, log_m, forced, free = owner.cpu(), log_m.cpu(), forced.cpu(), len(x) - len(forced)
         before = latents.select(owner.numpy())
         with rows(owner.tolist()):
-            log_g, there = model.arrive(before, Latents(x, before.step + 1, before.steps, before.condition))
+            log_g, there = model.arrive(before, model.moved(before, x))
         log_g = torch.as_tensor(log_g, dtype=torch.float64)
         worth = log_m + log_g + there.fields.get("twist", torch.zeros(()))
         dead = _log_sums(worth[:free], owner[:free], n) == -torch.inf

@@ -1,7 +1,7 @@
 """Steering against best-of-N, on the masked diffusions that ship: the reward reached at equal calls of the network.
 
     python benchmarks/masked_digits.py --short     # seconds
-    python benchmarks/masked_digits.py             # some 5 CPU minutes
+    python benchmarks/masked_digits.py             # some 3 CPU minutes
     python benchmarks/masked_digits.py --show --plot docs/claims/masked_steering.png
 
 The claim (FK steering, Singhal et al. 2025, arXiv:2501.06848, for masked diffusion too): particles that are resampled
@@ -24,8 +24,8 @@ Both sides get N = 4, 16, 64 runs of as many calls: `SMC(N)` with the difference
 library's settings; and `BestOfN(N)` of runs without steering. The answer is the best of the N by r. Nothing
 was tuned: λ was set so that e^λr moves the mean by two to three standard deviations.
 
-For digits, best-of-N has 20 pools of 64 runs, of each its expected best of N (without bias); steering 20 seeds. For
-strings best-of-N is exact, from the enumeration, and steering has 400 seeds.
+For digits, best-of-N has 12 pools of 64 runs, of each its expected best of N (without bias); steering 12 seeds. For
+strings best-of-N is exact, from the enumeration, and steering has 100 seeds.
 
 The rule of the verdict: at each N, steering is *ahead* if the 95% interval of the difference in mean r of the answer is
 above 0, *behind* if it is below, else level. On a task the claim holds where steering is ahead at all three N; holds
@@ -299,7 +299,7 @@ def main(argv: list[str] | None = None) -> None:
     name = "masked_digits_short.jsonl" if arguments.short else "masked_digits.jsonl"
     records = Records(Path(arguments.folder) / name, ("task", "N", "seed", "side"))
     if not arguments.show:
-        run(records, *(((2, 4), 4, 2) if arguments.short else (SIZES, 400, 20)))
+        run(records, *(((2, 4), 4, 2) if arguments.short else (SIZES, 100, 12)))
     shown(records)
     if arguments.plot:
         plot(records, arguments.plot)

@@ -38,7 +38,17 @@ def check_logits(out: Any, tokens: Any, vocabulary: int) -> Any:
 def log_law(logits: Any, owners: Any) -> Any:
     """Return the log of laws from their logits (n, L, V); raises InvalidOutput, by owner, for what is no law."""
     law = logits.log_softmax(-1)
-    if bool(law.isnan().any()):
+    if bool(law[..., 0].isnan().any()):  # what is no law is NaN throughout
         bad = int(law.isnan().flatten(1).any(1).nonzero()[0, 0])
         raise InvalidOutput(f"the network returned NaN or +inf for particle {owners[bad]}, or all tokens at -inf")
     return law
+
+
+def likeliest(law: Any) -> Any:
+    """Return the likeliest tokens (n, L) of laws (n, L, V), the first of equals.
+
+    On a CPU by NumPy, which is six times as fast at it as torch, and a large vocabulary shows.
+    """
+    if law.device.type != "cpu":
+        return law.argmax(-1)
+    return torch.from_numpy(np.argmax(law.detach().numpy(), -1))

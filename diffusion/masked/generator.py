@@ -18,7 +18,7 @@ from ...ppl.reals import whole_number
 from ..denoiser import Denoiser, predict
 from ..generator import Floats, Generator, Moved, impose
 from ..latents import Latents, replace_fields
-from ..tokens import are_tokens, check_given, check_logits, log_law
+from ..tokens import are_tokens, check_given, check_logits, likeliest, log_law
 from .proposals import Continuations, check_draws, guessed, hinted, log_guesses, sloped, sloping
 from .rules import UNIFORMS, InOrder, Rule, Site
 
@@ -241,7 +241,7 @@ class MaskedDiffusion(Generator):
 
     def looked(self, latents: Latents, log_mu: Any) -> Latents:
         """Return particles with these log-laws, the estimate, samples of the data, and the twist."""
-        filled = torch.where(latents.x == self.mask, log_mu.argmax(-1), latents.x)
+        filled = torch.where(latents.x == self.mask, likeliest(log_mu), latents.x)
         latents = replace_fields(latents, log_mu=log_mu, estimate=filled)
         if self.samples:
             latents = guessed(latents, self.mask)
@@ -316,6 +316,8 @@ class MaskedDiffusion(Generator):
         with rows(going.tolist()):
             mine = part.x if shown is None else shown[torch.as_tensor(going, device=shown.device)]
             out = self._predicted(denoiser or self.denoiser, part, mine, share, going)
+        if len(going) == len(latents):
+            return out
         whole = out.new_zeros(len(latents), *out.shape[1:])
         whole[torch.as_tensor(going, device=whole.device)] = out
         return whole

@@ -45,7 +45,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 # FEYNKAC_DOCS_EXECUTE=off builds without running the notebooks, =force runs them all anew.
 nb_execution_mode = os.environ.get("FEYNKAC_DOCS_EXECUTE", "cache")
-nb_execution_timeout = 900
+nb_execution_timeout = 3600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 

@@ -20,6 +20,7 @@ ON_SHIPPED = {
     "08_servers": [("N = 16", "N = 4"), ("RUNS = 12", "RUNS = 3")],
     "05_reasoning": [("problems(30)", "problems(7)"), ("fk.SMC(64, chains=4)", "fk.SMC(4, chains=2)")],
     "10_agents": [("N = 600", "N = 40")],
+    "12_discrete": [("N = 1000", "N = 40")],
     "09_refine_and_exit": [("problems(32", "problems(4"), ("(1, 2, 4, 8, 16)", "(1, 2, 4)")],
 }
 """The notebooks on models that ship with the library, and what makes them quick."""

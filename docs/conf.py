@@ -27,7 +27,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build", "out"]
+exclude_patterns = ["_build", "out", "README.md"]
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 # Names in single backticks link where they are known, and are code where not.
@@ -48,6 +48,7 @@ nb_execution_mode = os.environ.get("FEYNKAC_DOCS_EXECUTE", "cache")
 nb_execution_timeout = 3600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # bars of progress, and what libraries say of themselves
 
 html_theme = "pydata_sphinx_theme"
 html_title = "feynkac"

@@ -110,8 +110,8 @@ ENGINES = [
     fk.ImportanceSampling(400),
     fk.SMC(400),
     fk.TreeSampling(400, batch=50),
-    pytest.param(fk.ParticleGibbs(4, sweeps=2000, burn_in=20), marks=pytest.mark.slow),
-    pytest.param(fk.SuffixMH(3000, burn_in=20), marks=pytest.mark.slow),
+    pytest.param(fk.ParticleGibbs(8, sweeps=300, burn_in=20, ess_threshold=0.5), marks=pytest.mark.slow),
+    pytest.param(fk.SuffixMH(900, burn_in=20), marks=pytest.mark.slow),
 ]
 
 

@@ -308,8 +308,8 @@ class ByteLM(Batched):
         def note(rows: NDArray[np.intp], logits: Any) -> None:
             law = read(log_normalise(logits, self.sampling).double())
             log_ends = np.logaddexp.reduce(law[:, ends], axis=1) if ends else np.full(len(law), -math.inf)
-            for row, p, log_end in zip(rows.tolist(), np.exp(law[:, ids]), log_ends.tolist()):
-                found[missing[row]] = self._remembered[missing[row]] = Law(p, log_end)
+            for row, p, log_end in zip(rows.tolist(), law[:, ids], log_ends.tolist()):
+                found[missing[row]] = self._remembered[missing[row]] = Law(np.exp(p), log_end)
 
         if missing:
             tally = Tally(len(missing))

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from .inference.particles.particle_filter import ParticleFilter
     from .inference.particles.path_search import PathSearch
     from .inference.particles.power_smc import PowerSMC
+    from .inference.particles.reducing import Reduce
     from .inference.particles.rejection import RejectionSMC
     from .inference.particles.rollover import RolloverBudget
     from .inference.particles.smc import SMC
@@ -185,6 +186,7 @@ __all__ = [
     "RandomWalk",
     "Ray",
     "Rebase",
+    "Reduce",
     "RejectionSMC",
     "Reward",
     "RolloverBudget",
@@ -305,6 +307,7 @@ _HOME = {
     "Ray": "inference.workers.ray",
     "QWake": "inference.variational.qwake",
     "Rebase": "inference.search.rebase",
+    "Reduce": "inference.particles.reducing",
     "RejectionSMC": "inference.particles.rejection",
     "RolloverBudget": "inference.particles.rollover",
     "SMC": "inference.particles.smc",

@@ -112,7 +112,7 @@ def _problem(request: Nested, seed: int) -> Part:
         if steps is not None and not is_resumable(engine):
             raise Unsupported(
                 f"nested {request.name!r}: {engine!r} cannot make {steps} steps alone and go on; with steps= an engine "
-                "is SMC without a move, or ImportanceSampling"
+                "is SMC without move and reduce, or ImportanceSampling"
             )
         found = prepare(model, *work(engine))
         return Part(found.model, engine, seed, key, steps, compiled=found.note)

@@ -469,7 +469,7 @@ def test_a_label_that_was_lost_stays_lost():
 
 REFUSALS = {
     "a tree": (fk.TreeSampling(4), 1, None, fk.errors.Unsupported, r"cannot make 1 steps alone"),
-    "a move": (fk.SMC(4, move=fk.SuffixMH(1)), 1, None, fk.errors.Unsupported, r"SMC without a move"),
+    "a move": (fk.SMC(4, move=fk.SuffixMH(1)), 1, None, fk.errors.Unsupported, r"SMC without move"),
     "no number": (fk.SMC(4), 0.5, None, ValueError, "steps must be a positive integer"),
     "nothing more": (fk.SMC(4), 3, {"steps": 3}, ValueError, "has made 3 steps, so that steps must be more"),
     "an engine": (fk.SMC(4), 3, {"engine": fk.SMC(4), "steps": 4}, TypeError, r"nested\(name, run, steps=t\)"),

@@ -168,8 +168,12 @@ class Resumable(Engine, Protocol):
 
 
 def is_resumable(engine: Any) -> bool:
-    """Whether an engine is `Resumable`; what moves its particles needs their whole paths, which reports do not hold."""
-    return hasattr(engine, "resume") and getattr(engine, "move", None) is None
+    """Whether an engine is `Resumable`; what moves its particles needs their whole paths, which reports do not hold.
+
+    Nor is one whose particles get fewer.
+    """
+    fixed = not getattr(engine, "reduce", None)
+    return hasattr(engine, "resume") and getattr(engine, "move", None) is None and fixed
 
 
 def check_alive(step: Step, policy: str) -> None:

@@ -38,6 +38,8 @@ class ConditionalSMC:
         one_of("resampling of conditional SMC", self.smc.resampling, CONDITIONAL)
         if self.smc.move is not None:
             raise ValueError("conditional SMC moves no particles: leave move out")
+        if self.smc.reduce:
+            raise ValueError("conditional SMC keeps as many particles as it has: leave reduce out")
 
     @property
     def particles(self) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,6 +22,7 @@ from ..base.resampling import SCHEMES, Scheme, resample
 from ..base.step import Step
 from ..base.weights import logmeanexp, normalize, spread
 from .path_filter import path_filter
+from .reducing import Reduce, check_reductions
 
 _FEW_OF, _FEW = 20, 0.05
 """Of so many particles or more, this share of different ones is too few."""
@@ -47,6 +50,9 @@ class SMC:
             chains. With a kernel that learns from the particles (a step size that is not given), Ẑ is consistent
             and no longer unbiased, and ``guarantee`` says so. A program that draws all in its first step, and then
             weighs it, is better off with `TemperedSMC`; where its particles collapse, a `CollapseWarning` says so.
+        reduce: after which steps fewer particles go on, as early steps decide most and cost least: for instance
+            ``{2: Reduce(6, "cluster"), 6: Reduce(2)}``; see `Reduce`. The steps there do not resample otherwise.
+            With ``by="centre"`` the run is heuristic and has no evidence. Not with ``move``.
 
     Cost: N runs of the model, one batched call a step; with ``move`` as many more as it proposes.
     When it pays: Where a partial run can be judged, or its evidence is wanted. Not where only the end tells: then
@@ -74,6 +80,7 @@ class SMC:
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
     move: MarkovKernel | None = None
+    reduce: Mapping[int, Reduce] = field(default_factory=dict)
     ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:
@@ -84,19 +91,26 @@ class SMC:
         one_of("all_dead", self.all_dead, ("error", "zero"))
         if self.move is not None:
             check_kernel("move", self.move)
+            if self.reduce:
+                raise ValueError("particles that are moved stay as many: leave out reduce or move")
+        check_reductions(self.reduce, self.particles)
 
     @property
     def guarantee(self) -> Guarantee:
         """What it promises: less, where its kernel learns from the particles, or is not exact."""
-        return promise(self.move)
+        return "heuristic" if self._picks(math.inf) else promise(self.move)
+
+    def _picks(self, depth: float) -> bool:
+        """Whether particles were picked before a depth by what is no draw, so that weights tell no evidence."""
+        return any(one.by == "centre" and at < depth for at, one in self.reduce.items())
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
         return self._plain(model, key, None) if self.move is None else self._moved(model, key)
 
     def at_once(self, model: Any, key: Keys) -> Run | None:
-        """Return the run of a compiled scan as one program of XLA, with one report; None where moves forbid it."""
-        if self.move is not None:
+        """Return the run of a compiled scan as one program of XLA, with one report; None with moves or reductions."""
+        if self.move is not None or self.reduce:
             return None
         from .fused import fused_smc
 
@@ -119,30 +133,37 @@ class SMC:
         _warn_of_copies(paths, log_weights)
 
     def _plain(self, model: FeynmanKac[Any], key: Keys, since: Report | None) -> Run:
-        n = self.particles
-        themselves = np.arange(n)
-        lineage = _keys.fold(key, _keys.tag("particle"), themselves)
+        lineage = _keys.fold(key, _keys.tag("particle"), np.arange(self.particles))
         if since is None:
             advance = yield Start(_keys.fold(lineage, 0))
             state, log_weights = advance.state, advance.log_increment
-            step = describe(0, advance, log_weights, themselves, None)
+            step = describe(0, advance, log_weights, np.arange(self.particles), None)
             yield Report(state, log_weights, step)
             check_alive(step, self.all_dead)
         else:
             assert since.step is not None
             state, log_weights, step = since.state, since.log_weights, since.step
         while not step.done.all():
-            ancestors, resampled = themselves, 0.0 < step.ess <= self.ess_threshold * n * (1 + 1e-12)
-            if resampled:
-                draw = _keys.fold(key, _keys.tag("resample"), step.depth)
+            n, reduction = len(log_weights), self.reduce.get(step.depth)
+            ancestors, scheme = np.arange(n), None
+            draw = _keys.fold(key, _keys.tag("resample"), step.depth)
+            if reduction is not None and step.ess > 0.0:
+                values, scheme = partial(model.values, state), f"fewer by {reduction.by}"
+                ancestors, log_weights = reduction.draw(values, log_weights, step.log_twist, draw, self.resampling)
+            elif 0.0 < step.ess <= self.ess_threshold * n * (1 + 1e-12):
+                scheme = self.resampling
                 ancestors, log_weights = chosen(log_weights, step.log_twist, draw, self.resampling)
+            if scheme is not None:
                 state = model.select(state, ancestors)
                 lineage = _keys.inherit(lineage, ancestors, step.depth)
             depth = step.depth + 1
             advance = yield Move(state, _keys.fold(lineage, depth))
             state, log_weights = advance.state, log_weights + advance.log_increment
-            step = describe(depth, advance, log_weights, ancestors, self.resampling if resampled else None)
-            yield Report(state, log_weights, step)
+            step = describe(depth, advance, log_weights, ancestors, scheme)
+            if self._picks(depth):
+                yield Report(state, log_weights, without_evidence(step), math.nan)
+            else:
+                yield Report(state, log_weights, step)
             check_alive(step, self.all_dead)
 
 

@@ -63,25 +63,35 @@ def paths_of(made):
     return paths, np.exp(log_mass)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("potential", ["difference", "current"])
-def test_smc_is_unbiased(rule, potential):
+@pytest.mark.parametrize(
+    ("rule", "potential", "runs"),
+    [
+        (RULES[2], "difference", 40),
+        *(
+            pytest.param(rule, potential, 150, marks=pytest.mark.slow)
+            for rule in RULES
+            for potential in ("difference", "current")
+        ),
+    ],
+    ids=str,
+)
+def test_smc_is_unbiased(rule, potential, runs):
     made = model(rule, steering=Steering(reward, 1.2, potential))
     paths, mass = paths_of(made)
     plain, share = paths_of(model(rule))
     assert share.sum() == pytest.approx(1, abs=1e-9)
     target = sum(p * math.exp(1.2 * TABLE[int(path[-1] @ [2, 1])]) for path, p in zip(plain, share))
     assert mass.sum() == pytest.approx(target, rel=1e-9)
-    runs = fk.infer([made] * 150, fk.SMC(6, ess_threshold=1.0), seed=0)
+    runs = fk.infer([made] * runs, fk.SMC(6, ess_threshold=1.0), seed=0)
     found = np.exp([run.log_evidence for run in runs])
     mean = np.array([z * run.expect(lambda x: x[0] - 0.5 * x[1]) for z, run in zip(found, runs)])
     exact = sum(m * (path[-1][0] - 0.5 * path[-1][1]) for path, m in zip(paths, mass))
-    for numbers, truth in (found, mass.sum()), (mean, exact):  # 12 comparisons: 2.4e-4 × 2e-5 / 2e-5
+    for numbers, truth in (found, mass.sum()), (mean, exact):  # 14 comparisons: 2.8e-4
         assert abs(numbers.mean() - truth) < 4.265 * numbers.std(ddof=1) / np.sqrt(len(numbers))
 
 
 @pytest.mark.parametrize("rule", [DiscreteDDIM(2), BlockRefinement(2, 0.7)], ids=str)
-@pytest.mark.parametrize("engine", [fk.SuffixMH(1), fk.ParticleGibbs(2, 1)], ids=str)
+@pytest.mark.parametrize("engine", [fk.SuffixMH(1), pytest.param(fk.ParticleGibbs(2, 1), marks=pytest.mark.slow)])
 def test_chains_leave_the_target_as_it_is(rule, engine):
     made = model(rule, steering=Steering(reward, 1.2))
     paths, mass = paths_of(made)
@@ -96,7 +106,7 @@ def test_chains_leave_the_target_as_it_is(rule, engine):
         after = [path for (path,), _ in drive(made, sweeps)]
     before, after = ([tuple(value_of(made, path)) for path in many] for many in (begin, after))
     assert np.mean([a != b for a, b in zip(before, after)]) > 0.1
-    assert drift(before, after, list(itertools.product(range(K), repeat=L))) < 4.265  # 16 comparisons: 3e-4 × 1
+    assert drift(before, after, list(itertools.product(range(K), repeat=L))) < 4.265  # 16 comparisons: 3e-4
 
 
 def varied(x, share):
@@ -213,8 +223,8 @@ def test_steps_are_kernels_of_programs(rule):
 
     paths, mass = paths_of(made)
     exact = sum(m * math.exp(TABLE[int(path[-1] @ [2, 1])]) for path, m in zip(paths, mass))
-    found = np.exp([run.log_evidence for run in fk.infer([written()] * 60, fk.SMC(8), seed=0)])
-    assert abs(found.mean() - exact) < 4.265 * found.std(ddof=1) / np.sqrt(60)  # 2e-5
+    found = np.exp([run.log_evidence for run in fk.infer([written()] * 30, fk.SMC(8), seed=0)])
+    assert abs(found.mean() - exact) < 4.265 * found.std(ddof=1) / np.sqrt(30)  # 2e-5
     assert len(fk.infer(written(), fk.SuffixMH(20), seed=0).values) > 0
 
 
@@ -245,9 +255,9 @@ def test_networks_of_uniform_noise_are_networks_of_ratios():
 def test_particles_are_smoothed_backward():
     made = model(BlockRefinement(2, 0.7), steering=Steering(reward, 1.2))
     paths, mass = paths_of(made)
-    smoothed = fk.smooth(fk.infer(made, fk.SMC(400), seed=0), 400, seed=1, model=made)
+    smoothed = fk.smooth(fk.infer(made, fk.SMC(250), seed=0), 250, seed=1, model=made)
     exact = sum(m * path[-1][0] for path, m in zip(paths, mass)) / mass.sum()
-    assert abs(np.mean([x[0] for x in smoothed.values]) - exact) < 0.12
+    assert abs(np.mean([x[0] for x in smoothed.values]) - exact) < 0.15
 
 
 def test_what_cannot_be_made_right_is_refused():

@@ -146,7 +146,9 @@ class ByteLM(Batched):
         self.sampling: Sampling = replace(lm.sampling, **sampling)
         self.beam, self.tolerance = beam, tolerance
         self.vocabulary = byte_vocabulary()
-        self.spellings = _known.setdefault(lm, Spellings(lm)) if lm not in _known else _known[lm]
+        if lm not in _spellings:
+            _spellings[lm] = Spellings(lm)
+        self.spellings = _spellings[lm]
         self._recall, self._version, self._warned = Recall(), lm.version(), False
         self._forget()
 
@@ -326,4 +328,4 @@ class Law:
     log_end: float
 
 
-_known: WeakKeyDictionary[Host, Spellings] = WeakKeyDictionary()
+_spellings: WeakKeyDictionary[Host, Spellings] = WeakKeyDictionary()

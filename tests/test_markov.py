@@ -286,7 +286,7 @@ def test_pages_show_what_an_engine_has(tmp_path):
         assert ("no evidence" in pages[0]) == (name != "smc")
         shown[name] = figure
     assert shown == {
-        "chain": ["Genealogy", "Rewards"],
+        "chain": ["log G", "Rewards"],
         "best": ["Genealogy", "Effective sample size", "Rewards", "Weights"],
         "smc": ["Genealogy", "Effective sample size", "Evidence", "Rewards", "Weights"],
     }

@@ -173,6 +173,7 @@ def test_a_text_that_has_ended_asks_nothing_more():
     assert (texts[first, 2:] == 3).all()
     assert (texts[second, 4:] == 3).all()
     assert (texts[~first, 2:4] != 3).any()
+    assert all(x[1] == 3 for x in texts if x[0] == 2)  # in its own block, too, values are cut
     assert found.cost.nfe == sum(calls) == 2 * (300 + (~first).sum() + (~second).sum())
     state = made.start(keys_of(1)).state
     for step, x in enumerate([[2, 0, 1, 1, 1, 1], [2, 0, 1, 1, 1, 1], [2, 0, 3, 3, 1, 1]]):
@@ -180,6 +181,11 @@ def test_a_text_that_has_ended_asks_nothing_more():
         other = made.advance(state, keys_of(1, step), [np.array([*x[:2], 3, 1, *x[4:]])])
         state = moved.state
     assert (moved.log_prob[0], other.log_prob[0]) == (0, -np.inf)
+    state = made.start(keys_of(40)).state
+    for step in range(made.steps):
+        np.testing.assert_array_equal(made.values(state), state.fields["estimate"])
+        state = made.advance(state, keys_of(40, step)).state
+    np.testing.assert_array_equal(made.values(state), state.fields["estimate"])  # which is what rewards see
 
 
 def test_noise_put_back_is_that_of_the_forward_process():

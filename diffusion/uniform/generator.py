@@ -45,9 +45,9 @@ class UniformDiffusion(Generator):
         block: positions are written in blocks of so many, from left to right, each by the rule; those that have nothing
             free are left out. It divides L; None: the network's canvas, or one block.
         temperature: of the network's laws, at which tokens are drawn.
-        end: tokens that end a text: what comes in the blocks after one that holds them is ``pad``, and the network is
-            not asked.
-        pad: the token there; None: that of the network, or 0.
+        end: tokens that end a text: values and rewards have ``pad`` after the first of them, and so have all blocks
+            after its own, for which the network is not asked.
+        pad: the token there, and in the estimate of canvases that are not begun; None: that of the network, or 0.
         steering: what weighs particles by a reward of the estimate (the likeliest tokens, and those that are
             committed); see `feynkac.diffusion.Steering`. No gradients.
         condition: a batch of one condition, or of as many as there are particles; or None.
@@ -200,17 +200,17 @@ class UniformDiffusion(Generator):
         log_mu = law if self.temperature == 1.0 else log_law(said / self.temperature, np.arange(len(latents)))
         unsaid = (x < 0) if self.rule.commits else self._free & (self._block_of >= block[:, None])
         unsaid = unsaid & torch.as_tensor(~latents.done, device=x.device)[:, None]
-        later = self._ended(latents)[:, None] & unsaid
         estimate = torch.where(unsaid, guess.scatter(1, at, said.argmax(-1)), plain(x))
         fields = {name: kept for name, kept in latents.fields.items() if name != "heard"}
-        fields |= {"log_mu": log_mu, "estimate": torch.where(later, self.pad, estimate)}
+        fields |= {"log_mu": log_mu, "estimate": self._cut(estimate)}
         if self.canvas and log_mu is not law:
             fields["said"] = law
         return Latents(x, latents.step, latents.steps, latents.condition, fields)
 
     def values(self, state: Latents) -> list[Any]:
         """Return the tokens of each particle, or what ``decode`` makes of them; of one on its way, the estimate."""
-        return super().values(Latents(plain(state.x), state.step, state.steps, state.condition, state.fields))
+        tokens = self._cut(plain(state.x))
+        return super().values(Latents(tokens, state.step, state.steps, state.condition, state.fields))
 
     def renoise(self, state: Latents, keys: Keys, depth: int) -> Advance[Latents]:
         """Take particles back to an earlier depth, by making tokens random again as they were there.
@@ -269,6 +269,11 @@ class UniformDiffusion(Generator):
             return torch.zeros(len(latents), dtype=torch.bool, device=self.device)
         before = self._free & (self._block_of < self._block(latents)[:, None])
         return (torch.isin(latents.x, self._end) & before).any(1)
+
+    def _cut(self, tokens: Any) -> Any:
+        """Return tokens (n, L) with ``pad`` after the first that ends a text."""
+        ends = torch.isin(tokens, self._end) & self._free
+        return torch.where((ends.cumsum(1) > ends.long()) & self._free, self.pad, tokens)
 
     def _predicted(self, latents: Latents, block: Any) -> tuple[Any, Any]:
         """Return logits (n, block, K) of the blocks of particles, and the likeliest tokens elsewhere (n, L).

@@ -97,7 +97,7 @@ class DiscreteDDIM(_Steps):
         before, after = self._alphas(site)
         mu, was = chosen(site, x).exp(), chosen(site, site.x).exp()
         stay, same, other = before / after, 1 / (before + (1 - before) / size), size / (1 - before)
-        total = same * was + other * (1 - was)  # Σ μ(x0) / P(x_t | x0)
+        total = same * was + other * (1 - was).clamp(min=0.0)  # Σ μ(x0) / P(x_t | x0)
         kept = after * mu * torch.where(x == site.x, same, other) + (1 - after) / size * total
         each = (((1 - stay) / size + stay * (x == site.x)) * kept).log()
         return torch.where(site.open, each, 0.0).sum(-1)

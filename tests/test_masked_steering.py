@@ -135,6 +135,9 @@ def test_samples_that_are_impossible_are_not_the_end():
     made = model(InOrder("left"), steering=Steering(lambda x: never[(x * PLACES).sum(1)], samples=30))
     exact = (P * np.where(X2 > 0, np.exp(REWARD), 0)).sum()
     assert is_mean(evidences(made, fk.SMC(20), 30), exact)
+    tempered = Steering(lambda x: never[(x * PLACES).sum(1)], samples=30, temper=lambda share: float(share > 0.5))
+    found = fk.infer(model(InOrder("left"), steering=tempered), fk.ImportanceSampling(50), seed=0)
+    assert np.isfinite(found.log_evidence)  # where λ is 0, what is impossible is not 0 · ∞
     with pytest.raises(InvalidWeight, match="give the reward a floor"):
         fk.infer(model(InOrder("left"), steering=Steering(lambda x: x[:, 0].double().log(), samples=1)), fk.SMC(20),
                  seed=0)  # fmt: skip
@@ -254,6 +257,18 @@ def test_proposals_are_worth_more_than_none(rule):
     for plain, better in pairs:
         ess = [fk.infer(made, fk.ImportanceSampling(300), seed=0).ess for made in (plain, better)]
         assert ess[1] > 1.2 * ess[0]
+
+
+def test_the_mask_may_be_any_token():
+    """With the mask before the words, an optimal proposal's weights are those of the words."""
+    logits = torch.tensor([9.0, 0.2, 1.1, -0.3])
+    network = Network(lambda x, share: logits.expand(*x.shape, 4), "logits")
+    made = MaskedDiffusion(network, 2, InOrder("left"), vocabulary=4, mask=0, optimal=7,
+                           steering=Steering(lambda x: 1.0 * (x == 3).sum(1), every=2))  # fmt: skip
+    mu = logits[1:].softmax(0).numpy()
+    found = fk.infer(made, fk.ImportanceSampling(400), seed=0)
+    assert is_mean(np.exp(found.log_weights), (mu @ np.exp([0, 0, 1])) ** 2)
+    assert {int(t) for x in found.values for t in x} == {1, 2, 3}
 
 
 def test_optimal_proposals_cost_what_they_try():

@@ -352,8 +352,7 @@ async def told(steps=7, first="numbers"):
     return text
 
 
-@pytest.mark.parametrize("first", ["numbers", "texts"])
-@pytest.mark.parametrize("particles", [5, 20, 300])
+@pytest.mark.parametrize(("first", "particles"), [("texts", 5), ("numbers", 20), ("texts", 300)])
 def test_texts_are_struck_by_no_line_and_by_no_other_text(first, particles):
     posterior = fk.infer(told(first=first), fk.SMC(particles, ess_threshold=0.9), seed=particles)
     figure = fk.plots.genealogy(posterior)

@@ -222,9 +222,12 @@ def _label(engine: Any) -> str:
     parts = []
     for field in dataclasses.fields(engine):
         value = getattr(engine, field.name)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if default is dataclasses.MISSING:
             parts.append(short(value, 40))
-        elif field.repr and field.init and value != field.default:
+        elif field.repr and field.init and value != default:
             parts.append(f"{field.name}={short(value, 40)}")
     return f"{type(engine).__name__}({', '.join(parts)})"
 

@@ -1,5 +1,7 @@
 """Correctors as jump processes: exact laws of their steps by enumeration, and how they go to the target."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -86,7 +88,7 @@ def test_the_target_is_reached_as_steps_get_smaller(name, of):
     if evidence:
         assert (target.sum(), target @ F / target.sum()) == pytest.approx((evidence, mean), rel=1e-12)
     errors, evidences = [], []
-    for steps in (4, 8) if of is in_steps else (12, 24):
+    for steps in (4, 8) if of is in_steps else (8, 16):
         mass = mass_of(made(of(steps)))
         errors.append(distance(mass / mass.sum(), target / target.sum()))
         evidences.append(np.log(mass.sum() / target.sum()))
@@ -96,8 +98,8 @@ def test_the_target_is_reached_as_steps_get_smaller(name, of):
         assert abs(evidences[1]) < 0.06
     else:  # as C/T², by a look back
         assert errors[1] / errors[0] < 0.45
-        assert errors[1] < 0.0012
-        assert abs(evidences[1]) < 0.004
+        assert errors[1] < 0.003
+        assert abs(evidences[1]) < 0.01
 
 
 def test_the_power_one_is_the_model_itself():
@@ -233,20 +235,20 @@ def test_a_lattice_is_cooled_and_the_error_is_as_one_over_steps_squared():
     _, energy = lattices.lattice(3, 0.1)
     p, target = lattices.law(energy, 0.30), lattices.law(energy, 0.60) @ energy / 9
     evidence, energies = [], []
-    for steps in (10, 20, 40):
+    for steps in (10, 20):
         weighed, drawn = exact(p, anneal(JumpDiffusion(lattices.table(p).ratios(), 9, steps, vocabulary=2), 2.0))
         evidence.append(np.log(weighed.sum()) - np.log((p**2).sum()))
         energies.append((weighed @ energy / weighed.sum() / 9 - target, drawn @ energy / 9 - target))
-    (_, twenty, forty), errors = evidence, np.array(energies)
-    assert -0.007 < forty < -0.005
-    assert 0.2 < forty / twenty < 0.3
-    assert 0.15 < errors[2, 0] / errors[1, 0] < 0.3
+    errors = np.array(energies)
+    assert -0.024 < evidence[1] < -0.021
+    assert 0.2 < evidence[1] / evidence[0] < 0.3
+    assert 0.1 < errors[1, 0] / errors[0, 0] < 0.3
     assert errors[0, 1] > 20 * errors[0, 0] > 0  # without weights
-    assert errors[2, 1] > 100 * errors[2, 0] > 0
+    assert errors[1, 1] > 50 * errors[1, 0] > 0
 
 
 def test_sharp_laws_are_cooled_by_steps_that_one_side_alone_would_not_do():
-    """Seen from where a step begins alone, log Ẑ is 36 here, for two tokens that change together count twice."""
+    """Seen from where a step begins alone, log Ẑ is 38 here, for two tokens that change together count twice."""
     pair, other = np.full((2, 2), 0.2) + 0.6 * np.eye(2), np.full((2, 2), 0.9) - 0.8 * np.eye(2)
     sharp = np.array([0.7, 0.3])[:, None, None] * pair[:, :, None] * other[None]
     weighed, _ = exact(sharp.ravel(), anneal(JumpDiffusion(TokenTable(sharp).ratios(), 3, 40, vocabulary=2), 4.0))
@@ -268,6 +270,16 @@ def test_one_position_at_a_time_cools_a_lattice_exactly():
         total, drawn = total + moved.log_potential, drawn + moved.log_prob
     assert np.exp(total + drawn) == pytest.approx(p**2, rel=1e-9)
     assert np.exp(drawn) @ energy / 9 == pytest.approx(-1.7558202030095, abs=1e-9)  # without weights
+
+
+def test_the_benchmark_of_lattices_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+    import ising
+
+    ising.main(["--short", "--folder", str(tmp_path)])
+    assert "any order       T=  9       360 evaluations" in capsys.readouterr().out
+    _, energy = lattices.lattice(3, 0.1)
+    assert ising.energies(3) == pytest.approx(energy)
 
 
 def test_noise_added_again_is_that_between_the_levels():

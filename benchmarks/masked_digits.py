@@ -234,24 +234,14 @@ def shown(records: Records) -> None:
             mine, other, width, calls = compared(records, name, n)
             ahead.append(mine - other > width)
             word = "ahead" if ahead[-1] else "behind" if mine - other < -width else "level"
-            row = [
-                name,
-                str(n),
-                f"{mine:.3f}",
-                f"{other:.3f}",
-                f"{mine - other:+.3f} ± {width:.3f}",
-                word,
-                f"{calls:.2f}",
-            ]
+            row = [name, str(n), f"{mine:.3f}", f"{other:.3f}", f"{mine - other:+.3f} ± {width:.3f}", word]
             sides = ("steered", "importance") if task.known else ("steered", "best of N")
             what = "mean" if task.known else "four" if name == "four" else "digit"
             aside = [f"{values_of(records, name, n, side, what).mean():.3f}" for side in sides]
             lines.append([*row, f"{calls:.2f}", *aside])
         said[name] = verdict(ahead, sizes)
     table(["", "N", "steered", "best of N", "difference", "", "calls ×", "aside", "other"], lines)
-    print(
-        "aside: for strings the posterior's mean, by SMC and by weighed runs; for digits what the other classifier says"
-    )
+    print("aside: for strings the posterior's mean (other: by weighed runs), for digits what another classifier says")
     texts, p = law()
     for name, task in TASKS.items():
         if task.known:

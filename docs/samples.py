@@ -39,11 +39,29 @@ def sevens() -> np.ndarray:
     return np.stack(rows)[:, :, 0]
 
 
+def halves() -> np.ndarray:
+    """Return rows of digits (5, 10, 28, 28) of the masked model, of digits that it has not seen.
+
+    Four rows have the digit, what is shown of it, and eight completions of any class; the last what is shown of the
+    fourth, completed as each class.
+    """
+    kept = np.load(HERE.parent / "tests" / "data" / "digits.npz")
+    chosen = [int(np.flatnonzero(kept["labels"] == label)[i]) for label, i in ((3, 1), (8, 2), (5, 3), (9, 4))]
+    rows = []
+    for image in kept["images"][chosen] / 127.5 - 1.0:
+        shown = np.where(np.arange(28)[:, None] < 14, image, np.nan)
+        completed = draw(zoo.digits_masked(template=shown), 8, seed=0)[:, 0]
+        rows.append(np.concatenate([image[None], np.nan_to_num(shown)[None], completed]))
+    rows.append(draw(zoo.digits_masked(None, range(10), template=shown), 10, seed=1)[:, 0])
+    return np.stack(rows)
+
+
 def main() -> None:
     """Draw them all."""
     sheet(sevens(), HERE / "images.png")
     classes = [label for _ in range(5) for label in range(10)]
     sheet(draw(zoo.digits(50, classes), 50, seed=0).reshape(5, 10, 28, 28), HERE / "digits.png")
+    sheet(halves(), HERE / "halves.png")
     sheet(draw(zoo.bouncing(16, 10), 4, seed=0), HERE / "bouncing.png")
     sheet(draw(zoo.bouncing_clip(50), 4, seed=0), HERE / "bouncing_clip.png")
 

@@ -221,3 +221,36 @@ def test_what_power_and_speculative_measure_by():
     for place in np.argsort(law)[-3:]:
         assert abs(z_score(numbers == place, law[place])) < Z_LIMIT
     assert 2 <= passes.min() <= passes.max() <= 8
+
+
+def test_steering_of_masked_models_is_judged_by_its_rule():
+    pytest.importorskip("torch")
+    import masked_digits
+
+    texts, p = masked_digits.law()
+    task = masked_digits.TASKS["many d"]
+    assert p.sum() == pytest.approx(1.0)
+    assert masked_digits.best_of_law(task, 1) == pytest.approx(p @ np.array(task.reward(texts)))
+    assert masked_digits.best_of_law(task, 10_000) == pytest.approx(6.0, abs=0.01)
+    sizes = [4, 16, 64]
+    for ahead, said in (
+        ([True, True, True], "holds"),
+        ([False, True, True], "holds from N = 16"),
+        ([True, True, False], "holds up to N = 16"),
+        ([True, False, True], "fails"),
+        ([False, True, False], "fails"),
+        ([False, False, False], "fails"),
+    ):
+        assert masked_digits.verdict(ahead, sizes) == said
+
+
+@pytest.mark.slow
+def test_the_short_form_of_masked_digits_runs_and_goes_on_where_it_stopped(tmp_path, capsys):
+    pytest.importorskip("torch")
+    import masked_digits
+
+    for _ in range(2):
+        masked_digits.main(["--short", "--folder", str(tmp_path), "--plot", str(tmp_path / "p.png")])
+    said = capsys.readouterr().out
+    assert said.count("exact mean of the target 5.177") == 2
+    assert (tmp_path / "p.png").exists()

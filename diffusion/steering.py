@@ -142,7 +142,7 @@ class Steering:
 
     def _log_psi(self, data: Any, latents: Latents, at: NDArray[np.intp]) -> Any:
         """Return log ψ (m,) of the particles ``at`` (m,) from data, as many for each."""
-        many = len(data) // max(len(at), 1)
+        many = len(data) // len(at) if len(at) else 1
         found = as_reward(self.reward)(data, latents, np.repeat(at, many)).reshape(len(at), many)
         _check_on_the_way(found.amax(1), latents, at)
         strength = self._strength(latents)[at][:, None]

@@ -5,7 +5,7 @@
 Task: digits 0…9 of `fk.models.digit_tokens`, 100 particles each, seed = the digit; s = 0, .25, .5, 1, 2. For each s:
 the ESS per particle of the weights of the exact product without resampling (the mean over digits of what is left of
 100); the share of digits that the model itself, as its own judge, takes for what was asked (exactly, by p(x | c)), of
-usual draws, of exact ones by weight, and of exact ones by SMC; and how much ink there is (the mean of pixels), likewise.
+usual draws, of exact ones by weight, and of exact ones by SMC; and the mean of pixels, ink, likewise.
 
 Rule: guidance as the exact product is *affordable without resampling* at an s where the mean ESS is 20 of 100 or more;
 the two ways *differ* at an s where the ink of SMC's draws is off that of the usual ones by more than 2 standard errors
@@ -56,11 +56,16 @@ def verdict(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
     return lines
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """Print a line for each s."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true")
-    short = parser.parse_args().short
+    short = parser.parse_args(arguments).short
     digits, particles, strengths = (range(2), 8, (0.5,)) if short else (range(10), 100, (0.0, 0.25, 0.5, 1.0, 2.0))
-    rows = [row(digit, s, particles) for s in strengths for digit in digits]
-    for line in verdict(rows):
-        print(json.dumps(line))
+    for s in strengths:
+        (line,) = verdict([row(digit, s, particles) for digit in digits])
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

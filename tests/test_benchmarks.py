@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -254,3 +255,12 @@ def test_the_short_form_of_masked_digits_runs_and_goes_on_where_it_stopped(tmp_p
     said = capsys.readouterr().out
     assert said.count("exact mean of the target 5.177") == 2
     assert (tmp_path / "p.png").exists()
+
+
+def test_the_short_form_of_image_tokens_runs(capsys):
+    import image_tokens
+
+    image_tokens.main(["--short"])
+    line = json.loads(capsys.readouterr().out)
+    assert line["s"] == 0.5
+    assert line["affordable"] == (line["ess"] >= 0.2)

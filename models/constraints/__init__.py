@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ...ppl.lazy import find
 
 if TYPE_CHECKING:
-    from .algebra import mixture, power_mean
+    from .algebra import guide, mixture, power_mean
     from .awrs import AWRS
     from .byte_law import ByteLM
     from .byte_texts import Bytes, coerced
@@ -45,6 +45,7 @@ _HOME = {
     "coerced": "byte_texts",
     "constrained": "steps",
     "forced_end": "length",
+    "guide": "algebra",
     "json_schema": "grammar",
     "lark": "grammar",
     "mixture": "algebra",
@@ -70,6 +71,7 @@ __all__ = [
     "coerced",
     "constrained",
     "forced_end",
+    "guide",
     "json_schema",
     "lark",
     "mixture",

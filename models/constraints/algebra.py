@@ -64,6 +64,33 @@ def power_mean(parts: Sequence[Potential], weights: Sequence[float], exponent: f
     return PowerMean(parts, weights, float(exponent))
 
 
+def guide(conditioned: Potential, unconditioned: Potential, s: float) -> Potential:
+    """Return the product a(x)^(1+s)·b(x)^(−s): classifier-free guidance of texts as a law of whole texts.
+
+    With `targeting` a step draws each token from the renormalised product of the two laws, as guidance usually does,
+    and its weight has what that leaves out, the sum S over the tokens at each place: so that engines that weigh have
+    the product as their target, and no other (Sanchez et al. 2023, arXiv:2306.17806, guide texts without it).
+
+    Args:
+        conditioned: a, the law after the prompt, such as ``Language(lm, text)``.
+        unconditioned: b, that after a prompt without what is to be followed.
+        s: how much; 0 is none. γ of guidance is 1 + s.
+
+    Raises ValueError for an s that is not finite, and for potentials over other vocabularies.
+
+    >>> from feynkac.models.constraints import Language
+    >>> from feynkac.models.testing import tiny_lm
+    >>> lm = tiny_lm()
+    >>> a, b = Language(lm, lm.prompt("Be brief. Once")), Language(lm, lm.prompt("Once"))
+    >>> one, other, both = (part.logw_next((60,))[61] for part in (a, b, guide(a, b, 0.5)))
+    >>> bool(np.isclose(both, 1.5 * one - 0.5 * other))
+    True
+    """
+    if not math.isfinite(s):
+        raise ValueError(f"guidance is a finite number, not {s}")
+    return conditioned ** (1.0 + s) * unconditioned**-s if s else conditioned
+
+
 class Mixture(Composite):
     """The sum Σ wᵢ·aᵢ of potentials of whole sequences. Made by `mixture`."""
 

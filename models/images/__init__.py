@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ...ppl.lazy import find
 
 if TYPE_CHECKING:
+    from .adapters import image_model
     from .generator import ImageTokens
     from .picture import Picture
     from .shipped import digit_class_log_probs, digit_lm, digit_tokens
@@ -20,9 +21,19 @@ _HOME = {
     "digit_class_log_probs": "shipped",
     "digit_lm": "shipped",
     "digit_tokens": "shipped",
+    "image_model": "adapters",
 }
 
-__all__ = ["ByScale", "ByToken", "ImageTokens", "Picture", "digit_class_log_probs", "digit_lm", "digit_tokens"]
+__all__ = [
+    "ByScale",
+    "ByToken",
+    "ImageTokens",
+    "Picture",
+    "digit_class_log_probs",
+    "digit_lm",
+    "digit_tokens",
+    "image_model",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -203,7 +203,7 @@ def plot(records: Records, steps: tuple[int, ...], path: str) -> None:
         axis.set(title=title, xlabel="evaluations, in 4,000")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("error of the energy per site")
-    axes[1].legend(frameon=False, fontsize=8)
+    axes[0].legend(frameon=False, fontsize=8, loc="lower left")
     figure.savefig(path, dpi=110)
 
 

@@ -25,7 +25,7 @@ from feynkac.ppl.errors import InvalidWeight, Unsupported  # noqa: E402
 
 PLACES = torch.tensor([9, 3, 1])
 TABLE = torch.tensor(REWARD)
-POTENTIALS = ("difference", "max", "sum", "current")
+POTENTIALS = ["current", *(pytest.param(name, marks=pytest.mark.slow) for name in ("difference", "max", "sum"))]
 PROPOSED = [Ancestral(2), Ancestral(3), InOrder(), InOrder("left"), InOrder("entropy"), AtRandom(2), Confident(2),
             Confident(3), Confident(3, 0.4)]  # fmt: skip
 
@@ -184,7 +184,7 @@ def at(made, x, depth, after):
 @pytest.mark.parametrize("rule", PROPOSED, ids=str)
 @pytest.mark.parametrize("how", ["gradient", "optimal"])
 def test_draws_have_the_probability_of_the_proposal(rule, how):
-    n = 3000
+    n = 1500
     made = (
         model(rule, steering=Steering(of_hot, 1.5, gradient=True))
         if how == "gradient"
@@ -193,7 +193,7 @@ def test_draws_have_the_probability_of_the_proposal(rule, how):
     moved = made.advance(made.select(made.start(keys(1)).state, np.zeros(n, int)), keys(n, 5))
     _, first, count = np.unique(moved.choices, axis=0, return_index=True, return_counts=True)
     q = np.exp(moved.log_proposal[first])
-    assert 0.97 < q.sum() < 1 + 1e-9
+    assert 0.95 < q.sum() < 1 + 1e-9
     assert (np.abs(count / n - q) < 5.5 * np.sqrt(q * (1 - q) / n) + 1e-9).all()  # 4e-8 each, 18 × 64: 5e-5
     forced = made.advance(made.select(made.start(keys(1)).state, np.zeros(n, int)), keys(n, 6), [*moved.choices])
     for name in ("log_prob", "log_proposal", "log_increment"):
@@ -202,7 +202,7 @@ def test_draws_have_the_probability_of_the_proposal(rule, how):
 
 @pytest.mark.parametrize("rule", [Ancestral(2), InOrder("entropy"), Confident(3), Confident(3, 0.4)], ids=str)
 @pytest.mark.parametrize("how", ["gradient", "optimal"])
-@pytest.mark.parametrize("potential", ["difference", "current"])
+@pytest.mark.parametrize("potential", ["difference", pytest.param("current", marks=pytest.mark.slow)])
 def test_proposals_leave_the_target(rule, how, potential):
     if how == "gradient":
         made = model(rule, steering=Steering(of_hot, 1.0, potential, gradient=True))
@@ -236,7 +236,7 @@ class Soft(Exact):
         return torch.einsum("na,nb,nc,abclv->nlv", *x.unbind(1), table)
 
 
-@pytest.mark.parametrize("samples", [0, 2])
+@pytest.mark.parametrize("samples", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_gradients_go_through_soft_networks(samples):
     soft = MaskedDiffusion(Network(Soft(), "logits", soft=True), L, InOrder("left"), vocabulary=V + 1,
                            steering=Steering(of_hot, gradient=True, samples=samples))  # fmt: skip
@@ -318,7 +318,7 @@ def test_twists_are_learned_over_masked_states():
 
     twist = fk.LinearTwist.fit(fk.infer(made(fk.LinearTwist()), fk.SMC(200), seed=0), phi)
     exact = (0.7 + 0.3 * np.exp(1.2)) ** length
-    before, after = (evidences(made(one), fk.SMC(20), 20) for one in (fk.LinearTwist(), twist))
+    before, after = (evidences(made(one), fk.SMC(20), 10) for one in (fk.LinearTwist(), twist))
     assert is_mean(before, exact)
     assert is_mean(after, exact)
     assert np.log(after).std() < 0.3 * np.log(before).std()

@@ -1,6 +1,7 @@
 """Images as tokens: their laws, guidance both ways, forced choices, forks, and the digits that ship."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -12,7 +13,13 @@ pytest.importorskip("transformers")
 import feynkac as fk  # noqa: E402
 from feynkac.models import ByScale, ByToken, ImageTokens  # noqa: E402
 from feynkac.models.constraints import Language, guide, targeting  # noqa: E402
-from feynkac.models.images import Picture, digit_class_log_probs, digit_lm, digit_tokens  # noqa: E402
+from feynkac.models.images import (  # noqa: E402
+    Picture,
+    digit_class_log_probs,
+    digit_lm,
+    digit_tokens,
+    shipped,
+)
 from feynkac.models.images.patches import images_of, tokens_of  # noqa: E402
 from feynkac.models.testing import tiny_lm  # noqa: E402
 from feynkac.ppl.errors import ContextOverflow, InvalidWeight  # noqa: E402
@@ -160,6 +167,16 @@ def test_rewards_along_the_way_multiply_to_that_of_the_whole():
     assert fk.infer(model, fk.SMC(2000), seed=0).log_evidence == pytest.approx(log_z, abs=0.1)
 
 
+def test_an_image_of_reward_minus_infinity_is_dead_for_good():
+    model = toy(reward=lambda tokens: np.where(tokens[:, 1] == 2, -np.inf, tokens[:, 0]) * 1.0)
+    with np.errstate(invalid="ignore"):
+        _, log_g = forced(model, ALL)
+    np.testing.assert_allclose(log_g, np.where(Y == 2, -np.inf, X))
+    flips = [0.0, -np.inf, 1.0]
+    model = toy(reward=lambda tokens: np.full(len(tokens), flips[int((tokens[0] >= 0).sum()) - 1]))
+    assert np.isneginf(forced(model, ALL[:2])[1]).all()
+
+
 # -- a language model --------------------------------------------------------------------------------------------------
 
 ALPHABET = (70, 80, 90)
@@ -285,3 +302,25 @@ def test_the_language_model_of_digits_is_one_like_any_other():
         digit_tokens(10)
     with pytest.raises(ValueError, match="guidance needs a digit"):
         digit_tokens(guidance=1.0)
+
+
+def test_the_record_says_how_good_they_are():
+    told = shipped.record()
+    assert {"about", "license", "data", "training", "sha256", "parameters"} <= set(told)
+    assert told["measured"]["nats_given_class"] < 27.4
+    assert told["measured"]["nats_without"] < 31.5
+    assert told["measured"]["accuracy_of_likeliest_class"] > 0.92
+
+
+def test_training_writes_weights_and_a_record(training):
+    import data
+    import digits_raster
+    import loop
+
+    images = (torch.rand(12, 1, 28, 28, generator=torch.Generator().manual_seed(0)) < 0.3).float() * 2.0 - 1.0
+    some = data.Digits(images, torch.arange(12) % 10)
+    assert digits_raster.tokens(some).shape == (12, 49)
+    path = digits_raster.main(some, some, loop.Settings(2, batch=4, save_every=1), training / "weights")
+    told = json.loads(path.with_suffix(".json").read_text())
+    assert told["parameters"] == 155008
+    assert told["measured"]["nats_given_class"] > 50.0

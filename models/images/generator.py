@@ -77,7 +77,7 @@ class ImageTokens:
         way: "usual" or "exact".
         temperature: of both laws.
         reward: a function of a batch of images to n log-weights, or a `feynkac.reward` of one image, asked after each
-            step.
+            step; −inf ends an image there and then.
         scale: what rewards are multiplied by.
 
     The choice recorded at each step is its tokens. Values are arrays with ``tokens`` beside (`Picture`); of images on
@@ -160,10 +160,9 @@ class ImageTokens:
         going = np.flatnonzero(~state.done)
         if self.reward is not None and len(going):
             reward[going] = self._rewards(there, going)
+            before, now = state.reward[going], reward[going]
             with np.errstate(invalid="ignore"):
-                log_potential[going] += np.where(
-                    np.isneginf(reward[going]), -np.inf, reward[going] - state.reward[going]
-                )
+                log_potential[going] += np.where(np.isneginf(before) | np.isneginf(now), -np.inf, now - before)
         return self._advance(there, choices, log_prob, log_potential)
 
     def select(self, state: Canvas, index: Index) -> Canvas:

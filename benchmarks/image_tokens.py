@@ -49,7 +49,8 @@ def verdict(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
         mine = [one for one in rows if one["s"] == s]
         line: dict[str, Any] = {name: round(float(np.mean([one[name] for one in mine])), 3) for name in mine[0]}
         off = np.array([one["ink_smc"] - one["ink_usual"] for one in mine])
-        line["z_ink"] = round(float(off.mean() / (off.std(ddof=1) / np.sqrt(len(off)))), 2)
+        error = off.std(ddof=1) / np.sqrt(len(off))
+        line["z_ink"] = round(float(off.mean() / error), 2) if error else 0.0  # at s = 0 they are the same
         line |= {"affordable": line["ess"] >= 0.2, "differ": abs(line["z_ink"]) > 2.0}
         del line["digit"]
         lines.append(line)

@@ -140,3 +140,8 @@ def test_each_particle_keeps_its_weight_in_expectation(by):
     error = mass.std(0, ddof=1)[alive] / math.sqrt(runs) + 1e-12
     # 12 comparisons in all at |z| < 4.9: a correct engine fails with probability 12 × 9.6e-7 = 1.2e-5.
     assert (np.abs(mass.mean(0) - truth)[alive] / error < 4.9).all()
+
+
+def test_engines_are_hashable_and_equal_by_their_settings():
+    assert hash(fk.SMC(8, reduce=REDUCE["weight"])) == hash(fk.SMC(8, reduce=dict(REDUCE["weight"])))
+    assert fk.SMC(8, reduce=REDUCE["weight"]) == fk.SMC(8, reduce=dict(REDUCE["weight"])) != fk.SMC(8)

@@ -80,7 +80,7 @@ class SMC:
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
     move: MarkovKernel | None = None
-    reduce: Mapping[int, Reduce] = field(default_factory=dict)
+    reduce: Mapping[int, Reduce] = field(default_factory=dict, hash=False)
     ranking: ClassVar[Ranking] = "reward"
 
     def __post_init__(self) -> None:

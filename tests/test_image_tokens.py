@@ -182,6 +182,20 @@ def test_an_image_of_reward_minus_infinity_is_dead_for_good():
 ALPHABET = (70, 80, 90)
 
 
+def test_an_image_that_is_impossible_on_the_way_stays_so_by_every_engine():
+    def reward(images):
+        begun = (images >= 0).sum(1) == 1
+        return np.where(begun & (images[:, 0] == 0), -np.inf, 0.1 * images.clip(0).sum(1))
+
+    weight = P * np.exp(0.1 * ALL.sum(1)) * (X > 0)
+    for engine in (fk.ImportanceSampling(400), fk.SMC(400, ess_threshold=0.05), fk.SMC(400, ess_threshold=1.0)):
+        posterior = fk.infer(toy(reward=reward, blank=-1), engine, seed=0)
+        assert posterior.log_evidence == pytest.approx(np.log(weight.sum()), abs=0.15)
+        assert not any(w for value, w in zip(posterior.values, posterior.probabilities) if value[0] == 0)
+    never = toy(reward=lambda images: np.where(images[:, 0] == 0, -np.inf, 0.0), scale=0.0)
+    assert fk.infer(never, fk.SMC(400), seed=0).log_evidence == pytest.approx(np.log(P[X > 0].sum()), abs=0.15)
+
+
 def by_token(lm, **settings):
     row_end = settings.pop("row_end", ())
     source = ByToken(lm, lm.prompt("a cat"), (2, 2), ALPHABET, unconditional=lm.prompt("nothing else"), row_end=row_end)
@@ -239,6 +253,12 @@ def test_what_cannot_be_right_is_refused_by_name():
         forced(toy(laws=(none, P), guidance=1.0, way="exact"), ALL)
     log_prob, log_g = forced(toy(laws=(P2, none), guidance=1.0, way="exact"), ALL[:18])  # zero stays zero
     np.testing.assert_allclose(np.exp(log_prob + log_g), (none**2 / P2)[:18])
+    apart = (np.where(X == 0, P, 0.0), np.where(X == 0, 0.0, P))
+    with pytest.raises(InvalidWeight, match="no image token has some probability both"):
+        fk.infer(toy(laws=apart, guidance=-0.5), fk.SMC(3), seed=0)
+    few = ByScale(lambda tokens, *_: (torch.zeros(len(tokens), 1, 3), ()), [2], 3, condition=1)
+    with pytest.raises(ValueError, match="laws must be logits of 2 of 3 tokens"):
+        fk.infer(ImageTokens(few), fk.SMC(3), seed=0)
     with pytest.raises(InvalidWeight, match="as many numbers below infinity"):
         fk.infer(toy(reward=lambda images: [math.nan] * len(images)), fk.SMC(3), seed=0)
 

@@ -84,8 +84,8 @@ class ImageTokens:
     their way, what there is.
 
     Raises ValueError for settings out of range and for guidance without a law under no condition; in a run,
-    InvalidWeight where p_u has no probability of what p_c allows, and for rewards that are NaN or +inf, and ValueError
-    for forced choices that are no tokens of the step.
+    InvalidWeight where p_u has no probability of what p_c allows or nothing has some under both, and for rewards that
+    are NaN or +inf, and ValueError for forced choices that are no tokens of the step.
 
     >>> import feynkac as fk
     >>> posterior = fk.infer(fk.models.digit_tokens(3), fk.ImportanceSampling(2), seed=0)
@@ -209,7 +209,7 @@ class ImageTokens:
         with rows(owners.tolist()):
             for count in bursts:
                 burst = slice(begin, begin := begin + count)
-                law, mass = self._law(self.source.laws(places, np.tile(np.arange(n), ways)), n, owners)
+                law, mass = self._law(self.source.laws(places, np.tile(np.arange(n), ways)), n, count, owners)
                 here = _inverted(law, torch.from_numpy(uniforms[:, burst]))
                 here[row_of] = forced[:, burst]
                 tokens[:, burst] = here
@@ -219,11 +219,13 @@ class ImageTokens:
             charge(tokens_out=np.full(n, sum(bursts)))
         return tokens, places.reshape(ways, n).T, log_prob, log_s
 
-    def _law(self, logits: Any, n: int, owners: NDArray[np.intp]) -> tuple[Any, Any]:
+    def _law(self, logits: Any, n: int, count: int, owners: NDArray[np.intp]) -> tuple[Any, Any]:
         """Return the log-law (n, k, K) of what comes next, and log S (n, k)."""
-        if logits.shape[-1] != self.source.vocabulary or bool(logits.isnan().any()):
-            raise ValueError(f"{self!r}: laws must be logits of {self.source.vocabulary} tokens, none of them NaN")
-        log_mu = (logits / self.temperature).log_softmax(-1)
+        log_mu, size = (logits / self.temperature).log_softmax(-1), self.source.vocabulary
+        if logits.shape[1:] != (count, size) or bool(log_mu.isnan().any()):
+            raise ValueError(
+                f"{self!r}: laws must be logits of {count} of {size} tokens, none of them NaN or +inf, and not all −inf"
+            )
         if not self.guidance:
             return log_mu, log_mu.new_zeros(log_mu.shape[:2])
         mix, nothing = torch.zeros_like(log_mu[:n]), torch.zeros_like(log_mu[:n], dtype=torch.bool)
@@ -238,6 +240,11 @@ class ImageTokens:
                 "and some under the other: a negative power of zero has no sum"
             )
         mass = mix.logsumexp(-1)
+        if bool((mass == -torch.inf).any()):
+            raise InvalidWeight(
+                f"particle {owners[(mass == -torch.inf).nonzero()[0, 0]]}: no image token has some probability both "
+                "under the condition and under none, so that there is nothing to draw"
+            )
         return mix - mass[..., None], mass
 
     def _given(
@@ -293,8 +300,9 @@ class ImageTokens:
             raise InvalidWeight(
                 f"the reward of {len(going)} images must be as many numbers below infinity, not {numbers!r:.200}"
             )
-        numbers = self.scale * numbers
-        return numbers
+        impossible = np.isneginf(numbers) & (self.scale >= 0)
+        with np.errstate(invalid="ignore"):
+            return np.where(impossible, -np.inf, self.scale * numbers)  # at scale 0, too
 
 
 def _inverted(law: Any, uniforms: Any) -> NDArray[np.int64]:

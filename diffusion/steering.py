@@ -41,7 +41,7 @@ class Steering:
 
     With ``samples``, in place of λ_t·r_t stands log ψ_t, ψ_t the mean of exp(λ_t·r) over samples of the data given x_t.
     They are part of what a step chose and recorded, so that forced choices weigh what they weighed before; the target
-    is the same.
+    is the same. Engines that raise probabilities to a power refuse them.
 
     With ``gradient``, steps are proposed around the estimate moved by σ²/α·∇λr, and weighed by p/q: the twisted
     diffusion sampler, Wu et al. (2023), arXiv:2306.17775. With ``temper`` as well, it is DAS, Kim et al. (2025),

@@ -62,6 +62,7 @@ class Blocks:
         self.model = model
         self.size = size
         self.guarantee = getattr(model, "guarantee", "unbiased")
+        self.auxiliary = getattr(model, "auxiliary", False)
 
     def __repr__(self) -> str:
         return f"Blocks({self.model!r}, {self.size})"

@@ -105,7 +105,8 @@ class FeynmanKac(Protocol[S]):
     passes through ``advance`` unchanged, with all its terms 0.
 
     A model may have an attribute ``guarantee``: "discretised" says that its target is reached as its steps get smaller,
-    and the posterior of an engine promises no more than that.
+    and the posterior of an engine promises no more than that. And one ``auxiliary``: True says that some choices only
+    help to weigh the others, so that engines which raise probabilities to a power refuse it.
     """
 
     def start(self, keys: Keys, given: Sequence[Any] | None = None) -> Advance[S]:

@@ -150,6 +150,14 @@ def test_chains_replay_samples(engine):
     assert 2.2 < mean < 3.9  # 3.034 is exact
 
 
+@pytest.mark.parametrize("engine", [fk.PowerSMC(10), fk.SuffixMH(10, power=2.0), fk.PowerSampling(4)], ids=str)
+def test_powers_of_samples_are_refused(engine):
+    made = model(InOrder("left"), steering=Steering(reward, samples=1))
+    for one in (made, fk.Blocks(made, 2)):
+        with pytest.raises(Unsupported, match="of auxiliary draws, too"):
+            fk.infer(one, engine, seed=0)
+
+
 # Proposals
 
 

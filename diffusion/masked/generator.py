@@ -136,6 +136,7 @@ class MaskedDiffusion(Generator):
             raise ValueError(f"keep is a probability, or None, not {keep}")
         self.twist, self.optimal, self.keep = twist, optimal, keep
         self.samples: int = getattr(steering, "samples", 0)
+        self.auxiliary = self.samples > 0
         self._continuations = self._proposal()
 
     def _proposal(self) -> Continuations | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...ppl.cost import Budget
+from ...ppl.errors import Unsupported
 from ...ppl.sites import short
 
 
@@ -72,6 +73,15 @@ def one_of(name: str, value: Any, options: Iterable[str]) -> None:
     words = [f'"{option}"' for option in options]
     if not isinstance(value, str) or f'"{value}"' not in words:
         raise ValueError(f"{name} must be {', '.join(words[:-1])} or {words[-1]}, not {value!r}")
+
+
+def check_power(who: str, model: Any) -> None:
+    """Raise Unsupported for a power of a model whose log-probabilities are of auxiliary draws, too."""
+    if getattr(model, "auxiliary", False):
+        raise Unsupported(
+            f"{who} raises probabilities to a power, and those of {model!r:.200} are of auxiliary draws, too, such as "
+            "samples of the data, whose powers would change the target: use Steering(samples=0)"
+        )
 
 
 def check_run(who: str, models: Sequence[Any], engine: Any, budget: Any) -> None:

@@ -12,7 +12,7 @@ from ...ppl import keys as _keys
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, retry
-from ..base.checks import positive
+from ..base.checks import check_power, positive
 from ..base.engine import Guarantee, Ranking, Run
 from ..base.paths import Asking, Path, extend, run_on
 from .chain import alive, check_schedule, draw_chain, from_prior, kept
@@ -186,6 +186,8 @@ class SuffixMH:
     ) -> float:
         if not alive(old):
             return np.inf
+        if self.power != 1.0:
+            check_power(f"SuffixMH(power={self.power})", model)
         if self.power != 1.0 and not (old.scored and new.scored):
             raise Unsupported(
                 f"SuffixMH with power={self.power} needs log-probabilities, and {model!r:.200} gives none"

@@ -11,7 +11,7 @@ from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ...ppl.reals import whole_number
-from ..base.checks import finite
+from ..base.checks import check_power, finite
 from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start
 from ..base.resampling import Scheme
 from .smc import SMC
@@ -87,6 +87,8 @@ class PowerSMC:
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
+        if self.power != 1.0:
+            check_power("PowerSMC", model)
         sharpened = self._plain.run(cast(FeynmanKac[Any], _Sharp(model)), key)
         answer: Any = None
         while True:

@@ -117,6 +117,112 @@ def test_repeated_candidates_can_be_left_out():
     assert len(plain) == 73 > len(tree)
 
 
+# -- beams that get narrower ------------------------------------------------------------------------------------------
+
+
+def by_first(values):
+    """Features by which candidates are alike that come from starts of one kind: 0 to 2, 3 and 4, or the others."""
+    return [[float(sum(path[0] >= bound for bound in (3, 5)))] for path in values]
+
+
+FIRST = {0: 0.9, 1: 0.8, 2: 0.7, 3: 0.3, 4: 0.4, 5: 0.2, 6: 0.1, 7: 0.05}
+
+
+def by_start(path):
+    """Each start has a score of its own, and its children nearly the same."""
+    return math.log(FIRST[path[0]] - 0.001 * sum(path[1:]))
+
+
+def waves(engine, log_g=by_start, ends=lambda path: len(path) == 4):
+    model = Scripted(log_g, ends)
+    posterior = fk.infer(model, engine, seed=0)
+    return model.waves, posterior
+
+
+def test_the_best_go_on_where_a_beam_gets_narrower():
+    found, posterior = waves(fk.BeamSearch(8, 2, reduce={1: fk.Reduce(4), 2: fk.Reduce(1)}))
+    assert [len(wave) for wave in found] == [8, 8, 4, 1]
+    assert found[2] == [(0, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)]
+    assert found[3] == [(0, 0, 0, 0)]
+    assert (posterior.guarantee, len(posterior)) == ("heuristic", 1)
+    assert math.isnan(posterior.log_evidence)
+    # What it makes and keeps until then is what a beam does that stays as it is.
+    plain, _ = waves(fk.BeamSearch(8, 2))
+    assert found[:2] == plain[:2]
+    assert [len(wave) for wave in plain] == [8, 8, 8, 8]
+
+
+def test_clusters_keep_the_best_of_each_kind_and_centres_the_nearest():
+    found, _ = waves(fk.BeamSearch(8, 1, reduce={1: fk.Reduce(3, "cluster", by_first)}))
+    assert sorted(path[0] for path in found[2]) == [0, 4, 5]
+    places = (0, 1, 5, 100, 103, 104, 105, 108)  # the centres are 2 and 104
+    centres = fk.BeamSearch(8, 1, reduce={1: fk.Reduce(2, "centre", lambda paths: [[places[p[0]]] for p in paths])})
+    found, posterior = waves(centres)
+    assert sorted(path[0] for path in found[2]) == [1, 5]
+    assert posterior.guarantee == "heuristic"
+    # With two children each, four places are those of two clusters; the better of them comes first.
+    found, _ = waves(fk.BeamSearch(8, 2, reduce={1: fk.Reduce(4, "cluster", lambda v: [[p[0] > 0] for p in v])}))
+    assert [path[0] for path in found[2]] == [0, 1, 0, 1]
+
+
+def test_a_look_ahead_says_which_are_the_best_of_their_clusters_and_the_dead_make_none():
+    def log_g(path):
+        if path[0] in (5, 6, 7) and len(path) == 3:
+            return -math.inf
+        return by_start(path) if len(path) < 3 or path[0] != 2 else 0.0
+
+    narrow = fk.BeamSearch(8, 1, lookahead=1, reduce={1: fk.Reduce(3, "cluster", by_first)})
+    found, posterior = waves(narrow, log_g)
+    # A look ahead follows each wave but the last: the fifth is made after step 1, of two kinds that live on.
+    kept = {path[0] for path in found[4]}
+    assert kept >= {2, 4}
+    assert not kept & {5, 6, 7}
+    assert posterior.best()[0] == 2
+
+
+def test_those_that_finished_before_keep_their_places_beside():
+    def ends(path):
+        return len(path) == 4 or (len(path) == 2 and path[0] < 3)
+
+    found, posterior = waves(fk.BeamSearch(8, 1, reduce={1: fk.Reduce(4), 2: fk.Reduce(2)}), ends=ends)
+    assert [len(wave) for wave in found] == [8, 8, 4, 2]
+    assert len(posterior) == 3 + 2
+
+    # Those that finish later take their places with them.
+    def later(path):
+        return len(path) == 4 or (len(path) == 3 and path[0] == 0)
+
+    found, posterior = waves(fk.BeamSearch(8, 1, reduce={1: fk.Reduce(4)}), ends=later)
+    assert [len(wave) for wave in found] == [8, 8, 4, 3]
+    assert len(posterior) == 4
+
+
+def test_narrower_beams_have_a_record_that_a_file_keeps(tmp_path):
+    engine = fk.BeamSearch(8, 2, temperature=1.0, reduce={1: fk.Reduce(4, "cluster", by_first)})
+    _, posterior = waves(engine)
+    posterior.save(tmp_path / "kept")
+    again = fk.Posterior.load(tmp_path / "kept")
+    np.testing.assert_array_equal(again.log_weights, posterior.log_weights)
+    assert np.bincount(tree_of(posterior).depth[1:]).tolist() == [8, 8, 4, 4]
+    assert again.values == posterior.values
+    assert hash(engine) == hash(fk.BeamSearch(8, 2, temperature=1.0))
+    assert engine != fk.BeamSearch(8, 2, temperature=1.0)
+
+
+def test_reductions_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="reduce makes 8 particles fewer, not 8, at depth 2"):
+        fk.BeamSearch(8, reduce={2: fk.Reduce(8)})
+    with pytest.raises(TypeError, match=r"reduce is a dict from depths to fk.Reduce"):
+        fk.BeamSearch(8, reduce={2: 4})
+    for by in ("cluster", "centre"):
+        with pytest.raises(ValueError, match=f'of 2 candidates of width 4 one beam goes on .* and by "{by}"'):
+            fk.BeamSearch(8, reduce={3: fk.Reduce(2, by)})
+    with pytest.raises(ValueError, match="does not ask which are alike"):
+        fk.Reduce(2, features=by_first)
+    with pytest.raises(ValueError, match="clusters need numbers that tell which particles are alike"):
+        waves(fk.BeamSearch(8, 1, reduce={1: fk.Reduce(2, "cluster", lambda paths: ["a"] * len(paths))}))
+
+
 # -- DVTS -------------------------------------------------------------------------------------------------------------
 
 

@@ -354,6 +354,7 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "RolloverBudget": (fk.RolloverBudget(3, chains=2), {}),
     "BeamSearch": (fk.BeamSearch(6, width=3), {}),
     "BeamSearch, ahead": (fk.BeamSearch(4, width=2, score="product", lookahead=1, distinct=True), {}),
+    "BeamSearch, narrower": (fk.BeamSearch(6, width=2, reduce={1: fk.Reduce(3)}), {}),
     "DVTS": (fk.DVTS(6, width=3, score="min"), {}),
     "Rebase": (fk.Rebase(6, temperature=1.0), {}),
     "AStar": (fk.AStar(60, width=2, score="product"), {}),
@@ -448,8 +449,8 @@ def test_the_best_is_told_by_what_suits_the_engine(name):
     by_reward = kind in BY_REWARD.split() and name != "ParticleFilter, as its_hub"
     own = {
         "ParticleFilter, as its_hub", "BestOfN, by answer", "SelfConsistency", "SelfConsistency, weighted",
-        "FirstFinish", "AdaptiveConsistency", "BeamSearch, ahead", "DVTS", "AStar, falls", "TreeOfFrames", "BeamSearch",
-            "AdaptiveBestOfN",
+        "FirstFinish", "AdaptiveConsistency", "BeamSearch, ahead", "BeamSearch, narrower", "DVTS", "AStar, falls",
+        "TreeOfFrames", "BeamSearch", "AdaptiveBestOfN",
     }  # fmt: skip
     for posterior in best_of_all(name):
         assert posterior.ranking == ("reward" if by_reward else "weight")

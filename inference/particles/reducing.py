@@ -14,6 +14,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import Floats, Index
 from ..base.checks import function_or_none, one_of, positive
 from ..base.resampling import Scheme, resample
+from ..base.selection import best_first
 from ..base.weights import logmeanexp
 
 By = Literal["weight", "cluster", "centre"]
@@ -22,20 +23,24 @@ _ROUNDS = 50
 
 @dataclass(frozen=True)
 class Reduce:
-    """How a population of n particles becomes one of m < n, a setting of `SMC`.
+    """How a population of n particles becomes one of m < n, a setting of `SMC` and of `BeamSearch`.
 
     By "weight" m are drawn ∝ w·ψ, as in resampling. By "cluster" the particles are cut into m clusters that look alike
     (k-means), and one is drawn of each ∝ w·ψ and given the weight of all of it: what differs is kept, and as both leave
     E[Σ w f] as it is, mean(w) stays an unbiased estimate of Z. By "centre" the particle nearest the centre of each
     cluster goes on with its own weight, as published: that is a heuristic, and there is no evidence after it.
 
+    Beams have scores and no weights: there the best go on ("weight"), the best of each cluster
+    ("cluster"), or the nearest to each centre ("centre").
+
     Args:
         to: m.
         by: "weight", "cluster" or "centre".
         features: of the values of all particles (a list), an array (n, d), to tell by which are alike; None: the values
-            themselves as numbers.
+            themselves as numbers. Not by "weight".
 
     Source: Chen et al. (2025), TTS-VAR, arXiv:2507.18537, for the schedule and "centre"; "cluster" is our own.
+    Raises ValueError for settings out of range.
     """
 
     to: int
@@ -46,6 +51,8 @@ class Reduce:
         positive("to", self.to)
         one_of("by", self.by, ("weight", "cluster", "centre"))
         function_or_none("features", self.features, "the values of all particles")
+        if self.by == "weight" and self.features is not None:
+            raise ValueError('"weight" does not ask which are alike: leave features out, or take "cluster" or "centre"')
 
     def draw(
         self, values: Callable[[], list[Any]], log_weights: Floats, log_twist: Floats, key: Keys, scheme: Scheme
@@ -55,21 +62,32 @@ class Reduce:
         if self.by == "weight":
             kept = resample(guided, self.to, key, scheme)
             return kept, logmeanexp(guided) - log_twist[kept]
-        alive = np.flatnonzero(guided > -math.inf)
-        features = self._features(values())[alive]
-        clusters, centres = k_means(features, min(self.to, len(alive)), _keys.fold(key, 0))
-        places = [np.flatnonzero(clusters == k) for k in range(len(centres))]
+        clusters, nearest = self._clusters(values(), guided, self.to, _keys.fold(key, 0))
         if self.by == "centre":
-            far = [((features[at] - centre) ** 2).sum(1) for at, centre in zip(places, centres)]
-            kept = np.array([alive[at[int(np.argmin(d))]] for at, d in zip(places, far)])
-            return kept, log_weights[kept]
-        shares = [guided[alive[at]] for at in places]
-        keys = _keys.fold(_keys.fold(key, 1), np.arange(len(places)))
-        kept = np.array(
-            [alive[at[resample(g, 1, keys[k : k + 1])[0]]] for k, (at, g) in enumerate(zip(places, shares))]
-        )
-        whole = np.array([logmeanexp(g) + math.log(len(g) * len(places) / len(guided)) for g in shares])
+            return nearest, log_weights[nearest]
+        shares = [guided[at] for at in clusters]
+        keys = _keys.fold(_keys.fold(key, 1), np.arange(len(clusters)))
+        kept = np.array([at[resample(g, 1, keys[k : k + 1])[0]] for k, (at, g) in enumerate(zip(clusters, shares))])
+        whole = np.array([logmeanexp(g) + math.log(len(g) * len(clusters) / len(guided)) for g in shares])
         return kept, whole - log_twist[kept]
+
+    def pick(self, values: Callable[[], list[Any]], scores: Floats, count: int, key: Keys) -> Index:
+        """Return the positions of up to ``count`` that go on by their scores, the best of them first."""
+        if self.by == "weight" or not (scores > -math.inf).any():
+            return best_first(scores, count)
+        clusters, nearest = self._clusters(values(), scores, count, key)
+        best = np.array([at[int(scores[at].argmax())] for at in clusters])
+        kept: Index = nearest if self.by == "centre" else best
+        return kept[best_first(scores[kept], count)]
+
+    def _clusters(self, values: list[Any], scores: Floats, count: int, key: Keys) -> tuple[list[Index], Index]:
+        """Cut those with a score above −inf into clusters, and return these and who is nearest to each centre."""
+        alive = np.flatnonzero(scores > -math.inf)
+        features = self._features(values)[alive]
+        cluster, centres = k_means(features, min(count, len(alive)), key)
+        places = [np.flatnonzero(cluster == k) for k in range(len(centres))]
+        far = [((features[at] - centre) ** 2).sum(1) for at, centre in zip(places, centres)]
+        return [alive[at] for at in places], np.array([alive[at[int(d.argmin())]] for at, d in zip(places, far)])
 
     def _features(self, values: list[Any]) -> Floats:
         found = values if self.features is None else self.features(values)

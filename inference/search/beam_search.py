@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats
 from ..base.engine import Guarantee, Move, Run, Start
 from ..base.selection import best_first
+from ..particles.reducing import Reduce, check_reductions
 from .expansion import Expanding, Expansion, Scoring, check_search
 
 Allot = Callable[[Expansion, list[int], list[int]], Expanding]
@@ -43,12 +46,17 @@ class BeamSearch:
             that ``posterior.vote(key)`` is a weighted vote (T = 1: each votes with its r̂).
         chains: independent searches.
         all_dead: "error" raises `AllParticlesDead` when all candidates have weight zero; "zero" keeps the dead.
+        reduce: after which steps the beam gets narrower, as early steps decide most: with ``{2: Reduce(6, "cluster"),
+            6: Reduce(2)}`` six candidates are made after step 2 (the first is 0) and two after step 6, besides those
+            that have finished. Where they are made fewer, the ⌈m/M⌉ beams that have children are the best by score
+            ("weight"), the best of each of as many clusters ("cluster") or the nearest to their centres ("centre").
 
     Cost: ``width`` children of each of n beams a step.
     When it pays: Where steps are few, a score ranks partial runs well, and one good answer is all that is asked.
 
     Source: Snell et al. (2024), arXiv:2408.03314, with look-ahead; a beam over steps with a verifier, Yao et al.
-    (2023), arXiv:2305.10601, and Xie et al. (2023), arXiv:2305.00633. Raises ValueError for settings out of range.
+    (2023), arXiv:2305.10601, and Xie et al. (2023), arXiv:2305.00633; fewer on the way, Chen et al. (2025),
+    arXiv:2507.18537. Raises ValueError for settings out of range.
 
     >>> import feynkac as fk
     >>> @fk.program
@@ -70,23 +78,46 @@ class BeamSearch:
     temperature: float | None = None
     chains: int = 1
     all_dead: Literal["error", "zero"] = "error"
+    reduce: Mapping[int, Reduce] = field(default_factory=dict, hash=False)
     guarantee: ClassVar[Guarantee] = "heuristic"
 
     def __post_init__(self) -> None:
         check_beams(self)
+        check_reductions(self.reduce, self.particles)
+        for depth, one in self.reduce.items():
+            if one.by != "weight" and one.to <= self.width:
+                raise ValueError(
+                    f"of {one.to} candidates of width {self.width} one beam goes on after depth {depth}, and by "
+                    f'"{one.by}" nothing is left to tell apart: reduce to more than the width, or by "weight"'
+                )
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
         return in_waves(model, key, self, self._allot, self.distinct)
 
     def _allot(self, tree: Expansion, made: list[int], going: list[int]) -> Expanding:
-        places = self.particles - len(tree.results)
+        depth = tree.nodes[made[0]].depth
+        places = self._population(tree, depth) - len(tree.results)
         if not going or places <= 0:
             return []
         ahead = yield from look(tree, going, self.lookahead)
-        kept = best_first(ahead, math.ceil(places / self.width))
+        beams, reduction = math.ceil(places / self.width), self.reduce.get(depth)
+        if reduction is None:
+            kept = best_first(ahead, beams)
+        else:
+            key = _keys.fold(tree.key, _keys.tag("reduce"), depth)
+            kept = reduction.pick(partial(tree.values, going), ahead, beams, key)
         # The best have one child more where places cannot be shared evenly.
         return [going[kept[i % len(kept)]] for i in range(places)]
+
+    def _population(self, tree: Expansion, depth: int) -> int:
+        """Return how many runs there are to be, those that have finished and those that go on after a depth."""
+        population = self.particles
+        for at, one in sorted(self.reduce.items()):
+            if at <= depth:
+                finished = sum(tree.nodes[x].depth <= at for x in tree.results)
+                population = min(population, finished + one.to)
+        return population
 
 
 def in_waves(model: FeynmanKac[Any], key: Keys, settings: Any, allot: Allot, distinct: bool = False) -> Run:

@@ -69,6 +69,7 @@ class Expansion:
     """A tree on its way. Node 0 is the root, before the first step.
 
     Attributes:
+        key: of the search, which nodes fold for keys of their own.
         parent, founder: of each node; the founder is the node of the first step on its path.
         nodes: what is known of each.
         visits: how often each was gone through, where the search counts that itself.
@@ -78,7 +79,7 @@ class Expansion:
 
     def __init__(self, model: FeynmanKac[Any], key: Keys, score: Scoring) -> None:
         start, self._fold = _FOLD[score]
-        self._model, self._key = model, key
+        self._model, self.key = model, key
         self.parent, self.founder = [-1], [0]
         self.nodes = [Node(-1, 0.0, 0.0, 0.0, 0.0, False, ())]
         self.visits: list[int] | None = None
@@ -109,7 +110,7 @@ class Expansion:
         at = np.array(parents, np.intp)
         number = np.array([self._count(x) for x in at.tolist()])
         if not at.any():
-            lines = _keys.fold(self._key, _keys.tag("particle"), number)
+            lines = _keys.fold(self.key, _keys.tag("particle"), number)
             advance = yield Start(_keys.fold(lines, 0))
         else:
             depth = np.array([self.nodes[x].depth for x in at])

@@ -146,10 +146,9 @@ class Steering:
         found = as_reward(self.reward)(data, latents, np.repeat(at, many)).reshape(len(at), many)
         _check_on_the_way(found.amax(1), latents, at)
         strength = self._strength(latents)[at][:, None]
-        if many == 1:
-            return (strength * found)[:, 0]
         never = torch.isneginf(found) & (strength >= 0)  # which 0 · ∞ would not say
-        return torch.where(never, -math.inf, strength * found).logsumexp(1) - math.log(many)
+        terms = torch.where(never, -math.inf, strength * found)
+        return terms[:, 0] if many == 1 else terms.logsumexp(1) - math.log(many)
 
     def _weigh(self, latents: Latents, before: Latents | None) -> tuple[Any, Latents]:
         """Apply the potential; ``given`` is the log of the product so far, ``trace`` the running max or sum."""

@@ -150,6 +150,14 @@ def test_chains_replay_samples(engine):
     assert 2.2 < mean < 3.9  # 3.034 is exact
 
 
+@pytest.mark.parametrize("samples", [0, 30])
+def test_what_is_impossible_in_the_end_is_so_at_scale_0(samples):
+    steering = Steering(lambda x: torch.where(x[:, 0] == 0, -torch.inf, 0.0), 0.0, every=L, samples=samples)
+    posterior = fk.infer(model(InOrder("left"), steering=steering), fk.ImportanceSampling(300), seed=0)
+    assert posterior.log_evidence == pytest.approx(np.log(P[STATES[:, 0] > 0].sum()), abs=0.25)
+    assert all(x[0] > 0 for x, w in zip(posterior.values, posterior.probabilities) if w)
+
+
 @pytest.mark.parametrize("engine", [fk.PowerSMC(10), fk.SuffixMH(10, power=2.0), fk.PowerSampling(4)], ids=str)
 def test_powers_of_samples_are_refused(engine):
     made = model(InOrder("left"), steering=Steering(reward, samples=1))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import reference  # noqa: E402
+from docutils import nodes  # noqa: E402
 
 import feynkac  # noqa: E402
 
@@ -77,6 +80,35 @@ def copied(folder: str) -> None:
         text = path.read_text(encoding="utf-8").replace("(../docs/", "(../")
         if not found.exists() or found.read_text(encoding="utf-8") != text:
             found.write_text(text, encoding="utf-8")
+
+
+PAPER = re.compile(r"(arXiv:\d{4}\.\d{4,5}|doi:10\.\d{4,}/(?!\S*<)[^\s;,]*[^\s;,.)\]])")
+
+
+def finished(app: Any, doctree: nodes.document) -> None:
+    """Link papers that are named by number, and drop the empty lines that end examples."""
+    for block in doctree.findall(nodes.literal_block):
+        if block.get("language") == "pycon":
+            block.children = [nodes.Text(block.astext().rstrip("\n"))]
+            block.rawsource = block.astext()
+    kept = (nodes.FixedTextElement, nodes.literal, nodes.raw, nodes.reference, nodes.title)
+    for text in list(doctree.findall(nodes.Text)):
+        parts = PAPER.split(text)
+        above = text.parent
+        while above is not None and not isinstance(above, kept):
+            above = above.parent
+        if len(parts) > 1 and above is None:
+            linked: list[nodes.Node] = []
+            for i, part in enumerate(parts):
+                kind, _, number = part.partition(":")
+                site = "https://arxiv.org/abs/" if kind == "arXiv" else "https://doi.org/"
+                linked.append(nodes.reference("", part, refuri=site + number) if i % 2 else nodes.Text(part))
+            text.parent.replace(text, linked)
+
+
+def setup(app: Any) -> None:
+    """Have `finished` see every page."""
+    app.connect("doctree-read", finished)
 
 
 copied("notebooks")

@@ -271,6 +271,16 @@ def test_each_model_is_called_once_a_byte_and_remembers_it():
     assert second.values == first.values
 
 
+@pytest.mark.parametrize("r", [1e-300, -1e-16, 1e-12, -1e-6, 1e-3])
+def test_power_means_of_small_exponents_are_near_the_geometric_one(r):
+    a, b = law_of("one"), law_of("two")
+    mean, exact = (power_mean([a, b], [0.3, 0.7], power) for power in (r, 0.0))
+    first, second = np.array([-700.0, -3.0, -2.0]), np.array([-690.0, -3.0, -math.inf])
+    found, limit = mean.combine([first, second])[:2], exact.combine([first, second])[:2]
+    spread = np.array([0.5 * 0.21 * 100.0, 0.0])  # half the variance, the next term of the series
+    np.testing.assert_allclose(found, limit + r * spread, atol=1e-10 + 200 * r**2)
+
+
 def test_power_means_where_a_part_is_nothing():
     a, b = law_of("one"), law_of("two") * Where(PAGE, lambda s: "a" not in s)
     only_one, both = context("a"), context("b")

@@ -187,6 +187,11 @@ class PowerMean(Mixture):
         else:
             terms = np.where(dead, -math.inf, np.log(shares) + r * alive)
             mean = np.logaddexp.reduce(terms, axis=0) / r
+            middle, surplus = alive.mean(axis=0), math.fsum(self.weights) - 1.0
+            gap = r * (alive - middle)  # where it is small, the log of nearly 1 divided by r has no digits left
+            near = ~dead.any(axis=0) & (np.abs(gap).max(axis=0) < 0.1) & (abs(surplus) < 1e-12)
+            more = (shares * np.expm1(np.where(near, gap, 0.0))).sum(axis=0)
+            mean = np.where(near, middle + np.log1p(more) / r, mean)
         nothing = dead.all(axis=0) if r > 0 else dead.any(axis=0)
         return np.where(nothing, -math.inf, mean)
 

@@ -33,16 +33,14 @@ or more: they are for the picture.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common.records import Records
+from common.records import Records, asked
 
 import feynkac as fk
 from feynkac.diffusion import Ancestral, InOrder, JumpDiffusion, MaskedDiffusion, TokenTable, anneal
@@ -209,14 +207,8 @@ def plot(records: Records, steps: tuple[int, ...], path: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true")
-    parser.add_argument("--folder", default="out/benchmarks")
-    parser.add_argument("--plot", help="where the picture goes")
-    arguments = parser.parse_args(argv)
+    arguments, records = asked(__doc__, "ising", ("side", "form", "weighted", "steps", "seed"), argv)
     torch.set_num_threads(1)
-    name = "ising_short.jsonl" if arguments.short else "ising.jsonl"
-    records = Records(Path(arguments.folder) / name, ("side", "form", "weighted", "steps", "seed"))
     steps = (9,) if arguments.short else (9, 25, 50)
     if not arguments.short:
         run(records, 4, 0.35, 2_000, (25, 50), 3)

@@ -39,18 +39,16 @@ the answer is a digit at all (the largest of its ten probabilities), and for "fo
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from common.best_of_n import expected
-from common.records import Records
+from common.records import Records, asked
 from peers.race import table
 
 import feynkac as fk
@@ -279,15 +277,8 @@ def plot(records: Records, path: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="N = 2 and 4, two seeds")
-    parser.add_argument("--show", action="store_true", help="only show what there is")
-    parser.add_argument("--folder", default="out/benchmarks")
-    parser.add_argument("--plot", help="where the picture goes")
-    arguments = parser.parse_args(argv)
+    arguments, records = asked(__doc__, "masked_digits", ("task", "N", "seed", "side"), argv, show=True)
     torch.set_num_threads(1)
-    name = "masked_digits_short.jsonl" if arguments.short else "masked_digits.jsonl"
-    records = Records(Path(arguments.folder) / name, ("task", "N", "seed", "side"))
     if not arguments.show:
         run(records, *(((2, 4), 4, 2) if arguments.short else (SIZES, 100, 12)))
     shown(records)

@@ -31,7 +31,6 @@ The rule of the verdict:
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import time
@@ -40,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common.records import Records
+from common.records import Records, asked
 
 import feynkac as fk
 
@@ -260,13 +259,7 @@ def plot(records: Records, path: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true")
-    parser.add_argument("--folder", default="out/benchmarks")
-    parser.add_argument("--plot", help="where the picture goes")
-    arguments = parser.parse_args(argv)
-    name = "power_short.jsonl" if arguments.short else "power.jsonl"
-    records = Records(Path(arguments.folder) / name, ("part", "engine", "cold", "block", "size"))
+    arguments, records = asked(__doc__, "power", ("part", "engine", "cold", "block", "size"), argv)
     toy(records, 4 if arguments.short else TOKENS, 40 if arguments.short else 2000, arguments.short)
     countdown(records, 2 if arguments.short else 100, 4 if arguments.short else 40)
     shown(records)

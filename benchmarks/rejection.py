@@ -36,7 +36,6 @@ there is.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common.records import Records
+from common.records import Records, asked
 
 import feynkac as fk
 from feynkac.inference.base.selection import best_of
@@ -283,13 +282,7 @@ def plot(records: Records, path: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true")
-    parser.add_argument("--folder", default="out/benchmarks")
-    parser.add_argument("--plot", help="where the picture goes")
-    arguments = parser.parse_args(argv)
-    name = "rejection_short.jsonl" if arguments.short else "rejection.jsonl"
-    records = Records(Path(arguments.folder) / name, ("part", "engine", "steps", "error"))
+    arguments, records = asked(__doc__, "rejection", ("part", "engine", "steps", "error"), argv)
     if arguments.short:
         coins(records, 8, (8, 16), ())
         countdown(records, 2, 1, 8)

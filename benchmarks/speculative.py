@@ -24,14 +24,12 @@ model's, and much faster than the large model alone, and what they write has nea
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common.records import Records
+from common.records import Records, asked
 from power import VOCABULARY, Writer, Written, table
 
 import feynkac as fk
@@ -228,12 +226,7 @@ def shown(records: Records) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true")
-    parser.add_argument("--folder", default="out/benchmarks")
-    arguments = parser.parse_args(argv)
-    name = "speculative_short.jsonl" if arguments.short else "speculative.jsonl"
-    records = Records(Path(arguments.folder) / name, ("part", "what", "gamma", "size"))
+    arguments, records = asked(__doc__, "speculative", ("part", "what", "gamma", "size"), argv, plot=False)
     toy(records, 50 if arguments.short else 2000, (1, 4) if arguments.short else (1, 4, 16))
     if not arguments.short:
         smollm2(records, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -34,3 +35,24 @@ class Records:
             file.write(json.dumps(row) + "\n")
         self.rows.append(row)
         self._known.add(self._key(row))
+
+
+def asked(
+    about: str | None,
+    name: str,
+    keys: tuple[str, ...],
+    argv: list[str] | None,
+    *,
+    plot: bool = True,
+    show: bool = False,
+) -> tuple[argparse.Namespace, Records]:
+    """Return what the command line of a benchmark asks for, and its records, those of a short run apart."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="a small run, to see that it works")
+    parser.add_argument("--folder", type=Path, default=Path("out/benchmarks"), help="where records are kept")
+    if plot:
+        parser.add_argument("--plot", help="where the picture goes")
+    if show:
+        parser.add_argument("--show", action="store_true", help="only show what there is")
+    arguments = parser.parse_args(argv)
+    return arguments, Records(arguments.folder / f"{name}{'_short' if arguments.short else ''}.jsonl", keys)

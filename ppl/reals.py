@@ -79,6 +79,15 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     return operator.index(value)
 
 
+def is_index(value: Any, below: int) -> bool:
+    """Whether a value is a whole number from 0 to below − 1, and no truth value.
+
+    >>> is_index(np.int64(3), 10), is_index(True, 10), is_index(1.0, 10), is_index(10, 10)
+    (True, False, False, False)
+    """
+    return not isinstance(value, bool) and hasattr(type(value), "__index__") and 0 <= operator.index(value) < below
+
+
 def _name(dtype: Any) -> str:
     """Return a dtype's name: "float64", "bool", …"""
     return getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]

@@ -122,3 +122,13 @@ def test_rewards_of_images_steer_it(real):
 def test_bad_requests_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         digits_masked(**settings)
+
+
+@pytest.mark.parametrize("digit", [True, 1.5, [1.5], [], 10, -1, [3, True]])
+def test_classes_that_are_no_digits_are_refused_by_name(digit):
+    for make in (lambda: fk.diffusion.digits_masked(digit=digit), lambda: fk.diffusion.digits(5, digit)):
+        with pytest.raises(ValueError, match="a digit is one of 0…9"):
+            make()
+    if not isinstance(digit, list):
+        with pytest.raises(ValueError, match="a digit is one of 0…9"):
+            fk.models.digit_tokens(digit)

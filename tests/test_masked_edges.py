@@ -163,3 +163,13 @@ def test_trajectories_are_drawn_backward():
     smoothed = fk.smooth(fk.infer(made, fk.SMC(300), seed=0), 300, seed=1, model=made)
     exact = law_of(made, weighed=True)
     assert abs(np.sum(smoothed.values, 1).mean() - exact @ STATES.sum(1) / exact.sum()) < 0.3
+
+
+def test_forced_choices_that_are_no_numbers_are_refused_by_particle():
+    with pytest.raises(ValueError, match="particle 0 was given"):
+        model(InOrder()).start(fk.keys.fold(fk.keys.root(0), np.arange(1)), [["a", "b", "c"]])
+
+
+def test_unmasking_a_text_of_floats_gives_tokens():
+    step = fk.diffusion.unmask(model(InOrder()), np.array([0.0, float(M), float(M)]))
+    assert all(type(token) is int for token in step.text)

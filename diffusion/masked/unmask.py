@@ -94,7 +94,7 @@ def unmask(
     where = None if among is None else tuple(among)
     if where is not None and not set(where) <= set(range(length)):
         raise ValueError(f"positions are 0 to {length - 1}, not {list(where)}")
-    return Unmask(model, tuple(tokens.tolist()), count, rule, float(temperature), where)
+    return Unmask(model, tuple(map(int, tokens)), count, rule, float(temperature), where)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ...ppl.reals import is_index
 from ..denoiser import Denoiser, Guided, Network
 from ..frames import Frames
 from ..gaussian import Diffusion
@@ -180,8 +181,8 @@ def _digits(
 
 
 def _condition(digit: int | Iterable[int] | None, device: str) -> Any:
-    labels = [NO_DIGIT] if digit is None else [digit] if isinstance(digit, int) else list(digit)
-    if digit is not None and not all(0 <= label <= 9 for label in labels):
+    labels = list(digit) if isinstance(digit, Iterable) else [NO_DIGIT if digit is None else digit]
+    if digit is not None and not (labels and all(is_index(label, 10) for label in labels)):
         raise ValueError(f"a digit is one of 0…9, not {digit!r}")
     return torch.tensor(labels, device=device)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...ppl.reals import is_index
 from ..fetch.shelf import Shelf
 from ..local.transformers_lm import TransformersLM
 from .generator import ImageTokens
@@ -58,7 +59,7 @@ def digit_tokens(digit: int | None = None, *, guidance: float = 0.0, **settings:
     >>> fk.infer(model, fk.SMC(4), seed=0).values[0].shape
     (14, 14)
     """
-    if digit is not None and digit not in range(10):
+    if digit is not None and not is_index(digit, 10):
         raise ValueError(f"a digit is one of 0…9, not {digit!r}")
     if digit is None and guidance:
         raise ValueError("guidance needs a digit to guide to: digit_tokens(digit, guidance=…)")

@@ -14,7 +14,9 @@ from .generator import InvalidOutput
 def are_tokens(some: Any, vocabulary: int, least: int = 0) -> bool:
     """Whether all of some numbers are whole, and from ``least`` to the last token of a vocabulary."""
     found = np.asarray(some)
-    return found.dtype.kind in "iuf" and bool(((found >= least) & (found < vocabulary) & (found == np.floor(found))).all())
+    if found.dtype.kind not in "iuf":
+        return False
+    return bool(((found >= least) & (found < vocabulary) & (found == np.floor(found))).all())
 
 
 def check_given(given: Sequence[Any] | None, vocabulary: int, least: int = 0) -> None:

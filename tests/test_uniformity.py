@@ -288,6 +288,30 @@ def tokens_of_images():
     return watched.record_keys(model)
 
 
+@cache
+def drawing():
+    """The same images in a program, which judges them after each scale."""
+    law = torch.tensor(np.random.default_rng(0).normal(size=(4, 4)))
+
+    def network(tokens, memory, condition):
+        watched.saw(model_calls=1, nfe=len(tokens), tokens_out=2 * len(tokens))
+        return law[:2] + 0.3 * (tokens == 2).sum(1)[:, None, None] * law[2:], ()
+
+    model = fk.models.ImageTokens(fk.models.ByScale(network, (2, 2, 2), 4, condition=0))
+
+    @fk.program
+    async def scales():
+        image = fk.models.images.begin(model)
+        while not image.done:
+            before = (image.tokens == 2).sum()
+            image = await fk.sample("scale", fk.models.images.draw(image))
+            await fk.factor("twos", 0.5 * float((image.tokens == 2).sum() - before))
+        return image.image
+
+    watched = Watched(scales(), lambda value: (value >= 0).all(), ("model_calls", "nfe", "tokens_out"))
+    return watched
+
+
 def shipped(model, shape):
     """A model that ships with the library, its network watched."""
     watched = Watched(model, lambda value: value.shape == shape, IMAGE)
@@ -312,7 +336,7 @@ def bouncing():
 
 PROGRAMS = {"text": text, "image": image, "steps": steps, "corrected": corrected, "video": video, "masked": masked}
 SHIPPED = {"digits": digits, "bouncing": bouncing, "uniform": uniform, "jumps": jumps}
-SHIPPED["image tokens"] = tokens_of_images
+SHIPPED |= {"image tokens": tokens_of_images, "drawing": drawing}
 
 # -- engines -----------------------------------------------------------------------------------------------------------
 
@@ -342,12 +366,14 @@ ENGINES: dict[str, tuple[Any, dict[str, str]]] = {
     "TreeOfFrames": (fk.TreeOfFrames((4, 2), keep=2, judged=(0,)), {}),
     "NoiseSearch": (
         fk.NoiseSearch(3),
-        dict.fromkeys(("steps", "video", "masked", "uniform", "jumps", "image tokens"), NO_NOISE)
+        dict.fromkeys(("steps", "video", "masked", "uniform", "jumps", "image tokens", "drawing"), NO_NOISE)
         | {"text": f"{NO_NOISE}.* begins with tuple"},
     ),
     "PathSearch": (
         fk.PathSearch(2, branches=2, first=2, back=1, forward=2),
-        dict.fromkeys(("text", "steps", "corrected", "video", "bouncing", "jumps", "image tokens"), NO_RENOISE),
+        dict.fromkeys(
+            ("text", "steps", "corrected", "video", "bouncing", "jumps", "image tokens", "drawing"), NO_RENOISE
+        ),
     ),
     "SVDD": (fk.SVDD(4, children=3), {}),
     "SVDD, the best": (fk.SVDD(4, children=3, temperature=None), {}),

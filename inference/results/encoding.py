@@ -21,6 +21,7 @@ CLASSES = {
     "feynkac.models.text:Text": "feynkac.models.language.text:Text",
     "feynkac.models.together:Together": "feynkac.models.language.together:Together",
     "feynkac.diffusion.kernels:Particle": "feynkac.diffusion.kernels:Particle",
+    "feynkac.models.images.kernels:Drawing": "feynkac.models.images.kernels:Drawing",
 }
 """Those that are made from a file (by ``from_json``), by their names in files, which stay the same wherever they move.
 

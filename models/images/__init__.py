@@ -9,6 +9,7 @@ from ...ppl.lazy import find
 if TYPE_CHECKING:
     from .adapters import image_model
     from .generator import ImageTokens
+    from .kernels import begin, draw
     from .picture import Picture
     from .shipped import digit_class_log_probs, digit_lm, digit_tokens
     from .sources import ByScale, ByToken
@@ -18,9 +19,11 @@ _HOME = {
     "ByToken": "sources",
     "ImageTokens": "generator",
     "Picture": "picture",
+    "begin": "kernels",
     "digit_class_log_probs": "shipped",
     "digit_lm": "shipped",
     "digit_tokens": "shipped",
+    "draw": "kernels",
     "image_model": "adapters",
 }
 
@@ -29,9 +32,11 @@ __all__ = [
     "ByToken",
     "ImageTokens",
     "Picture",
+    "begin",
     "digit_class_log_probs",
     "digit_lm",
     "digit_tokens",
+    "draw",
     "image_model",
 ]
 

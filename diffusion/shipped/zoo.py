@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ...models.local.weights.devices import find
 from ...ppl.reals import is_index
 from ..denoiser import Denoiser, Guided, Network
 from ..frames import Frames
@@ -176,7 +177,7 @@ def _digits(
     condition = _condition(digit, device)
     denoiser = _denoiser(name, device)
     if guidance != 1.0:
-        denoiser = Guided(denoiser, guidance, torch.tensor([NO_DIGIT], device=device))
+        denoiser = Guided(denoiser, guidance, torch.tensor([NO_DIGIT], device=find(device)))
     return Diffusion(denoiser, Schedule.ddpm(steps), shape, condition=condition, device=device, **settings)
 
 
@@ -184,7 +185,7 @@ def _condition(digit: int | Iterable[int] | None, device: str) -> Any:
     labels = list(digit) if isinstance(digit, Iterable) else [NO_DIGIT if digit is None else digit]
     if digit is not None and not (labels and all(is_index(label, 10) for label in labels)):
         raise ValueError(f"a digit is one of 0…9, not {digit!r}")
-    return torch.tensor(labels, device=device)
+    return torch.tensor(labels, device=find(device))
 
 
 def digit_classifier(device: str = "cpu") -> Classifier:

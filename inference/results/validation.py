@@ -108,6 +108,7 @@ def _check_tree(tree: SearchTree, n: int, where: str) -> None:
     rows = np.arange(1, m)
     _holds(bool(((tree.parent[1:] >= 0) & (tree.parent[1:] < rows)).all()), f"a parent in {where} is not there")
     _holds(bool((tree.depth[1:] == tree.depth[tree.parent[1:]] + 1).all()), f"a depth in {where} is wrong")
+    _holds(bool((tree.visits >= 0).all()), f"a node of {where} has fewer visits than none")
     _holds(not n or 0 <= tree.particles.min() <= tree.particles.max() < m, f"a particle of {where} is not there")
     for name in _FLOATS:
         values = getattr(tree, name)

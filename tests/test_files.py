@@ -414,6 +414,13 @@ def test_altered_contents_are_refused_or_harmless(posterior, tmp_path):
         loads_or_refuses(write(tmp_path / "p.fk", one, changed))
 
 
+def test_a_tree_with_negative_visits_is_refused(tmp_path):
+    head, arrays = parts(TREE, tmp_path)
+    tree = head["chains"][0]["tree"]
+    tree["visits"] = tree["parent"]  # −1 for the root
+    refused(write(tmp_path / "p.fk", head, arrays), "fewer visits than none")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such device on this system")
 def test_what_is_no_regular_file_is_refused(tmp_path):
     for path in ("/dev/zero", tmp_path):

@@ -11,6 +11,7 @@ from ..ppl.canonical import form
 from ..ppl.cost import charge, rows
 from ..ppl.errors import NotRecorded
 from ..ppl.recording import Unkept, current, form_of, served
+from .laws import Laws
 
 Prediction = Literal["epsilon", "sample", "v", "flow", "logits", "log_ratios"]
 """What a network predicts: the noise ε, the data x, v = α·ε − σ·x, the velocity ε − x; of tokens their logits, or by
@@ -149,9 +150,11 @@ def estimate(prediction: Prediction, out: Any, x: Any, alpha: Any, sigma: Any) -
 
 
 def select(batch: Any, index: Any) -> Any:
-    """Return rows of a batch: a tensor, None, or a dict, list or tuple of batches."""
+    """Return rows of a batch: a tensor, laws, None, or a dict, list or tuple of batches."""
     if batch is None:
         return None
+    if isinstance(batch, Laws):
+        return batch.select(torch.as_tensor(index, device=batch.likeliest.device))
     if isinstance(batch, torch.Tensor):
         return batch[torch.as_tensor(index, device=batch.device)]
     if isinstance(batch, dict):
@@ -164,6 +167,8 @@ def join(batches: Any) -> Any:
     first = batches[0]
     if first is None:
         return None
+    if isinstance(first, Laws):
+        return Laws.join(batches)
     if isinstance(first, torch.Tensor):
         return torch.cat(list(batches))
     if isinstance(first, dict):

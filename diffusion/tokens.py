@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .generator import InvalidOutput
+from .laws import Laws
 
 
 def are_tokens(some: Any, vocabulary: int, least: int = 0) -> bool:
@@ -41,16 +42,41 @@ def log_law(logits: Any, owners: Any) -> Any:
     """Return the log of laws from their logits (n, L, V); raises InvalidOutput, by owner, for what is no law."""
     law = logits.log_softmax(-1)
     if bool(law[..., 0].isnan().any()):  # what is no law is NaN throughout
-        bad = int(law.isnan().flatten(1).any(1).nonzero()[0, 0])
-        raise InvalidOutput(f"the network returned NaN or +inf for particle {owners[bad]}, or all tokens at -inf")
+        raise _no_law(law.isnan(), owners)
     return law
 
 
-def likeliest(law: Any) -> Any:
-    """Return the likeliest tokens (n, L) of laws (n, L, V), the first of equals.
+def laws(logits: Any, temperature: float, mask: int) -> Laws:
+    """Return laws from their logits (n, L, V); raises InvalidOutput, by particle, for what is no law.
 
-    On a CPU by NumPy, which is six times as fast at it as torch, and a large vocabulary shows.
+    One look at the vocabulary tells both the likeliest token and whether there is a law: the largest logit is finite.
     """
-    if law.device.type != "cpu":
-        return law.argmax(-1)
-    return torch.from_numpy(np.argmax(law.detach().numpy(), -1))
+    best = _likeliest(logits, mask)
+    top = logits.detach().gather(-1, best[..., None])[..., 0] / temperature
+    none = ~top.isfinite() | (best == mask)
+    if bool(none.any()):
+        raise _no_law(none, range(len(none)))
+    return Laws(logits, best, temperature, mask)
+
+
+def _no_law(none: Any, owners: Any) -> InvalidOutput:
+    bad = int(none.flatten(1).any(1).nonzero()[0, 0])
+    return InvalidOutput(f"the network returned NaN or +inf for particle {owners[bad]}, or all tokens at -inf")
+
+
+def _likeliest(logits: Any, mask: int) -> Any:
+    """Return the largest (n, L) of logits (n, L, V) but for the mask, the first of equals; NaN is larger than all."""
+    best = _argmax(logits)
+    again = best == mask
+    if bool(again.any()):
+        others = logits.detach()[again]
+        others[:, mask] = -torch.inf
+        best[again] = _argmax(others)
+    return best
+
+
+def _argmax(logits: Any) -> Any:
+    """On a CPU by NumPy, which is six times as fast at it as torch, and a large vocabulary shows."""
+    if logits.device.type != "cpu":
+        return logits.detach().argmax(-1)
+    return torch.from_numpy(np.argmax(logits.detach().numpy(), -1))

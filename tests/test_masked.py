@@ -13,7 +13,7 @@ from scipy import stats  # noqa: E402
 import feynkac as fk  # noqa: E402
 from feynkac.diffusion import Ancestral, AtRandom, Confident, InOrder, MaskedDiffusion, Network, Steering  # noqa: E402
 from feynkac.diffusion.generator import InvalidOutput  # noqa: E402
-from feynkac.diffusion.masked.rules import Site  # noqa: E402
+from feynkac.diffusion.masked.site import Site  # noqa: E402
 
 LOGITS = [[0.2, 1.1, -0.3], [0.9, -0.5, 0.4], [0.0, 0.0, 0.0], [0.1, 0.0, -0.2]]
 RULES = [

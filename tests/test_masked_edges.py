@@ -12,6 +12,7 @@ from masked import STATES, Exact, L, M, P, V, law_of, model  # noqa: E402
 import feynkac as fk  # noqa: E402
 from feynkac.diffusion import (  # noqa: E402
     Ancestral,
+    AtRandom,
     Confident,
     Diffusion,
     InOrder,
@@ -26,7 +27,10 @@ from feynkac.diffusion import (  # noqa: E402
     product,
     tilt,
 )
-from feynkac.diffusion.masked.rules import Site  # noqa: E402
+from feynkac.diffusion.generator import InvalidOutput  # noqa: E402
+from feynkac.diffusion.laws import Laws  # noqa: E402
+from feynkac.diffusion.masked.site import Site  # noqa: E402
+from feynkac.diffusion.tokens import laws  # noqa: E402
 
 KEY = fk.keys.fold(fk.keys.root(0), np.arange(1))
 
@@ -173,3 +177,43 @@ def test_forced_choices_that_are_no_numbers_are_refused_by_particle():
 def test_unmasking_a_text_of_floats_gives_tokens():
     step = fk.diffusion.unmask(model(InOrder()), np.array([0.0, float(M), float(M)]))
     assert all(type(token) is int for token in step.text)
+
+
+def test_laws_are_those_of_the_logits_wherever_they_are_asked_for():
+    logits = torch.tensor([[[0.3, -1.0, torch.nan, 0.5], [0.1, 0.2, 9.0, -torch.inf]]]).expand(3, 2, 4).clone()
+    kept, found = logits.clone(), laws(logits, 0.7, mask=2)
+    whole = logits / 0.7
+    whole[..., 2] = -torch.inf
+    whole, where = whole.log_softmax(-1), torch.tensor([[True, False], [False, False], [True, True]])
+    rows = torch.tensor([2, 0])
+    both = Laws.join([found.select(rows), found])
+    assert torch.equal(found.likeliest, torch.tensor([[3, 1]] * 3))
+    for _ in range(2):  # in parts, and once all is there
+        assert torch.allclose(found[where], whole[where])
+        assert torch.allclose(found[rows], whole[rows])
+        assert torch.allclose(both[1:3], torch.cat([whole[rows], whole])[1:3])
+        assert torch.allclose(found[...], whole)
+        both = Laws.join([found.select(rows), laws(logits, 0.7, mask=2)])
+    assert torch.equal(logits.nan_to_num(7.0), kept.nan_to_num(7.0))
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(InvalidOutput, match="particle 1"):
+            laws(torch.tensor([[[0.0, 1.0, 0.0]], [[bad, 1.0, 0.0]]]), 1.0, mask=2)
+    for mask in (0, 2):
+        never = torch.full((1, 1, 3), -torch.inf)
+        never[..., mask] = 1.0
+        with pytest.raises(InvalidOutput, match="all tokens at -inf"):
+            laws(never, 1.0, mask=mask)
+
+
+@pytest.mark.parametrize("rule", [Ancestral(3), InOrder(), InOrder("left"), AtRandom(2)])
+def test_laws_are_normalised_only_of_what_a_step_reveals(rule, monkeypatch):
+    network, asked, normalised = Network(lambda x, share: torch.ones(*x.shape, 5), "logits"), [], Laws._normalised
+
+    def noted(self, logits):
+        asked.append(len(logits))
+        return normalised(self, logits)
+
+    monkeypatch.setattr(Laws, "_normalised", noted)
+    made = MaskedDiffusion(network, 6, rule, vocabulary=5)
+    fk.infer(made, fk.SMC(10), seed=0)
+    assert sum(asked) == 2 * 10 * 6  # to be drawn, and for its probability

@@ -393,7 +393,7 @@ def test_what_the_network_was_sure_of_stays(rule, samples):
     for step in range(made.steps):
         after = made.advance(there, keys(300, step)).state
         new = (there.x == M) & (after.x != M)
-        drawn = there.fields["log_mu"].gather(-1, after.x[..., None])[..., 0].exp()
+        drawn = there.fields["log_mu"][...].gather(-1, after.x[..., None])[..., 0].exp()
         sure, there = torch.where(new, drawn.float(), sure), after
     back = made.renoise(there, keys(300, 9), 0).state
     assert torch.equal(back.x, torch.where(sure > 0.45, there.x, M))

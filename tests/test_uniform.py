@@ -12,7 +12,7 @@ from scipy import stats  # noqa: E402
 
 import feynkac as fk  # noqa: E402
 from feynkac.diffusion import BlockRefinement, DiscreteDDIM, EntropyBound, Network, Steering, UniformDiffusion  # noqa: E402
-from feynkac.diffusion.masked.rules import Site  # noqa: E402
+from feynkac.diffusion.masked.site import Site  # noqa: E402
 
 LOGITS = [[0.2, 1.1, -0.3], [0.9, -0.5, 0.4], [-1.0, 0.3, 1.3], [0.1, 0.0, -0.2]]
 RULES = [

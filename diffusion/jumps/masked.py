@@ -11,7 +11,8 @@ from ..generator import Moved
 from ..latents import Latents
 from ..masked.correctors import OfMasks
 from ..masked.generator import MaskedDiffusion
-from ..masked.rules import Ancestral, Site
+from ..masked.rules import Ancestral
+from ..masked.site import Site
 from ..products import Factor, Lean
 from .step import jump
 

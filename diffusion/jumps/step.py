@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..generator import impose
-from ..masked.rules import invert
+from ..masked.site import invert
 
 
 class Jump(NamedTuple):

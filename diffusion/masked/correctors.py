@@ -13,7 +13,8 @@ from ..generator import Moved
 from ..latents import Latents, replace_fields
 from ..products import Factor, Lean, TokenProduct, normalised, times
 from .generator import MaskedDiffusion
-from .rules import InOrder, Rule, chosen, put
+from .rules import InOrder, Rule
+from .site import chosen, put
 
 
 class OfMasks(TokenProduct, MaskedDiffusion):
@@ -49,7 +50,7 @@ class OfMasks(TokenProduct, MaskedDiffusion):
         asked = masked[..., None] & self.words  # what networks say of the mask, and of tokens that are there, is not
         for i, factor in sorted(enumerate(self.factors), key=lambda one: -one[1].beta):
             mine = Latents(latents.x, latents.step, latents.steps, latents.condition[i], {})
-            log_mu = self.log_laws(mine, factor.denoiser).double()
+            log_mu = self.log_laws(mine, factor.denoiser)[...].double()
             mix = times(mix, torch.where(asked, log_mu, 0.0), factor.beta)
         mix[..., self.mask] = -torch.inf
         looked = replace_fields(latents, mix=mix, log_mu=normalised(mix, 0.0))  # so that the order sees no NaN
@@ -94,7 +95,7 @@ class MaskedProduct(OfMasks):
         if given is not None and len(given[1]):
             x[given[1]] = given[0]
         changed = x != site.x
-        log_prob = self.order.log_place(site, changed) + torch.where(changed, chosen(tilted, x), 0.0).sum(-1)
+        log_prob = self.order.log_place(site, changed) + chosen(tilted, x, changed).sum(-1)
         log_s = torch.where(place, law.logsumexp(-1), 0.0).sum(-1)
         there = self.look(Latents(x, latents.step + 1, latents.steps, latents.condition))
         promised = latents.fields["value"] + torch.where(place, gain.gather(-1, x[..., None])[..., 0], 0.0).sum(-1)

@@ -18,9 +18,11 @@ from ...ppl.reals import whole_number
 from ..denoiser import Denoiser, predict
 from ..generator import Floats, Generator, Moved, impose
 from ..latents import Latents, replace_fields
-from ..tokens import are_tokens, check_given, check_logits, likeliest, log_law
+from ..laws import Laws
+from ..tokens import are_tokens, check_given, check_logits, laws
 from .proposals import Continuations, check_draws, guessed, hinted, log_guesses, sloped, sloping
-from .rules import UNIFORMS, InOrder, Rule, Site
+from .rules import UNIFORMS, InOrder, Rule
+from .site import Site
 
 
 class MaskedDiffusion(Generator):
@@ -33,7 +35,8 @@ class MaskedDiffusion(Generator):
 
     Args:
         denoiser: predicts "logits" (n, L, V) of the tokens at all positions from tokens (n, L), the share of positions
-            that is masked (n,), and the condition; see `Network`.
+            that is masked (n,), and the condition; see `Network`. They are kept, not copied: a network may not write
+            to them later.
         length: L.
         rule: which positions a step reveals: `InOrder` (the default, which is exact for an exact network), `Ancestral`,
             `AtRandom` or `Confident`.
@@ -233,16 +236,17 @@ class MaskedDiffusion(Generator):
         there = Latents(x, latents.step + 1, latents.steps, latents.condition)
         if self.keep is None:
             return there
-        mine = latents.fields["log_mu"].gather(-1, x[..., None])[..., 0].exp()
-        return replace_fields(there, sure=torch.where(x == latents.x, latents.fields["sure"], mine))
+        new, sure = x != latents.x, latents.fields["sure"].clone()
+        sure[new] = latents.fields["log_mu"][new].gather(-1, x[new][:, None])[:, 0].exp().to(sure.dtype)
+        return replace_fields(there, sure=sure)
 
     def look(self, latents: Latents) -> Latents:
         """Return particles with the log-laws of their tokens, and the estimate: the likeliest tokens for masks."""
         return self.looked(latents, self.log_laws(latents))
 
-    def looked(self, latents: Latents, log_mu: Any) -> Latents:
+    def looked(self, latents: Latents, log_mu: Laws) -> Latents:
         """Return particles with these log-laws, the estimate, samples of the data, and the twist."""
-        filled = torch.where(latents.x == self.mask, likeliest(log_mu), latents.x)
+        filled = torch.where(latents.x == self.mask, log_mu.likeliest, latents.x)
         latents = replace_fields(latents, log_mu=log_mu, estimate=filled)
         if self.samples:
             latents = guessed(latents, self.mask)
@@ -303,8 +307,8 @@ class MaskedDiffusion(Generator):
         at = latents.step % self.unit
         return Site(latents.x, latents.fields["log_mu"], here & masked, here & ~masked, at, self.block, self.mask)
 
-    def log_laws(self, latents: Latents, denoiser: Denoiser | None = None, shown: Any = None) -> Any:
-        """Return log μ (n, L, V) for each particle, from one call of the network for all that have masks.
+    def log_laws(self, latents: Latents, denoiser: Denoiser | None = None, shown: Any = None) -> Laws:
+        """Return log μ (n, L, V) of each particle, from one call of the network for all that have masks.
 
         ``denoiser`` is the model's own by default, ``shown`` what it is shown for the tokens.
 
@@ -316,20 +320,17 @@ class MaskedDiffusion(Generator):
         share = (part.x == self.mask).double().mean(1).float()
         with rows(going.tolist()):
             mine = part.x if shown is None else shown[torch.as_tensor(going, device=shown.device)]
-            out = self._predicted(denoiser or self.denoiser, part, mine, share, going)
+            out = self._predicted(denoiser or self.denoiser, part, mine, share)
         if len(going) == len(latents):
-            return out
+            return laws(out, self.temperature, self.mask)
         whole = out.new_zeros(len(latents), *out.shape[1:])
         whole[torch.as_tensor(going, device=whole.device)] = out
-        return whole
+        return laws(whole, self.temperature, self.mask)
 
-    def _predicted(self, denoiser: Denoiser, part: Latents, shown: Any, share: Any, owners: Any) -> Any:
+    def _predicted(self, denoiser: Denoiser, part: Latents, shown: Any, share: Any) -> Any:
         if not len(part):
             return torch.zeros(0, *self.shape, self.vocabulary, device=self.device)
-        out = predict(denoiser, shown, share, part.condition)
-        out = check_logits(out, part.x, self.vocabulary) / self.temperature
-        out[..., self.mask] = -torch.inf
-        return log_law(out, owners)
+        return check_logits(predict(denoiser, shown, share, part.condition), part.x, self.vocabulary)
 
 
 def _tokens(given: Any) -> Any:

@@ -17,7 +17,8 @@ from ...ppl.cost import rows
 from ...ppl.errors import Unsupported
 from ..generator import Moved
 from ..latents import Latents, replace_fields
-from .rules import UNIFORMS, Ancestral, Confident, Rule, Site, invert
+from .rules import UNIFORMS, Ancestral, Confident, Rule
+from .site import Site, invert
 
 if TYPE_CHECKING:
     from .generator import MaskedDiffusion
@@ -42,7 +43,7 @@ def guessed(latents: Latents, mask: int) -> Latents:
     """Return particles with samples of the data (n, k, L): a token for each mask, independently, from its law."""
     fields = dict(latents.fields)
     draws, told = fields.pop("draws"), fields.pop("told")
-    log_mu = fields["log_mu"][:, None].expand(-1, draws.shape[1], -1, -1)
+    log_mu = fields["log_mu"][...][:, None].expand(-1, draws.shape[1], -1, -1)
     x = latents.x[:, None].expand(draws.shape).clone()
     free = x == mask
     x[free] = invert(log_mu[free], draws[free])
@@ -53,7 +54,7 @@ def guessed(latents: Latents, mask: int) -> Latents:
 def log_guesses(latents: Latents, mask: int) -> Any:
     """Return the log-probability (n,) of the samples of the data; −inf where a token that was there is another."""
     guesses, x = latents.fields["guesses"], latents.x[:, None]
-    log_mu = latents.fields["log_mu"][:, None].expand(-1, guesses.shape[1], -1, -1)
+    log_mu = latents.fields["log_mu"][...][:, None].expand(-1, guesses.shape[1], -1, -1)
     found = log_mu.gather(-1, guesses[..., None])[..., 0].double()
     return torch.where(x == mask, found, torch.where(guesses == x, 0.0, -math.inf)).sum((1, 2))
 
@@ -71,8 +72,9 @@ def sloping(model: MaskedDiffusion, latents: Latents) -> tuple[Any, Any, Latents
     hot = torch.nn.functional.one_hot(latents.x, model.vocabulary).float().requires_grad_(True)
     soft = getattr(model.denoiser, "soft", False)
     with torch.set_grad_enabled(soft):
-        log_mu = model.log_laws(latents, shown=hot if soft else None)
-    looked = model.looked(latents, log_mu.detach())
+        laws = model.log_laws(latents, shown=hot if soft else None)
+        log_mu = laws[...]
+    looked = model.looked(latents, laws.detach())
     filled = looked.fields["guesses"] if "guesses" in looked.fields else looked.fields["estimate"][:, None]
     hard = torch.nn.functional.one_hot(filled, model.vocabulary).to(hot.dtype)
     if soft:
@@ -85,8 +87,9 @@ def sloping(model: MaskedDiffusion, latents: Latents) -> tuple[Any, Any, Latents
 
 def sloped(site: Site, gradient: Any) -> Site:
     """Return a step whose tokens are drawn from ν ∝ μ·exp(∇ log ψ)."""
-    law = site.log_mu + gradient.to(site.log_mu.dtype)
-    return replace(site, log_nu=torch.where((site.log_mu > -torch.inf).any(-1, keepdim=True), law.log_softmax(-1), law))
+    log_mu = site.log_mu[...]
+    law = log_mu + gradient.to(log_mu.dtype)
+    return replace(site, log_nu=torch.where((log_mu > -torch.inf).any(-1, keepdim=True), law.log_softmax(-1), law))
 
 
 # The best

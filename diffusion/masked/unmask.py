@@ -18,7 +18,8 @@ from ..generator import leaves
 from ..latents import Latents
 from ..tokens import are_tokens
 from .generator import MaskedDiffusion
-from .rules import UNIFORMS, Ancestral, InOrder, Rule, Site
+from .rules import UNIFORMS, Ancestral, InOrder, Rule
+from .site import Site
 
 Tokens = tuple[int, ...]
 

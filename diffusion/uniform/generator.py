@@ -18,7 +18,8 @@ from ...ppl.reals import whole_number
 from ..denoiser import Denoiser, predict
 from ..generator import Floats, Generator, Moved, impose
 from ..latents import Latents
-from ..masked.rules import UNIFORMS, Site
+from ..masked.rules import UNIFORMS
+from ..masked.site import Site
 from ..steering import check_samples
 from ..tokens import are_tokens, check_given, check_logits, log_law
 from .rules import Rule, tokens_at

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...ppl.reals import whole_number
-from ..masked.rules import Site, best, chosen, log_surest, put, surest
+from ..masked.site import Site, best, chosen, log_surest, put, surest
 
 
 class Rule(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +20,29 @@ from ..latents import Latents, replace_fields
 from .rules import UNIFORMS, Ancestral, Confident, Rule
 from .site import Site, invert
 
-if TYPE_CHECKING:
-    from .generator import MaskedDiffusion
+
+class Proposing(Protocol):
+    """What proposals ask of a model: masked diffusion as `MaskedDiffusion` has it."""
+
+    denoiser: Any
+    vocabulary: int
+    mask: int
+
+    def site(self, latents: Latents) -> Site:
+        """Return what a step of particles looks at."""
+
+    def log_laws(self, latents: Latents, denoiser: Any = None, shown: Any = None) -> Any:
+        """Return the log-laws of tokens, of a network that is shown something for them."""
+
+    def looked(self, latents: Latents, log_mu: Any) -> Latents:
+        """Return particles with these log-laws."""
+
+    def moved(self, latents: Latents, x: Any) -> Latents:
+        """Return particles after a step to tokens."""
+
+    def arrive(self, before: Latents, there: Latents) -> tuple[Any, Latents]:
+        """Return log G (n,) of a step, and particles, looked at."""
+
 
 _STAYS = -1
 """What stands for no token, in a table of what a step may lead to."""
@@ -62,7 +83,7 @@ def log_guesses(latents: Latents, mask: int) -> Any:
 # By a gradient
 
 
-def sloping(model: MaskedDiffusion, latents: Latents) -> tuple[Any, Any, Latents]:
+def sloping(model: Proposing, latents: Latents) -> tuple[Any, Any, Latents]:
     """Return one-hot tokens (n, L, V), data as a function of them, and particles, looked at.
 
     Data are one-hot, too, (n·k, L, V): the revealed tokens, and for masks what stands in the estimate or in each of k
@@ -142,7 +163,7 @@ class Continuations:
         real = log_m > -torch.inf
         return x[real], owner[real], log_m[real]
 
-    def move(self, model: MaskedDiffusion, latents: Latents, noise: Any, given: Any) -> Moved:
+    def move(self, model: Proposing, latents: Latents, noise: Any, given: Any) -> Moved:
         """Move particles by q ∝ M·G·ψ, ψ the twist, whatever the potential: the weight is the sum, for all alike."""
         n, site = len(latents), model.site(latents)
         x, owner, log_m = self.of(site)

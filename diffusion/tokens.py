@@ -8,8 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from .denoiser import Denoiser
 from .generator import InvalidOutput
 from .laws import Laws
+
+
+def check_network(denoiser: Denoiser, what: str, temperature: float, greedy: str) -> None:
+    """Raise ValueError for a network that predicts no logits, and for a temperature that is no positive number."""
+    if denoiser.prediction != "logits":
+        raise ValueError(f'{what} needs a network that predicts "logits", not {denoiser.prediction!r}')
+    if not 0 < temperature < np.inf:
+        raise ValueError(
+            f"temperature must be positive and finite, not {temperature}: for the likeliest tokens use {greedy}"
+        )
 
 
 def are_tokens(some: Any, vocabulary: int, least: int = 0) -> bool:

@@ -19,7 +19,7 @@ from ..denoiser import Denoiser, predict
 from ..generator import Floats, Generator, Moved, impose
 from ..latents import Latents, replace_fields
 from ..laws import Laws
-from ..tokens import are_tokens, check_given, check_logits, laws
+from ..tokens import are_tokens, check_given, check_logits, check_network, laws
 from .proposals import Continuations, check_draws, guessed, hinted, log_guesses, sloped, sloping
 from .rules import UNIFORMS, InOrder, Rule
 from .site import Site
@@ -107,13 +107,7 @@ class MaskedDiffusion(Generator):
         whole_number("length", length, 1)
         whole_number("vocabulary", vocabulary, 2)
         super().__init__((length,), condition=condition, decode=decode, dtype=torch.long, device=device)
-        if denoiser.prediction != "logits":
-            raise ValueError(f'masked diffusion needs a network that predicts "logits", not {denoiser.prediction!r}')
-        if not 0 < temperature < np.inf:
-            raise ValueError(
-                f"temperature must be positive and finite, not {temperature}: for the likeliest tokens use "
-                "Confident(…, greedy=True)"
-            )
+        check_network(denoiser, "masked diffusion", temperature, "Confident(…, greedy=True)")
         mask = vocabulary - 1 if mask is None else mask
         if not are_tokens(mask, vocabulary):
             raise ValueError(f"the mask is one of {vocabulary} tokens, from 0 on, not {mask}")

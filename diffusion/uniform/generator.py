@@ -21,7 +21,7 @@ from ..latents import Latents
 from ..masked.rules import UNIFORMS
 from ..masked.site import Site
 from ..steering import check_samples
-from ..tokens import are_tokens, check_given, check_logits, log_law
+from ..tokens import are_tokens, check_given, check_logits, check_network, log_law
 from .rules import Rule, tokens_at
 
 FREE = -1
@@ -97,13 +97,7 @@ class UniformDiffusion(Generator):
         whole_number("length", length, 1)
         whole_number("vocabulary", vocabulary, 2)
         super().__init__((length,), condition=condition, decode=decode, dtype=torch.long, device=device)
-        if denoiser.prediction != "logits":
-            raise ValueError(f'diffusion of tokens needs a network that predicts "logits", not {denoiser.prediction!r}')
-        if not 0 < temperature < math.inf:
-            raise ValueError(
-                f"temperature must be positive and finite, not {temperature}: for the likeliest tokens use "
-                "BlockRefinement(…, greedy=True)"
-            )
+        check_network(denoiser, "diffusion of tokens", temperature, "BlockRefinement(…, greedy=True)")
         if getattr(steering, "gradient", False):
             raise Unsupported("tokens have no gradient: use Steering(reward) without one")
         check_samples(steering)

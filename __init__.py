@@ -122,7 +122,7 @@ if TYPE_CHECKING:
     from .ppl.bridges.from_numpyro import from_numpyro
     from .ppl.bridges.to_numpyro import to_numpyro
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DVTS",

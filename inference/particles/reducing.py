@@ -130,7 +130,8 @@ def k_means(points: Floats, k: int, key: Keys) -> tuple[Index, Floats]:
         far[chosen] = 0.0
         if not far.any():
             far[np.setdiff1d(np.arange(len(points)), chosen)] = 1.0
-        chosen.append(int(np.searchsorted(far.cumsum(), u * far.sum(), side="right")))
+        shares = far.cumsum()
+        chosen.append(int(np.searchsorted(shares, min(u * shares[-1], np.nextafter(shares[-1], 0.0)), side="right")))
     centres, before = points[chosen], None
     for _ in range(_ROUNDS):
         distance = _distances(points, centres)

@@ -212,12 +212,9 @@ class Diffusion(Gaussian):
         x_j = (α_j/α_i)·x_i + √(σ_j² − (α_j·σ_i/α_i)²)·z. It is no step of the model, so that it has no density; it is
         weighed as a step is. Raises ValueError for a depth that is not before that of every particle.
         """
-        if not 0 <= depth < int(state.step.min()):
-            raise ValueError(f"noise takes particles back, from depth {state.step.min()} to one before it, not {depth}")
-        n, step = len(state), np.full(len(state), depth)
+        self.check_back(state, depth)
+        step = np.full(len(state), depth)
         (alpha, sigma), (alpha2, sigma2) = self.levels(state.step), self.levels(step)
         ratio = alpha2 / alpha
         x = ratio * state.x + (sigma2**2 - (ratio * sigma) ** 2).clamp(min=0.0).sqrt() * self.noise(keys)
-        with torch.no_grad():
-            log_potential, there = self.arrive(state, Latents(x, step, state.steps, state.condition))
-        return self._advance(there, np.zeros(n), np.zeros(n), log_potential)
+        return self.back(state, Latents(x, step, state.steps, state.condition))

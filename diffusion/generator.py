@@ -6,6 +6,7 @@ left alone, and the parts of a weight are kept apart. A generator says how a bat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..models.local.weights.devices import find
+from ..ppl import keys as _keys
 from ..ppl.cost import rows
 from ..ppl.errors import FeynkacError
 from ..ppl.keys import Keys
@@ -148,6 +150,22 @@ class Generator:
     def tensor(self, array: Any) -> Any:
         """Return an array as a tensor of the particles' type and place."""
         return torch.as_tensor(np.asarray(array), dtype=self.dtype, device=self.device)
+
+    def uniforms(self, keys: Keys, *shape: int) -> Any:
+        """Draw uniform numbers from a key each, (n, *shape)."""
+        drawn = _keys.uniform(keys, math.prod(shape)).reshape(len(keys), *shape)
+        return torch.as_tensor(drawn, device=self.device)
+
+    def check_back(self, state: Latents, depth: int, how: str = "noise takes") -> None:
+        """Raise ValueError for a depth to go back to that is not before that of every particle."""
+        if not 0 <= depth < int(state.step.min()):
+            raise ValueError(f"{how} particles back, from depth {state.step.min()} to one before it, not {depth}")
+
+    def back(self, state: Latents, there: Latents) -> Advance[Latents]:
+        """Weigh particles that were taken back, as a step is; it is no step of the model, and has no density."""
+        with torch.no_grad():
+            log_potential, there = self.arrive(state, there)
+        return self._advance(there, np.zeros(len(there)), np.zeros(len(there)), log_potential)
 
     # The contract
 

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ...ppl import keys as _keys
 from ...ppl.cost import rows
-from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance
 from ...ppl.reals import whole_number
@@ -19,9 +17,7 @@ from ..denoiser import Denoiser, predict
 from ..generator import Floats, Generator, InvalidOutput, Moved
 from ..latents import Latents, replace_fields
 from ..products import Factor, Lean, TokenProduct, times
-from ..steering import check_samples
-from ..tokens import check_given
-from ..uniform.rules import tokens_at
+from ..tokens import check_given, check_logits, check_steering, tokens_at
 from .step import jump
 
 
@@ -95,9 +91,7 @@ class JumpDiffusion(Generator):
         super().__init__((length,), condition=condition, decode=decode, dtype=torch.long, device=device)
         if denoiser.prediction != "log_ratios":
             raise ValueError(f'a jump process needs a network that predicts "log_ratios", not {denoiser.prediction!r}')
-        if getattr(steering, "gradient", False):
-            raise Unsupported("tokens have no gradient: use Steering(reward) without one")
-        check_samples(steering)
+        check_steering(steering)
         self.denoiser, self.steering = denoiser, steering
         self.levels = _levels(levels)
 
@@ -125,8 +119,7 @@ class JumpDiffusion(Generator):
 
     def noise(self, keys: Keys) -> Any:
         """Draw uniform numbers for a step, (n, 2, L)."""
-        drawn = _keys.uniform(keys, 2 * self.shape[0]).reshape(len(keys), 2, *self.shape)
-        return torch.as_tensor(drawn, device=self.device)
+        return self.uniforms(keys, 2, *self.shape)
 
     def move(self, latents: Latents, noise: Any, given: Any) -> Moved:
         """Draw the tokens of unfinished particles at a lower level."""
@@ -147,16 +140,11 @@ class JumpDiffusion(Generator):
         It is no step of the model, so that it has no density; it is weighed as a step is. Raises ValueError for a depth
         that is not before that of every particle.
         """
-        if not 0 <= depth < int(state.step.min()):
-            raise ValueError(f"noise takes particles back, from depth {state.step.min()} to one before it, not {depth}")
-        n = len(state)
+        self.check_back(state, depth)
         kept = torch.as_tensor(np.exp(self.levels[state.step] - self.levels[depth]), device=self.device)[:, None]
         chance, token = self.noise(keys).unbind(1)
         x = torch.where(chance < kept, state.x, tokens_at(token, self.vocabulary))
-        there = Latents(x, np.full(n, depth), state.steps, state.condition)
-        with torch.no_grad():
-            log_potential, there = self.arrive(state, there)
-        return self._advance(there, np.zeros(n), np.zeros(n), log_potential)
+        return self.back(state, Latents(x, np.full(len(state), depth), state.steps, state.condition))
 
     def _given(self, given: Sequence[Any] | None, n: int) -> tuple[Any, Any]:
         check_given(given, self.vocabulary)
@@ -200,12 +188,7 @@ class JumpDiffusion(Generator):
     def ratios(self, denoiser: Denoiser, part: Latents, sigma: Floats, owners: Any) -> Any:
         """Return ρ (n, L, K), 1 for the tokens that are there. Raises InvalidOutput for what are no ratios."""
         time = torch.as_tensor(sigma, dtype=torch.float32, device=self.device)
-        out = predict(denoiser, part.x, time, part.condition)
-        if out.shape != (*part.x.shape, self.vocabulary):
-            raise InvalidOutput(
-                f"the network got tokens {tuple(part.x.shape)} and returned {tuple(out.shape)}, not the log-ratios of "
-                f"{self.vocabulary} tokens at each position"
-            )
+        out = check_logits(predict(denoiser, part.x, time, part.condition), part.x, self.vocabulary, "log-ratios")
         ratios = out.double().scatter(-1, part.x[..., None], 0.0).exp()
         bad = ~torch.isfinite(ratios).flatten(1).all(1)
         if bool(bad.any()):

@@ -33,11 +33,6 @@ class OfMasks(TokenProduct, MaskedDiffusion):
     def __repr__(self) -> str:
         return self.described(repr(self.rule))
 
-    @property
-    def words(self) -> Any:
-        """Which tokens (V, bool) are words: all but the mask."""
-        return torch.arange(self.vocabulary, device=self.device) != self.mask
-
     def begin(self, latents: Latents) -> tuple[Any, Latents]:
         """Return log G_0 (n,), the rewards of the first estimate, and the particles."""
         latents = self.look(latents)

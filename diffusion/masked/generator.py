@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...ppl import keys as _keys
 from ...ppl.cost import rows
 from ...ppl.errors import InvalidWeight, Unsupported
 from ...ppl.keys import Keys
@@ -160,6 +159,11 @@ class MaskedDiffusion(Generator):
         return tokens, self.block, self.rule, self.temperature
 
     @property
+    def words(self) -> Any:
+        """Which tokens (V, bool) are words: all but the mask."""
+        return torch.arange(self.vocabulary, device=self.device) != self.mask
+
+    @property
     def unit(self) -> int:
         """How many steps a block takes."""
         return self.rule.steps(self.block)
@@ -190,9 +194,7 @@ class MaskedDiffusion(Generator):
 
     def noise(self, keys: Keys) -> Any:
         """Draw uniform numbers for a step, (n, 2, L), and below them those for samples of the data."""
-        count, length = UNIFORMS + self.samples, self.shape[0]
-        drawn = _keys.uniform(keys, count * length).reshape(len(keys), count, length)
-        return torch.as_tensor(drawn, device=self.device)
+        return self.uniforms(keys, UNIFORMS + self.samples, *self.shape)
 
     def enter(self, keys: Keys, given: Any) -> tuple[Floats, Any, Latents]:
         """Return where particles begin, and log M_0 and log G_0 (n,) of it."""
@@ -269,8 +271,7 @@ class MaskedDiffusion(Generator):
         of. It is no step of the model, so that it has
         no density; it is weighed as a step is. Raises ValueError for a depth that is not before that of every particle.
         """
-        if not 0 <= depth < int(state.step.min()):
-            raise ValueError(f"masks take particles back, from depth {state.step.min()} to one before it, not {depth}")
+        self.check_back(state, depth, "masks take")
         block, to = divmod(depth, self.unit)
         now = np.where(state.step // self.unit > block, self.unit, state.step % self.unit)
         masked = state.x == self.mask
@@ -284,9 +285,7 @@ class MaskedDiffusion(Generator):
             again &= state.fields["sure"] <= self.keep
         x = torch.where(again, self.mask, state.x)
         there = replace(there, x=x)
-        with torch.no_grad():
-            log_potential, there = self.arrive(state, hinted(there, noise, None) if self.samples else there)
-        return self._advance(there, np.zeros(len(state)), np.zeros(len(state)), log_potential)
+        return self.back(state, hinted(there, noise, None) if self.samples else there)
 
     def _given(self, given: Sequence[Any] | None, n: int) -> tuple[Any, Any]:
         check_given(given, self.vocabulary)

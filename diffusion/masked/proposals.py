@@ -28,6 +28,10 @@ class Proposing(Protocol):
     vocabulary: int
     mask: int
 
+    @property
+    def words(self) -> Any:
+        """Which tokens (V, bool) are words."""
+
     def site(self, latents: Latents) -> Site:
         """Return what a step of particles looks at."""
 
@@ -101,8 +105,7 @@ def sloping(model: Proposing, latents: Latents) -> tuple[Any, Any, Latents]:
     if soft:
         share = log_mu.exp()[:, None].to(hot.dtype)
         hard = hard + (share - share.detach())
-    word = torch.arange(model.vocabulary, device=hot.device) != model.mask
-    data = hot[:, None] * word + hot[:, None, :, model.mask, None] * hard
+    data = hot[:, None] * model.words + hot[:, None, :, model.mask, None] * hard
     return hot, data.flatten(0, 1), looked
 
 

@@ -9,16 +9,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Draws, Floats
 from ...ppl.reals import whole_number
 from ..denoiser import join
 from ..generator import leaves
 from ..latents import Latents
-from ..tokens import are_tokens
+from ..tokens import are_tokens, check_temperature
 from .generator import MaskedDiffusion
-from .rules import UNIFORMS, Ancestral, InOrder, Rule
+from .rules import Ancestral, InOrder, Rule
 from .site import Site
 
 Tokens = tuple[int, ...]
@@ -81,11 +80,7 @@ def unmask(
         raise ValueError(f"{rule!r} reveals one position, not {count}: use AtRandom(1) or Confident(1)")
     if getattr(rule, "count", 1) != 1:
         raise ValueError(f"unmask is one step, and {rule!r} is of several: give it 1, and unmask its count")
-    if not 0 < temperature < np.inf:
-        raise ValueError(
-            f"temperature must be positive and finite, not {temperature}: for the likeliest tokens use "
-            "Confident(1, greedy=True)"
-        )
+    check_temperature(temperature, "Confident(1, greedy=True)")
     if any(len(leaf) != 1 for leaf in leaves(model.condition)):
         raise ValueError("the model's condition is a batch of several: give it that of this text")
     length = model.shape[0]
@@ -135,10 +130,8 @@ class Unmask:
 
     def sample_batch(self, requests: Sequence[Unmask], keys: Keys) -> Draws:
         """Draw the tokens after each step, each from its own key alone."""
-        length = len(self.text)
-        uniforms = torch.as_tensor(_keys.uniform(keys, UNIFORMS * length).reshape(len(keys), UNIFORMS, length))
-        uniforms = uniforms.to(self.model.device)
-        x = torch.empty(len(requests), length, dtype=torch.long, device=self.model.device)
+        uniforms = self.model.noise(keys)
+        x = torch.empty(len(requests), len(self.text), dtype=torch.long, device=self.model.device)
 
         def draw(request: Unmask, site: Site, rows: Any) -> Any:
             x[rows] = request.rule.draw(site, uniforms[rows])

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...ppl import keys as _keys
 from ...ppl.cost import rows
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
@@ -20,9 +19,17 @@ from ..generator import Floats, Generator, Moved, impose
 from ..latents import Latents
 from ..masked.rules import UNIFORMS
 from ..masked.site import Site
-from ..steering import check_samples
-from ..tokens import are_tokens, check_given, check_logits, check_network, log_law
-from .rules import Rule, tokens_at
+from ..tokens import (
+    are_tokens,
+    check_given,
+    check_logits,
+    check_network,
+    check_steering,
+    likeliest,
+    log_law,
+    tokens_at,
+)
+from .rules import Rule
 
 FREE = -1
 """What stands in a template where a token is to be found."""
@@ -98,9 +105,7 @@ class UniformDiffusion(Generator):
         whole_number("vocabulary", vocabulary, 2)
         super().__init__((length,), condition=condition, decode=decode, dtype=torch.long, device=device)
         check_network(denoiser, "diffusion of tokens", temperature, "BlockRefinement(…, greedy=True)")
-        if getattr(steering, "gradient", False):
-            raise Unsupported("tokens have no gradient: use Steering(reward) without one")
-        check_samples(steering)
+        check_steering(steering)
         self.denoiser = denoiser
         self.rule = rule
         self.vocabulary = vocabulary
@@ -153,7 +158,7 @@ class UniformDiffusion(Generator):
 
     def initial(self, keys: Keys) -> Any:
         """Draw the tokens that each particle begins with, (n, L)."""
-        return torch.where(self._free, self._drawn(self._uniforms(keys, self.shape[0])), self.template)
+        return torch.where(self._free, self._drawn(self.uniforms(keys, *self.shape)), self.template)
 
     def initial_log_prob(self, x: Any) -> Floats:
         """Return −log K for each position that is free (n,), −inf where the template is not met."""
@@ -163,7 +168,7 @@ class UniformDiffusion(Generator):
 
     def noise(self, keys: Keys) -> Any:
         """Draw uniform numbers for a step, (n, `UNIFORMS`, block)."""
-        return self._uniforms(keys, UNIFORMS * self.block).reshape(len(keys), UNIFORMS, self.block)
+        return self.uniforms(keys, UNIFORMS, self.block)
 
     def move(self, latents: Latents, noise: Any, given: Any) -> Moved:
         """Change the block that unfinished particles are at."""
@@ -175,7 +180,7 @@ class UniformDiffusion(Generator):
         there = x.gather(1, at)
         closed = torch.where(self._block_of == block[:, None], ~self._free, True) & (x != latents.x)
         fits = ~closed.any(1) & torch.where(site.revealed, there == site.x, True).all(1)
-        padded = torch.where(self._free[at], there == (self.pad), True).all(1)
+        padded = torch.where(self._free[at], there == self.pad, True).all(1)
         log_prob = torch.where(ended[:, 0], torch.where(padded, 0.0, -math.inf), self.rule.log_prob(site, there))
         log_prob = torch.where(fits, log_prob, -math.inf).cpu().numpy()
         fields = {"heard": latents.fields.get("said", latents.fields["log_mu"])} if self.canvas else {}
@@ -187,7 +192,6 @@ class UniformDiffusion(Generator):
     def look(self, latents: Latents) -> Latents:
         """Return particles with the log-laws of the tokens of their block, and the estimate: the likeliest tokens."""
         block, x = self._block(latents), latents.x
-        at = self._positions[block]
         out, guess = self._predicted(latents, block)
         made = latents.step % self.rule.count
         said = out / torch.as_tensor(self.rule.temperature(made), dtype=out.dtype, device=out.device)[:, None, None]
@@ -195,7 +199,7 @@ class UniformDiffusion(Generator):
         log_mu = law if self.temperature == 1.0 else log_law(said / self.temperature, np.arange(len(latents)))
         unsaid = (x < 0) if self.rule.commits else self._free & (self._block_of >= block[:, None])
         unsaid = unsaid & torch.as_tensor(~latents.done, device=x.device)[:, None]
-        estimate = torch.where(unsaid, guess.scatter(1, at, said.argmax(-1)), plain(x))
+        estimate = torch.where(unsaid, guess, plain(x))
         fields = {name: kept for name, kept in latents.fields.items() if name != "heard"}
         fields |= {"log_mu": log_mu, "estimate": self._cut(estimate)}
         if self.canvas and log_mu is not law:
@@ -215,12 +219,11 @@ class UniformDiffusion(Generator):
         of the model, so that it has no density; it is weighed as a step is. Raises ValueError for a depth that is not
         before that of every particle. Models with `EntropyBound` have no such method.
         """
-        if not 0 <= depth < int(state.step.min()):
-            raise ValueError(f"noise takes particles back, from depth {state.step.min()} to one before it, not {depth}")
+        self.check_back(state, depth)
         block, to = divmod(depth, self.rule.count)
         now = np.where(state.step // self.rule.count > block, self.rule.count, state.step % self.rule.count)
         at, n = self._positions[block], len(state)
-        drawn = self._uniforms(keys, UNIFORMS * self.block + self.shape[0])
+        drawn = self.uniforms(keys, UNIFORMS * self.block + self.shape[0])
         fresh = self._drawn(drawn[:, UNIFORMS * self.block :])
         uniforms = drawn[:, : UNIFORMS * self.block].reshape(n, UNIFORMS, self.block)
         here = state.x[:, at]
@@ -228,16 +231,11 @@ class UniformDiffusion(Generator):
         site = Site(here, None, self._free[at] & ~revealed, revealed, now, self.block, FREE)
         x = torch.where(self._free & (self._block_of > block), fresh, state.x)
         x[:, at] = torch.where(self._free[at], self.rule.noised(site, to, uniforms, fresh[:, at]), here)
-        with torch.no_grad():
-            log_potential, there = self.arrive(state, Latents(x, np.full(n, depth), state.steps, state.condition))
-        return self._advance(there, np.zeros(n), np.zeros(n), log_potential)
+        return self.back(state, Latents(x, np.full(n, depth), state.steps, state.condition))
 
     def _given(self, given: Sequence[Any] | None, n: int) -> tuple[Any, Any]:
         check_given(given, self.vocabulary, -self.vocabulary if self.rule.commits else 0)
         return super()._given(given, n)
-
-    def _uniforms(self, keys: Keys, size: int) -> Any:
-        return torch.as_tensor(_keys.uniform(keys, size).reshape(len(keys), size), device=self.device)
 
     def _drawn(self, uniforms: Any) -> Any:
         """Return tokens that are noise, from uniform numbers."""
@@ -271,7 +269,7 @@ class UniformDiffusion(Generator):
         return torch.where((ends.cumsum(1) > ends.long()) & self._free, self.pad, tokens)
 
     def _predicted(self, latents: Latents, block: Any) -> tuple[Any, Any]:
-        """Return logits (n, block, K) of the blocks of particles, and the likeliest tokens elsewhere (n, L).
+        """Return logits (n, block, K) of the blocks of particles, and the likeliest tokens everywhere (n, L).
 
         One call of the network for all that have not finished; zeros for the others.
         """
@@ -289,10 +287,9 @@ class UniformDiffusion(Generator):
             return torch.zeros(len(latents), self.block, self.vocabulary, device=self.device), guess
         with rows(going.tolist()):
             out = check_logits(predict(self.denoiser, x, share, condition), x, self.vocabulary)
-        if out.shape[1] > self.block:
-            log_law(out, going)  # elsewhere, too, the estimate is of laws
+        best = likeliest(out, going)
+        guess[index] = guess[index].scatter(1, at, best) if self.canvas else best
         if not self.canvas:
-            guess[index] = out.argmax(-1)
             out = out.gather(1, at[..., None].expand(-1, -1, self.vocabulary))
         whole = out.new_zeros(len(latents), *out.shape[1:])
         whole[index] = out

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...ppl.reals import whole_number
 from ..masked.site import Site, best, chosen, log_surest, put, surest
+from ..tokens import tokens_at
 
 
 class Rule(Protocol):
@@ -253,8 +254,3 @@ class BlockRefinement(_Steps):
     def _owed(self, site: Site) -> Any:
         """Return how many positions a step commits at least, (n,)."""
         return (self._target(site, site.at + 1) - site.revealed.sum(-1)).clamp(min=0)
-
-
-def tokens_at(uniforms: Any, size: int) -> Any:
-    """Return tokens drawn uniformly from ``size``, from uniform numbers."""
-    return (uniforms * size).long().clamp(max=size - 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import feynkac as fk
-from feynkac.ppl.cards import lines_of_code, paragraphs, row, table
+from feynkac.ppl.cards import is_engine, lines_of_code, paragraphs, row, table
 
 PAGE = Path(__file__).with_name("recipes.md")
 
@@ -20,7 +20,7 @@ def engines() -> str:
     rows = [row("engine", "what", "paper", "lines", "promise"), "|---|---|---|---|---|"]
     for name in fk.__all__:
         thing: Any = getattr(fk, name)
-        if not (inspect.isclass(thing) and hasattr(thing, "run") and hasattr(thing, "guarantee")):
+        if not is_engine(thing):
             continue
         told = paragraphs(inspect.getdoc(thing) or "")
         if "source" in told:

@@ -9,13 +9,14 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
+from functools import reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import feynkac as fk
-from feynkac.ppl.cards import paragraphs, row
+import feynkac.models.testing  # which is imported by name alone
+from feynkac.ppl.cards import is_engine, paragraphs, row
 
 NAMESPACES = {
     "feynkac": "The top level: programs, `infer`, engines, posteriors.",
@@ -77,17 +78,9 @@ class Name:
         return re.split(r"(?<=[.]) (?=[A-Z])", text)[0]
 
 
-def space(path: str) -> Any:
-    """Return a namespace by its path."""
-    found: Any = fk
-    for part in path.split(".")[1:]:
-        found = getattr(found, part)
-    return found if isinstance(found, ModuleType) or path != "feynkac.models.testing" else import_module(path)
-
-
 def public(path: str) -> Iterator[Name]:
     """Yield the public names of a namespace but the namespaces in it."""
-    module = import_module(path) if path == "feynkac.models.testing" else space(path)
+    module = reduce(getattr, path.split(".")[1:], fk)
     names = getattr(module, "__all__", None) or [
         name
         for name, thing in vars(module).items()
@@ -101,7 +94,7 @@ def public(path: str) -> Iterator[Name]:
 
 def room(name: Name) -> str | None:
     """Return the room of an engine, None for what is none."""
-    if not (inspect.isclass(name.thing) and hasattr(name.thing, "run") and hasattr(name.thing, "guarantee")):
+    if not is_engine(name.thing):
         return None
     found = name.thing.__module__.split(".inference.")[-1].split(".")[0]
     return found if found in ROOMS else None

@@ -78,6 +78,11 @@ def row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("``", "`").replace("|", "\\|") for cell in cells) + " |"
 
 
+def is_engine(thing: Any) -> bool:
+    """Whether a thing is the class of an engine, which runs and promises something."""
+    return inspect.isclass(thing) and hasattr(thing, "run") and hasattr(thing, "guarantee")
+
+
 def lines_of_code(thing: Any) -> int:
     """Return how many lines hold code in the file of a function or class, and in its module's ``PARTS`` beside it."""
     code: Any = inspect.unwrap(thing)

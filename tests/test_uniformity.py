@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -212,10 +212,9 @@ def video():
     return network.watched.record_keys(frames)
 
 
-@cache
-def masked():
-    """Six tokens, two at a time, from a network with random laws; steered by a reward of the likeliest ones."""
-    law = torch.tensor(np.random.default_rng(0).normal(size=(6, 5)))
+def of_tokens(size, make, fits):
+    """Return six tokens from a network with random laws over ``size``, steered by a reward of the likeliest ones."""
+    law = torch.tensor(np.random.default_rng(0).normal(size=(6, size)))
 
     def network(tokens, share):
         watched.saw(model_calls=1, nfe=len(tokens))
@@ -225,29 +224,22 @@ def masked():
         watched.saw(reward_calls=len(tokens))
         return (tokens == 2).double().sum(1)
 
-    rule, steering = fk.diffusion.AtRandom(3), Steering(twos, 0.5)
-    model = MaskedDiffusion(fk.diffusion.Network(network, "logits"), 6, rule, vocabulary=5, steering=steering)
-    watched = Watched(model, lambda value: 4 not in value, IMAGE)
+    model = make(fk.diffusion.Network(network, "logits"), 6, vocabulary=size, steering=Steering(twos, 0.5))
+    watched = Watched(model, fits, IMAGE)
     return watched.record_keys(model)
+
+
+@cache
+def masked():
+    """Two of six tokens at a time, from masks."""
+    return of_tokens(5, partial(MaskedDiffusion, rule=fk.diffusion.AtRandom(3)), lambda value: 4 not in value)
 
 
 @cache
 def uniform():
     """Six tokens in two blocks of three, from noise that is uniform; some are committed, others drawn again."""
-    law = torch.tensor(np.random.default_rng(0).normal(size=(6, 4)))
-
-    def network(tokens, share):
-        watched.saw(model_calls=1, nfe=len(tokens))
-        return law + 0.3 * (tokens == 2).sum(1)[:, None, None] * law.roll(1, 0)
-
-    def twos(tokens):
-        watched.saw(reward_calls=len(tokens))
-        return (tokens == 2).double().sum(1)
-
-    rule, network = fk.diffusion.BlockRefinement(2, 0.6), fk.diffusion.Network(network, "logits")
-    model = UniformDiffusion(network, 6, rule, vocabulary=4, block=3, steering=Steering(twos, 0.5))
-    watched = Watched(model, lambda value: (value >= 0).all(), IMAGE)
-    return watched.record_keys(model)
+    make = partial(UniformDiffusion, rule=fk.diffusion.BlockRefinement(2, 0.6), block=3)
+    return of_tokens(4, make, lambda value: (value >= 0).all())
 
 
 @cache
@@ -269,20 +261,26 @@ def jumps():
     return watched.record_keys(watched.model)
 
 
-@cache
-def tokens_of_images():
-    """Images of three scales of two tokens, from a network with random laws; judged after each."""
+def coarse_to_fine(saw):
+    """Return three scales of two tokens, from a network with random laws that tells what it saw."""
     law = torch.tensor(np.random.default_rng(0).normal(size=(4, 4)))
 
     def network(tokens, memory, condition):
-        watched.saw(model_calls=1, nfe=len(tokens), tokens_out=2 * len(tokens))
+        saw(model_calls=1, nfe=len(tokens), tokens_out=2 * len(tokens))
         return law[:2] + 0.3 * (tokens == 2).sum(1)[:, None, None] * law[2:], ()
+
+    return fk.models.ByScale(network, (2, 2, 2), 4, condition=0)
+
+
+@cache
+def tokens_of_images():
+    """Images of three scales of two tokens, from a network with random laws; judged after each."""
 
     def twos(images):
         watched.saw(reward_calls=len(images))
         return (images == 2).sum(1)
 
-    source = fk.models.ByScale(network, (2, 2, 2), 4, condition=0)
+    source = coarse_to_fine(lambda **amounts: watched.saw(**amounts))
     model = fk.models.ImageTokens(source, reward=twos, scale=0.5)
     watched = Watched(model, lambda value: (value >= 0).all(), (*IMAGE, "tokens_out"))
     return watched.record_keys(model)
@@ -291,13 +289,7 @@ def tokens_of_images():
 @cache
 def drawing():
     """The same images in a program, which judges them after each scale."""
-    law = torch.tensor(np.random.default_rng(0).normal(size=(4, 4)))
-
-    def network(tokens, memory, condition):
-        watched.saw(model_calls=1, nfe=len(tokens), tokens_out=2 * len(tokens))
-        return law[:2] + 0.3 * (tokens == 2).sum(1)[:, None, None] * law[2:], ()
-
-    model = fk.models.ImageTokens(fk.models.ByScale(network, (2, 2, 2), 4, condition=0))
+    model = fk.models.ImageTokens(coarse_to_fine(lambda **amounts: watched.saw(**amounts)))
 
     @fk.program
     async def scales():

@@ -27,7 +27,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Floats, Index
 from .checks import one_of
-from .weights import normalize
+from .weights import logmeanexp, normalize
 
 Scheme: TypeAlias = Literal["multinomial", "stratified", "systematic", "residual", "ssp"]
 
@@ -41,6 +41,13 @@ def resample(log_weights: ArrayLike, m: int, key: Keys, scheme: Scheme = "system
     [0, 0, 2, 2]
     """
     return SCHEMES[scheme](normalize(log_weights), m, key)
+
+
+def chosen(log_weights: Floats, log_twist: Floats, m: int, key: Keys, scheme: Scheme) -> tuple[Index, Floats]:
+    """Draw m ancestors ∝ w·ψ, and return them with the log-weights of their copies, mean(wψ)/ψ."""
+    guided = log_weights + log_twist
+    ancestors = resample(guided, m, key, scheme)
+    return ancestors, logmeanexp(guided) - log_twist[ancestors]
 
 
 def multinomial(probabilities: Floats, m: int, key: Keys) -> Index:

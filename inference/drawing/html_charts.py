@@ -14,8 +14,6 @@ from .svg import Chart, span
 SIZE = (405, 185)
 _MARKS = 200
 """With more steps, resamplings are not marked one by one."""
-_BOXES = 48
-"""With more steps that weigh, the boxes of rewards become bands."""
 _POINTS = 300
 """Points of a line that can be told apart."""
 
@@ -101,7 +99,7 @@ def _boxes(chart: Chart, seen: views.Rewards) -> str:
     at, q = seen.step[finite].tolist(), seen.quantiles[:, finite]
     if not at:
         return "no factor"
-    if len(at) > _BOXES:
+    if len(at) > views.BOXES:
         chart.band(at, q[0].tolist(), q[4].tolist())
         chart.band(at, q[1].tolist(), q[3].tolist())
         chart.line(at, q[2].tolist())

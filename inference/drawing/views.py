@@ -18,6 +18,8 @@ from ..base.weights import logmeanexp, normalize
 from .pixels import described
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+BOXES = 48
+"""With more steps that weigh, the boxes of rewards become bands."""
 
 
 class Rewards(NamedTuple):

@@ -13,7 +13,7 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Floats, Index
 from ..base.checks import function_or_none, one_of, positive
-from ..base.resampling import Scheme, resample
+from ..base.resampling import Scheme, chosen, resample
 from ..base.selection import best_first
 from ..base.weights import logmeanexp
 
@@ -58,10 +58,9 @@ class Reduce:
         self, values: Callable[[], list[Any]], log_weights: Floats, log_twist: Floats, key: Keys, scheme: Scheme
     ) -> tuple[Index, Floats]:
         """Return the positions of those that go on, and their log-weights. Fewer than m where fewer are alive."""
-        guided = log_weights + log_twist
         if self.by == "weight":
-            kept = resample(guided, self.to, key, scheme)
-            return kept, logmeanexp(guided) - log_twist[kept]
+            return chosen(log_weights, log_twist, self.to, key, scheme)
+        guided = log_weights + log_twist
         clusters, nearest = self._clusters(values(), guided, self.to, _keys.fold(key, 0))
         if self.by == "centre":
             return nearest, log_weights[nearest]

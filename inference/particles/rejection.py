@@ -15,8 +15,8 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import is_real, positive
 from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive, pick
-from ..base.resampling import Scheme
-from .smc import SMC, chosen, describe, without_evidence
+from ..base.resampling import Scheme, chosen
+from .smc import SMC, describe, without_evidence
 
 Ask = Callable[[Index, Keys], Start | Move]
 
@@ -132,7 +132,7 @@ class RejectionSMC:
             level, ancestors, scheme, log_weights = step.log_twist, np.arange(n), None, log_weights.copy()
             if 0.0 < step.ess <= self.ess_threshold * n * (1 + 1e-12):
                 scheme, draw = self.resampling, _keys.fold(key, _keys.tag("resample"), depth)
-                ancestors, log_weights = chosen(log_weights, level, draw, scheme)
+                ancestors, log_weights = chosen(log_weights, level, n, draw, scheme)
                 level = level[ancestors]
                 state = model.select(state, ancestors)
                 lineage = _keys.inherit(lineage, ancestors, depth)

@@ -18,7 +18,7 @@ from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import fraction, one_of, positive
 from ..base.engine import Growing, Guarantee, Move, Ranking, Report, Run, Start, check_alive
 from ..base.paths import MarkovKernel, Path, check_kernel, describe_paths, growing, origins, promise
-from ..base.resampling import SCHEMES, Scheme, resample
+from ..base.resampling import SCHEMES, Scheme, chosen
 from ..base.step import Step
 from ..base.weights import logmeanexp, normalize, spread
 from .path_filter import path_filter
@@ -152,7 +152,7 @@ class SMC:
                 ancestors, log_weights = reduction.draw(values, log_weights, step.log_twist, draw, self.resampling)
             elif 0.0 < step.ess <= self.ess_threshold * n * (1 + 1e-12):
                 scheme = self.resampling
-                ancestors, log_weights = chosen(log_weights, step.log_twist, draw, self.resampling)
+                ancestors, log_weights = chosen(log_weights, step.log_twist, n, draw, self.resampling)
             if scheme is not None:
                 state = model.select(state, ancestors)
                 lineage = _keys.inherit(lineage, ancestors, step.depth)
@@ -165,13 +165,6 @@ class SMC:
             else:
                 yield Report(state, log_weights, step)
             check_alive(step, self.all_dead)
-
-
-def chosen(log_weights: Floats, log_twist: Floats, key: Keys, scheme: Scheme) -> tuple[Index, Floats]:
-    """Draw ancestors (n,) ∝ w·ψ, and return them with the log-weights of their copies, mean(wψ)/ψ."""
-    guided = log_weights + log_twist
-    ancestors = resample(guided, len(guided), key, scheme)
-    return ancestors, logmeanexp(guided) - log_twist[ancestors]
 
 
 def _warn_of_copies(paths: list[Path], log_weights: Floats) -> None:

@@ -13,8 +13,7 @@ from ..drawing.palette import INK
 from ..drawing.svg import Html, drawing
 from ..drawing.views import cut, number, step_text, words
 from ..results.posterior import Posterior
-from .lineages import one_chain
-from .plot_tree import above_all, heaviest_leaves, layout
+from .plot_tree import grown_by, heaviest_leaves, layout, stood
 
 _LEAVES = 48
 _WIDE, _LETTER, _LINE = 800.0, 6.1, 17.0
@@ -48,14 +47,10 @@ def tree_html(
     >>> "step 1, worth " in page
     True
     """
-    posterior._some()
-    run = one_chain(posterior, chain)
-    if run.tree is None:
-        raise ValueError(f"{posterior.engine} grows no tree: this is for engines such as TreeSampling and TreeSearch")
-    grown, say = run.tree, label or words
+    run, grown = grown_by(posterior, chain)
+    say = label or words
     nodes, above, heights = layout(grown, heaviest_leaves(grown, run.log_weights, most))
-    share = grown.visits[nodes] / max(int(grown.visits[0]), 1)
-    kept = np.isin(nodes, above_all(grown, grown.particles))
+    share, kept = stood(grown, nodes)
     pitch = _WIDE / (float(grown.depth[nodes].max()) + 2.6)
     xs, ys = 14.0 + pitch * (grown.depth[nodes] + 1.0), 14.0 + _LINE * heights
     best = int(grown.particles[int(np.argmax(run.log_weights))])

@@ -10,9 +10,6 @@ from ..drawing import views
 from ..drawing.palette import BLUE, INK, ORANGE
 from ..results.posterior import Posterior
 
-_BOXES = 48
-"""With more steps that weigh, bands are drawn in place of boxes."""
-
 
 def rewards(posterior: Posterior, *, ax: Any = None, figsize: tuple[float, float] | None = None) -> Any:
     """Draw the log-potentials log G by step: median, middle 50% and 80%, and up to 64 particles as points.
@@ -64,11 +61,11 @@ def _spread(ax: Any, seen: views.Rewards) -> list[Any]:
 
     q = seen.quantiles
     for first, last in ((0, 4), (1, 3)):
-        if len(seen.step) <= _BOXES:
+        if len(seen.step) <= views.BOXES:
             ax.bar(seen.step, q[last] - q[first], 0.7, q[first], color=BLUE, alpha=0.28, linewidth=0)
         else:
             ax.fill_between(seen.step, q[first], q[last], color=BLUE, alpha=0.28, linewidth=0)
-    if len(seen.step) <= _BOXES:
+    if len(seen.step) <= views.BOXES:
         ax.hlines(q[2], seen.step - 0.35, seen.step + 0.35, color=BLUE, linewidth=1.8)
     else:
         ax.plot(seen.step, q[2], color=BLUE, linewidth=1.8)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..base.chain import Chain
 from ..base.search_tree import SearchTree
 from ..drawing.palette import INK
 from ..drawing.views import words
@@ -66,21 +67,16 @@ def tree(
     >>> figure.axes[0].get_title(loc="left")
     'Search tree'
     """
-    posterior._some()
+    run, grown = grown_by(posterior, chain)
     from ..drawing.figure import SMALL, axes, key, sign, steps_axis
     from ..drawing.figure import label as title
 
-    run = one_chain(posterior, chain)
-    if run.tree is None:
-        raise ValueError(f"{posterior.engine} grows no tree: this is for engines such as TreeSampling and TreeSearch")
-    grown = run.tree
     faces = None if label else Faces(posterior, chain, image)
     most = most if most is not None else MOST_IMAGES if faces else MOST_LEAVES
     nodes, above, heights = layout(grown, heaviest_leaves(grown, run.log_weights, most))
     leaves = int(heights.max()) + 1
     ax = axes(ax, figsize, (8.0, min(max(2.4, (0.36 if faces else 0.17) * leaves + 0.9), 9.5)))
-    depths, share = grown.depth[nodes], grown.visits[nodes] / max(int(grown.visits[0]), 1)
-    kept = np.isin(nodes, above_all(grown, grown.particles))
+    depths, (share, kept) = grown.depth[nodes], stood(grown, nodes)
     for k in range(1, len(nodes)):
         xs = np.append(depths[above[k]] + _BEND, depths[k])
         ys = np.append(heights[above[k]] + (heights[k] - heights[above[k]]) * _RISE, heights[k])
@@ -109,6 +105,20 @@ def tree(
     signs += [] if kept.all() else [sign("given up", alpha=0.4)]
     key(ax, [*signs, sign("wide: many rollouts", linewidth=3.5, alpha=0.7)])
     return ax.figure
+
+
+def grown_by(posterior: Posterior, chain: int) -> tuple[Chain, SearchTree]:
+    """Return a chain by number, and its tree. Raises IndexError without it, ValueError for one that grew none."""
+    posterior._some()
+    run = one_chain(posterior, chain)
+    if run.tree is None:
+        raise ValueError(f"{posterior.engine} grows no tree: this is for engines such as TreeSampling and TreeSearch")
+    return run, run.tree
+
+
+def stood(tree: SearchTree, nodes: Any) -> tuple[Any, Any]:
+    """Return the share of the rollouts that went through nodes (k,), and whether the search kept them."""
+    return tree.visits[nodes] / max(int(tree.visits[0]), 1), np.isin(nodes, above_all(tree, tree.particles))
 
 
 def layout(tree: SearchTree, leaves: Any) -> tuple[Any, Any, Any]:

@@ -17,6 +17,7 @@ from ...ppl.errors import InvalidWeight, Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, Floats, Index
 from ...ppl.score import evaluate
+from ..language.laws import invert
 from .picture import Picture
 from .sources import Places, Source
 
@@ -307,8 +308,6 @@ class ImageTokens:
 
 def _inverted(law: Any, uniforms: Any) -> NDArray[np.int64]:
     """Draw tokens (n, k) from log-laws (n, k, K) that sum to 1, by one uniform each; none of probability zero."""
-    below = law.exp().cumsum(-1)
-    token = torch.searchsorted(below, (uniforms * below[..., -1]).contiguous()[..., None], right=True)[..., 0]
-    last = torch.searchsorted(below, below[..., -1:].contiguous())[..., 0]
-    found: NDArray[np.int64] = torch.minimum(token, last).numpy()
+    below = law.exp().cumsum(-1).flatten(0, 1)
+    found: NDArray[np.int64] = invert(below, uniforms.reshape(-1, 1) * below[:, -1:]).reshape(law.shape[:2]).numpy()
     return found

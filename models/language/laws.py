@@ -240,17 +240,17 @@ def _invert_law(law: Any, uniforms: Any) -> tuple[Any, Any]:
     by_block = sums.cumsum(-1)
     total = by_block[:, -1:]
     target = uniforms * total
-    block = _invert(by_block, target)
+    block = invert(by_block, target)
     before = (by_block.gather(1, block) - sums.gather(1, block)).clamp_(min=0)
     chosen = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0]
     inside = torch.threshold_(chosen, least, 0.0).double().cumsum(-1)
-    token = (block * _BLOCK + _invert(inside, target - before)).clamp_(max=size - 1)
+    token = (block * _BLOCK + invert(inside, target - before)).clamp_(max=size - 1)
     log_prob = (law.gather(1, token) - top).double() - total.log()
     nothing = total == 0
     return token.masked_fill_(nothing, -1)[:, 0], log_prob.masked_fill_(nothing, -math.inf)[:, 0]
 
 
-def _invert(cumulative: Any, target: Any) -> Any:
+def invert(cumulative: Any, target: Any) -> Any:
     """Return the first index whose cumulative weight exceeds the target, never one of weight zero."""
     index = torch.searchsorted(cumulative, target, right=True)
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous(), right=False)

@@ -5,7 +5,7 @@ import pytest
 from outcomes import Speller, estimate, expected
 
 import feynkac as fk
-from feynkac.inference.particles import smc
+from feynkac.inference.base import resampling
 from feynkac.ppl.errors import Unsupported
 
 LAW = {"": [0.5, 0.2, 0.3], "0": [0.1, 0.6, 0.3], "1": [0.9, 0.05, 0.05], "2": [0.34, 0.33, 0.33]}
@@ -115,7 +115,7 @@ def test_every_outcome_of_two_particles_enumerated_sums_to_the_sharpened_law(mon
         weights = np.exp(log_weights - np.max(log_weights))
         return np.array([chooser["choose"](weights / weights.sum()) for _ in range(m)])
 
-    monkeypatch.setattr(smc, "resample", resample)
+    monkeypatch.setattr(resampling, "resample", resample)
     mean, _, count = expected(fk.PowerSMC(2, power=power, bridge=bridge, ess_threshold=1.0), model)
     assert count > 100
     assert mean == pytest.approx(model(None).exact(power), rel=1e-10)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
@@ -22,6 +22,7 @@ from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from .search_tree import SearchTree
 from .step import Step
+from .weights import logmeanexp, spread
 
 Guarantee = Literal["unbiased", "consistent", "discretised", "prefix", "heuristic"]
 """What an engine promises of its evidence and weighted particles, at any finite number of particles.
@@ -174,6 +175,31 @@ def is_resumable(engine: Any) -> bool:
     """
     fixed = not getattr(engine, "reduce", None)
     return hasattr(engine, "resume") and getattr(engine, "move", None) is None and fixed
+
+
+def describe(depth: int, advance: Advance[Any], log_weights: Floats, ancestors: Index, scheme: str | None) -> Step:
+    """Sum up a step for the history; ``scheme`` is how its ancestors were drawn, None where they were not."""
+    twisted = bool(advance.log_twist.any())
+    guided = spread(log_weights + advance.log_twist if twisted else log_weights)
+    return Step(
+        depth=depth,
+        ess=guided.ess,
+        entropy=guided.entropy,
+        log_evidence=logmeanexp(log_weights) if twisted else guided.log_mean,
+        resampled=scheme is not None,
+        ancestors=ancestors,
+        log_weights=log_weights,
+        log_potential=advance.log_potential,
+        log_twist=advance.log_twist,
+        done=advance.done,
+        choices=advance.choices,
+        scheme=scheme,
+    )
+
+
+def without_evidence(step: Step) -> Step:
+    """Return a step of an engine that estimates no evidence: it is NaN, unless all weights are zero."""
+    return step if step.log_evidence == -math.inf else replace(step, log_evidence=math.nan)
 
 
 def check_alive(step: Step, policy: str) -> None:

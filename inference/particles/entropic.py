@@ -12,11 +12,10 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
 from ..base.checks import fraction, one_of, positive
-from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive
+from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive, describe
 from ..base.resampling import SCHEMES, Scheme
 from ..base.weights import logmeanexp, normalize, spread
 from .look_ahead import check_floor, fruitless, look_ahead, mixed, told
-from .smc import describe
 
 RULES = ("ess", "entropy", "base")
 

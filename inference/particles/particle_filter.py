@@ -12,11 +12,11 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
 from ..base.checks import one_of, positive
-from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive
+from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive, describe, without_evidence
 from ..base.resampling import resample
 from ..base.step import Step
 from ..base.weights import spread
-from .smc import SMC, describe, without_evidence
+from .smc import SMC
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar
+from dataclasses import replace
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
 from ...ppl import keys as _keys
-from ...ppl.errors import Unsupported
+from ...ppl.errors import CollapseWarning, Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, retry
-from ..base.engine import Growing, Move, Start
-from ..base.paths import Asking, MarkovKernel, Path, extend, tune
+from ..base.engine import Growing, Move, Run, Start, check_alive
+from ..base.paths import Asking, MarkovKernel, Path, describe_paths, extend, growing, origins, tune
 from ..base.resampling import Scheme, conditional, resample
 from ..base.weights import logmeanexp, normalize, spread
+
+_FEW_OF, _FEW = 20, 0.05
+"""Of so many particles or more, this share of different ones is too few."""
 
 T = TypeVar("T")
 Filtering: TypeAlias = Generator[Start | Move | Growing, Advance[Any], T]
@@ -132,3 +137,37 @@ def _ancestor(
 
 def _worth(path: Path) -> float:
     return path.log_prob + path.log_potential
+
+
+def resample_move(
+    model: FeynmanKac[Any], key: Keys, settings: Settings, move: MarkovKernel, all_dead: Literal["error", "zero"]
+) -> Run:
+    """Run SMC whose particles are moved after each resampling, with a report of each step; see `SMC`."""
+
+    def watch(depth: int, paths: list[Path], log_weights: Floats, resampled: bool, info: dict[str, float]) -> Growing:
+        step = describe_paths(depth, paths, log_weights)
+        check_alive(step, all_dead)
+        scheme = settings.resampling if resampled else None
+        return growing(model, replace(step, resampled=resampled, scheme=scheme), paths, log_weights, None, info)
+
+    paths, log_weights = yield from path_filter(model, key, settings, watch, move=move)
+    _warn_of_copies(paths, log_weights)
+
+
+def _warn_of_copies(paths: list[Path], log_weights: Floats) -> None:
+    """Warn where all was drawn in the first step, and moves have left few of the draws that resampling copied."""
+    n, first = len(paths), [path.cut(1) for path in paths]
+    static = all(path.length > 1 and one is not None and one.draws == path.draws for path, one in zip(paths, first))
+    if not static or n < _FEW_OF:
+        return
+    _, place = np.unique(origins(paths), return_inverse=True)
+    shares = np.bincount(place, normalize(log_weights))
+    effective = 1.0 / float(shares @ shares)
+    if effective < n * _FEW:
+        warnings.warn(
+            f"the {n} particles are worth {effective:.1f} different draws: all is drawn in the first step of the "
+            "program, resampling copies it, and the moves are seldom accepted. Evidence and values are not to be "
+            "trusted: use TemperedSMC(n, kernel), which turns the factors on by and by",
+            CollapseWarning,
+            stacklevel=2,
+        )

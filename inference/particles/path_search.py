@@ -12,11 +12,10 @@ from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import one_of, positive
-from ..base.engine import Ask, Guarantee, Move, Report, Run, Start, check_alive
+from ..base.engine import Ask, Guarantee, Move, Report, Run, Start, check_alive, describe, without_evidence
 from ..base.selection import best_first, choose
 from ..base.step import Step
 from ..base.weights import logmeanexp
-from .smc import describe, without_evidence
 
 
 @dataclass(frozen=True)

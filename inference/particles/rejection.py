@@ -14,9 +14,9 @@ from ...ppl.errors import InvalidWeight
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import is_real, positive
-from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive, pick
+from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive, describe, pick, without_evidence
 from ..base.resampling import Scheme, chosen
-from .smc import SMC, describe, without_evidence
+from .smc import SMC
 
 Ask = Callable[[Index, Keys], Start | Move]
 

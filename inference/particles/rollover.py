@@ -12,9 +12,8 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac
 from ..base.checks import one_of, positive
-from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive
+from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive, describe, without_evidence
 from ..base.weights import logmeanexp
-from .smc import describe, without_evidence
 
 
 @dataclass(frozen=True)

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ...ppl import keys as _keys
-from ...ppl.errors import CollapseWarning
 from ...ppl.keys import Keys
-from ...ppl.model import Advance, FeynmanKac, Floats, Index
+from ...ppl.model import FeynmanKac
 from ..base.checks import fraction, one_of, positive
-from ..base.engine import Growing, Guarantee, Move, Ranking, Report, Run, Start, check_alive
-from ..base.paths import MarkovKernel, Path, check_kernel, describe_paths, growing, origins, promise
+from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive, describe, without_evidence
+from ..base.paths import MarkovKernel, check_kernel, promise
 from ..base.resampling import SCHEMES, Scheme, chosen
-from ..base.step import Step
-from ..base.weights import logmeanexp, normalize, spread
-from .path_filter import path_filter
+from .path_filter import resample_move
 from .reducing import Reduce, check_reductions
-
-_FEW_OF, _FEW = 20, 0.05
-"""Of so many particles or more, this share of different ones is too few."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,9 @@ class SMC:
 
     def run(self, model: FeynmanKac[Any], key: Keys) -> Run:
         """Yield what to compute and what came of it; see `engine`."""
-        return self._plain(model, key, None) if self.move is None else self._moved(model, key)
+        if self.move is not None:
+            return resample_move(model, key, self, self.move, self.all_dead)
+        return self._plain(model, key, None)
 
     def at_once(self, model: Any, key: Keys) -> Run | None:
         """Return the run of a compiled scan as one program of XLA, with one report; None with moves or reductions."""
@@ -119,18 +114,6 @@ class SMC:
     def resume(self, model: FeynmanKac[Any], key: Keys, since: Report) -> Run:
         """Go on from a report of its own, with a new key; see `Resumable`."""
         return self._plain(model, key, since)
-
-    def _moved(self, model: FeynmanKac[Any], key: Keys) -> Run:
-        def watch(
-            depth: int, paths: list[Path], log_weights: Floats, resampled: bool, info: dict[str, float]
-        ) -> Growing:
-            step = describe_paths(depth, paths, log_weights)
-            check_alive(step, self.all_dead)
-            scheme = self.resampling if resampled else None
-            return growing(model, replace(step, resampled=resampled, scheme=scheme), paths, log_weights, None, info)
-
-        paths, log_weights = yield from path_filter(model, key, self, watch, move=self.move)
-        _warn_of_copies(paths, log_weights)
 
     def _plain(self, model: FeynmanKac[Any], key: Keys, since: Report | None) -> Run:
         lineage = _keys.fold(key, _keys.tag("particle"), np.arange(self.particles))
@@ -165,47 +148,3 @@ class SMC:
             else:
                 yield Report(state, log_weights, step)
             check_alive(step, self.all_dead)
-
-
-def _warn_of_copies(paths: list[Path], log_weights: Floats) -> None:
-    """Warn where all was drawn in the first step, and moves have left few of the draws that resampling copied."""
-    n, first = len(paths), [path.cut(1) for path in paths]
-    static = all(path.length > 1 and one is not None and one.draws == path.draws for path, one in zip(paths, first))
-    if not static or n < _FEW_OF:
-        return
-    _, place = np.unique(origins(paths), return_inverse=True)
-    shares = np.bincount(place, normalize(log_weights))
-    effective = 1.0 / float(shares @ shares)
-    if effective < n * _FEW:
-        warnings.warn(
-            f"the {n} particles are worth {effective:.1f} different draws: all is drawn in the first step of the "
-            "program, resampling copies it, and the moves are seldom accepted. Evidence and values are not to be "
-            "trusted: use TemperedSMC(n, kernel), which turns the factors on by and by",
-            CollapseWarning,
-            stacklevel=2,
-        )
-
-
-def describe(depth: int, advance: Advance[Any], log_weights: Floats, ancestors: Index, scheme: str | None) -> Step:
-    """Sum up a step for the history; ``scheme`` is how its ancestors were drawn, None where they were not."""
-    twisted = bool(advance.log_twist.any())
-    guided = spread(log_weights + advance.log_twist if twisted else log_weights)
-    return Step(
-        depth=depth,
-        ess=guided.ess,
-        entropy=guided.entropy,
-        log_evidence=logmeanexp(log_weights) if twisted else guided.log_mean,
-        resampled=scheme is not None,
-        ancestors=ancestors,
-        log_weights=log_weights,
-        log_potential=advance.log_potential,
-        log_twist=advance.log_twist,
-        done=advance.done,
-        choices=advance.choices,
-        scheme=scheme,
-    )
-
-
-def without_evidence(step: Step) -> Step:
-    """Return a step of an engine that estimates no evidence: it is NaN, unless all weights are zero."""
-    return step if step.log_evidence == -math.inf else replace(step, log_evidence=math.nan)

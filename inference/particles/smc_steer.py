@@ -12,10 +12,9 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac
 from ..base.checks import one_of, positive
-from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive
+from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive, describe
 from ..base.resampling import optimal
 from ..base.weights import logmeanexp, normalize
-from .smc import describe
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
 from ..base.checks import one_of, positive, temperature_or_none
-from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive, pick
+from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start, check_alive, describe, pick, without_evidence
 from ..base.weights import logmeanexp, normalize
-from .smc import describe, without_evidence
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats
 from ..base.checks import positive
-from ..base.engine import Guarantee, Move, Report, Run, Start
+from ..base.engine import Guarantee, Move, Report, Run, Start, describe, without_evidence
 from ..infer import infer
-from ..particles.smc import describe, without_evidence
 from ..results.posterior import Posterior
 from .diagnosis import Diagnosis, Row
 from .measures import auc, auc_within, bellman, calibration_error, predicted_ess, slope

@@ -13,9 +13,8 @@ from ...ppl import keys as _keys
 from ...ppl.keys import Keys
 from ...ppl.model import FeynmanKac, Floats, Index
 from ..base.checks import depths_or_none, one_of, positive
-from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive
+from ..base.engine import Guarantee, Move, Report, Run, Start, check_alive, describe, without_evidence
 from ..base.selection import best_first, choose
-from ..particles.smc import describe, without_evidence
 
 
 @dataclass(frozen=True)

@@ -21,24 +21,27 @@ from typing import TYPE_CHECKING, Any
 
 from . import diffusion, models
 from .models import constraints, programs, rewards, tasks
-from .ppl import dist, errors, handlers, keys, oracles
-from .ppl.blocks import Blocks
-from .ppl.cells import cell
+from .ppl import errors, keys
 from .ppl.combine import combine
 from .ppl.cost import Budget, Cost, charge
+from .ppl.distributions import dist
+from .ppl.distributions.induced import induced
 from .ppl.effects import batched, call, deterministic, factor, gather, observe, race, sample, scan, twist
-from .ppl.enumeration import Enumeration, enumerate_program
 from .ppl.errors import FeynkacError
-from .ppl.induced import induced
+from .ppl.exact import oracles
+from .ppl.exact.enumeration import Enumeration, enumerate_program
 from .ppl.lazy import find
 from .ppl.memory import afresh
 from .ppl.model import Advance, Draws, FeynmanKac, Kernel
-from .ppl.nesting import nested
-from .ppl.params import estimator, param
 from .ppl.program import Program, program
+from .ppl.running.cells import cell
+from .ppl.running.nesting import nested
 from .ppl.score import Reward, Score, reward
-from .ppl.simulation import Simulation, simulate
 from .ppl.sites import Site
+from .ppl.transforms import handlers
+from .ppl.transforms.blocks import Blocks
+from .ppl.transforms.params import estimator, param
+from .ppl.transforms.simulation import Simulation, simulate
 
 if TYPE_CHECKING:
     from .inference import plots, scaling, tuning

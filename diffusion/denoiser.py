@@ -7,10 +7,10 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import torch
 
-from ..ppl.canonical import form
 from ..ppl.cost import charge, rows
 from ..ppl.errors import NotRecorded
-from ..ppl.recording import Unkept, current, form_of, served
+from ..ppl.values.canonical import form
+from ..ppl.values.recording import Unkept, current, form_of, served
 from .laws import Laws
 
 Prediction = Literal["epsilon", "sample", "v", "flow", "logits", "log_ratios"]

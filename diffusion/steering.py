@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..ppl.errors import InvalidWeight, Unsupported
-from ..ppl.reals import whole_number
+from ..ppl.values.reals import whole_number
 from .latents import Latents, replace_fields
 from .rewards.base import as_reward, check_gradient, slope
 

@@ -5,7 +5,7 @@ Engines see a model through the contract of `ppl.model` alone.
 
 from typing import Any
 
-from ..ppl.nesting import provide
+from ..ppl.running.nesting import provide
 
 
 def _nested(*wave: Any) -> list[Any]:

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from ..ppl import recording
-from ..ppl.collector import patience
 from ..ppl.cost import Budget, recorded
 from ..ppl.model import FeynmanKac
+from ..ppl.running.collector import patience
+from ..ppl.values import recording
 from .base.checks import check_run, each_engine, is_true
 from .base.engine import Engine
 from .base.interrupts import noticing

@@ -10,10 +10,10 @@ from ..ppl import keys as _keys
 from ..ppl.compiled.deciding import prepare
 from ..ppl.cost import rows
 from ..ppl.errors import JournalError, Unsupported
-from ..ppl.fibers import Failed
-from ..ppl.guard import guard
 from ..ppl.keys import Keys
-from ..ppl.nesting import Nested
+from ..ppl.running.fibers import Failed
+from ..ppl.running.nesting import Nested
+from ..ppl.values.guard import guard
 from .base.checks import check_run, positive
 from .base.engine import is_resumable, weaker
 from .problem import Problem, Task, work

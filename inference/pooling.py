@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ppl import keys as _keys
 from ..ppl.model import Advance
-from ..ppl.particle import Particles
+from ..ppl.running.particle import Particles
 from .base.engine import Ask, Start
 from .problem import Task
 

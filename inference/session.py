@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..ppl import keys as _keys
-from ..ppl import recording
 from ..ppl.cost import Budget, Ledger, OutOfTime, assign
 from ..ppl.cost import recording as accounting
 from ..ppl.errors import AllParticlesDead, FeynkacError
 from ..ppl.memory import Epoch, current_epoch, enter
 from ..ppl.model import Advance, FeynmanKac
-from ..ppl.particle import Particles
 from ..ppl.program import Program, launch, resume
-from ..ppl.wave import Surroundings
+from ..ppl.running.particle import Particles
+from ..ppl.running.wave import Surroundings
+from ..ppl.values import recording
 from .base.chain import Chain, detach, detach_choices
 from .base.engine import Ask, Engine, Growing, Guarantee, Move, Report, Start, ranking_of, weaker
 from .base.step import Step

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..ppl.lazy import find
-from .language.text import Text
-from .language.thinking import think
+from .language.stepping.thinking import think
+from .language.texts.text import Text
 
 if TYPE_CHECKING:
     from .images.generator import ImageTokens
     from .images.shipped import digit_tokens
     from .images.sources import ByScale, ByToken
+    from .language.drawing.sampling import Sampling
     from .language.recorded_lm import RecordedLM
-    from .language.sampling import Sampling
     from .local.transformers_lm import TransformersLM
-    from .rewards.judge import Judge
+    from .rewards.judges.judge import Judge
     from .served.chat_lm import ChatLM
     from .served.client import Client
     from .served.server_lm import ServerLM
@@ -32,9 +32,9 @@ _HOME = {
     "ChatLM": "served.chat_lm",
     "Client": "served.client",
     "ImageTokens": "images.generator",
-    "Judge": "rewards.judge",
+    "Judge": "rewards.judges.judge",
     "RecordedLM": "language.recorded_lm",
-    "Sampling": "language.sampling",
+    "Sampling": "language.drawing.sampling",
     "ServerLM": "served.server_lm",
     "TransformersLM": "local.transformers_lm",
     "VLLM": "served.vllm",

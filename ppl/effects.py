@@ -15,13 +15,13 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from .adapters import as_kernel
+from .distributions.adapters import as_kernel
+from .distributions.terms import Terms
 from .errors import AmbiguousScore, FeynkacError, OutsideProgram
 from .model import Kernel
-from .reals import real
 from .score import Score
 from .sites import MISSING, Running, check_name, names, shut
-from .terms import Terms
+from .values.reals import real
 
 F = TypeVar("F", bound=Callable[..., Sequence[Any]])
 

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any, Generic, TypeVar
 from weakref import ref
 
-from .memo import Memo
+from .values.memo import Memo
 
 V = TypeVar("V")
 

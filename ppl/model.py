@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from .errors import InvalidWeight
 from .keys import Keys
-from .reals import reals
 from .sites import Site, Tentative
+from .values.reals import reals
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.intp]

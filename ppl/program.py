@@ -17,15 +17,15 @@ import numpy as np
 from .density import Density, Kept
 from .effects import fingerprint
 from .errors import OutsideProgram, UncloseableProgram
-from .fibers import Run
-from .forks import Forks
-from .guard import guard
 from .keys import Keys
 from .model import Advance, Index
-from .particle import Particle, Particles
-from .reach import Place, around, surroundings, tensors
+from .running.fibers import Run
+from .running.forks import Forks
+from .running.particle import Particle, Particles
+from .running.wave import Wave
 from .sites import Running, Site
-from .wave import Wave
+from .values.guard import guard
+from .values.reach import Place, around, surroundings, tensors
 
 P = ParamSpec("P")
 

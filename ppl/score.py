@@ -19,10 +19,10 @@ from typing import Any, Literal, NoReturn, Protocol, overload
 from .cost import charge, rows
 from .errors import AmbiguousScore, InvalidWeight, NotRecorded
 from .memory import Memory
-from .pictures import lasting
-from .reals import ordered, real
-from .recording import current, form_of, served
 from .sites import Running, short
+from .values.pictures import lasting
+from .values.reals import ordered, real
+from .values.recording import current, form_of, served
 
 _ROUNDING = 1e-6  # of a float32 softmax, say
 Kind = Literal["probability", "real", "log_weight"]

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from feynkac.ppl import dist, keys
-from feynkac.ppl.adapters import as_kernel
+from feynkac.ppl import keys
+from feynkac.ppl.distributions import dist
+from feynkac.ppl.distributions.adapters import as_kernel
 from feynkac.ppl.model import Kernel
 
 stats = pytest.importorskip("scipy.stats")

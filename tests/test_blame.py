@@ -49,9 +49,9 @@ def test_a_sample_of_numpyro_in_a_program_is_told_of_fk_sample():
 
 
 def test_a_loop_without_step_ends_is_an_error_under_a_budget_too(monkeypatch):
-    import feynkac.ppl.wave
+    import feynkac.ppl.running.wave
 
-    monkeypatch.setattr(feynkac.ppl.wave, "MOST_ROUNDS", 500)
+    monkeypatch.setattr(feynkac.ppl.running.wave, "MOST_ROUNDS", 500)
 
     @fk.program
     async def endless():
@@ -63,9 +63,9 @@ def test_a_loop_without_step_ends_is_an_error_under_a_budget_too(monkeypatch):
 
 
 def test_a_loop_of_what_needs_no_service_is_an_error_too(monkeypatch):
-    import feynkac.ppl.wave
+    import feynkac.ppl.running.wave
 
-    monkeypatch.setattr(feynkac.ppl.wave, "MOST_ROUNDS", 500)
+    monkeypatch.setattr(feynkac.ppl.running.wave, "MOST_ROUNDS", 500)
 
     @fk.program
     async def empty():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.models.rewards.judge import Grader, Judge
+from feynkac.models.rewards.judges.judge import Grader, Judge
 from feynkac.models.testing import Bigram, FakeServer, Faults
 from feynkac.ppl.errors import (
     CannotScore,

@@ -10,8 +10,9 @@ import pytest
 from scipy import stats
 
 import feynkac as fk
-from feynkac.ppl import batching, keys
-from feynkac.ppl.dist import (
+from feynkac.ppl import keys
+from feynkac.ppl.distributions import batching
+from feynkac.ppl.distributions.dist import (
     Bernoulli,
     Categorical,
     Delta,

@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 from whole_steps import WholeSteps
 
 import feynkac as fk
-from feynkac.models.language.drafted import Drafted
+from feynkac.models.language.stepping.drafted import Drafted
 from feynkac.models.testing import FakeServer, ScriptedLM, tiny_lm, tiny_tokenizer
 from feynkac.ppl.errors import TokenizerMismatch, Unsupported, UnsupportedProposal
 from laws import Z_LIMIT, check_unbiased, z_score

@@ -15,8 +15,8 @@ from whole_steps import WholeSteps
 import feynkac as fk
 from dying import ENGINES, Forge, Unseeded, short, story, unseeded
 from feynkac.inference.journal.packing import pack, unpack
-from feynkac.ppl import recording
 from feynkac.ppl.errors import JournalError, JournalWarning, NotRecorded, UnreadableJournal
+from feynkac.ppl.values import recording
 
 
 @pytest.fixture(scope="module")

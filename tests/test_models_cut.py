@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import feynkac as fk
 from feynkac.models import Text
-from feynkac.models.language.runs import replay
-from feynkac.models.language.text import Reading
+from feynkac.models.language.drawing.runs import replay
+from feynkac.models.language.texts.text import Reading
 from feynkac.models.testing import tiny_lm
 from laws import T2_NEXT, T2_ORDER, T2_PRIOR
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.models.language.encoding import Codec
-from feynkac.models.language.text import Text
+from feynkac.models.language.texts.encoding import Codec
+from feynkac.models.language.texts.text import Text
 from feynkac.ppl.score import evaluate
 
 torch = pytest.importorskip("torch")

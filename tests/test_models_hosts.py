@@ -9,8 +9,8 @@ import pytest
 from whole_steps import WholeSteps
 
 import feynkac as fk
-from feynkac.models.language.steps import Ending, Step
-from feynkac.models.rewards.answers import Answers
+from feynkac.models.language.stepping.steps import Ending, Step
+from feynkac.models.rewards.judges.answers import Answers
 from feynkac.ppl.errors import Unsupported
 from laws import Z_LIMIT, z_score
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers as hf
 
-from feynkac.models.language import laws
-from feynkac.models.language.laws import drawn, log_normalise, read, warp
-from feynkac.models.language.sampling import Mask, Sampling
+from feynkac.models.language.drawing import laws
+from feynkac.models.language.drawing.laws import drawn, log_normalise, read, warp
+from feynkac.models.language.drawing.sampling import Mask, Sampling
 from feynkac.ppl import keys
 
 LAWS = [

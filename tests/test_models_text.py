@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from feynkac.inference.results.encoding import Decoder, Encoder
 from feynkac.models import Text, TransformersLM
-from feynkac.models.language.encoding import Codec
-from feynkac.models.language.text import Reading
+from feynkac.models.language.texts.encoding import Codec
+from feynkac.models.language.texts.text import Reading
 from feynkac.models.testing import tiny_lm
 from feynkac.ppl import keys
 from feynkac.ppl.errors import ContextOverflow, TokenizerMismatch

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from zoo import build  # noqa: E402
 
 from feynkac.models.constraints import walk  # noqa: E402
-from feynkac.models.language import laws  # noqa: E402
+from feynkac.models.language.drawing import laws  # noqa: E402
 from feynkac.models.local.weights.staging import packed, send  # noqa: E402
 from feynkac.models.testing import tiny_lm  # noqa: E402
 from feynkac.ppl import keys  # noqa: E402

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from feynkac.ppl.oracles import forward_filter, kalman
+from feynkac.ppl.exact.oracles import forward_filter, kalman
 
 
 def all_paths(initial, transition, log_potentials):

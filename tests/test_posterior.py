@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.ppl.fibers import Fiber, Run
-from feynkac.ppl.particle import Particle, Particles
+from feynkac.ppl.running.fibers import Fiber, Run
+from feynkac.ppl.running.particle import Particle, Particles
 from laws import z_score
 
 

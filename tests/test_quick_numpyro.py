@@ -7,8 +7,8 @@ import numpyro.distributions as nd
 import pytest
 
 import feynkac as fk
-from feynkac.ppl import quick_numpyro
-from feynkac.ppl.adapters import as_kernel
+from feynkac.ppl.distributions import quick_numpyro
+from feynkac.ppl.distributions.adapters import as_kernel
 from feynkac.ppl.sites import Running
 
 quick_numpyro.install()

@@ -314,7 +314,7 @@ def test_code_is_taken_out_of_fences(text, code):
 
 
 def test_a_run_that_starts_after_an_interrupt_ends_at_once():
-    from feynkac.models.rewards.programs import _Running
+    from feynkac.models.rewards.code.programs import _Running
 
     running = _Running({"timeout": 30})
     running.stop()

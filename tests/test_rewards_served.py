@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.models.rewards.served import Served
-from feynkac.models.rewards.served_prm import ServedPRM
+from feynkac.models.rewards.servers.served import Served
+from feynkac.models.rewards.servers.served_prm import ServedPRM
 from feynkac.models.rewards.stepwise import ProcessReward
 from feynkac.models.served.client import Client
 from feynkac.models.testing import FakeServer, Faults

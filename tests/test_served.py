@@ -13,7 +13,7 @@ import torch
 from served import few_tokens, served
 
 import feynkac as fk
-from feynkac.models.language.laws import log_normalise
+from feynkac.models.language.drawing.laws import log_normalise
 from feynkac.models.testing import Bigram, tiny_lm, tiny_tokenizer
 from feynkac.ppl.cost import Ledger, recording
 from laws import Z_LIMIT, check_unbiased
@@ -327,7 +327,7 @@ def sum_of(tokens, support):
 
 def choices(lm, tokens):
     """What the run of `spells` with some tokens chose, step by step."""
-    from feynkac.models.language.runs import Run
+    from feynkac.models.language.drawing.runs import Run
 
     text, steps = lm.prompt("The"), []
     for t in range(2):

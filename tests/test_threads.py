@@ -14,8 +14,8 @@ from random_models import random_weights
 import feynkac as fk
 from feynkac.models.rewards import Classifier, Grader, Judge, StepTokenPRM
 from feynkac.models.testing import tiny_lm, tiny_tokenizer
-from feynkac.ppl import collector
 from feynkac.ppl.memory import Memory, afresh
+from feynkac.ppl.running import collector
 from feynkac.ppl.score import evaluate
 
 THREADS = 4

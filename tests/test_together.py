@@ -14,7 +14,7 @@ import transformers
 from random_models import random_weights
 
 import feynkac as fk
-from feynkac.models.language.together import Together
+from feynkac.models.language.stepping.together import Together
 from feynkac.models.local.hogwild import workers
 from feynkac.models.local.hogwild.blocks import NEVER, Blocks, Seat
 from feynkac.models.local.hogwild.workers import LocalWorkers

@@ -342,7 +342,7 @@ def test_laws_are_those_of_the_interpreted_path():
         (stats.weibull_min(1.5, scale=2.0), 0.7), (stats.invgamma(2.0, scale=1.5), 0.7), (stats.expon(scale=2.0), 0.7),
         (stats.multivariate_normal([0.0, 1.0], [[2.0, 1.0], [1.0, 2.0]]), np.array([0.3, 0.4])),
     ]  # fmt: skip
-    from feynkac.ppl.adapters import as_kernel
+    from feynkac.ppl.distributions.adapters import as_kernel
 
     with jax.enable_x64(True):
         found = jax.jit(lambda: [law_of(law).log_prob(x) for law, x in pairs])()  # one program, compiled once
@@ -356,7 +356,7 @@ def test_laws_are_those_of_the_interpreted_path():
 
 def test_laws_of_torch_with_constants():
     torch = pytest.importorskip("torch")
-    from feynkac.ppl.adapters import as_kernel
+    from feynkac.ppl.distributions.adapters import as_kernel
 
     t = torch.distributions
     with jax.enable_x64(True):

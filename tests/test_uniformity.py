@@ -35,7 +35,7 @@ from feynkac.diffusion import (  # noqa: E402
     tilt,
 )
 from feynkac.inference.base.engine import weaker  # noqa: E402
-from feynkac.models.language.steps import Step as TokenStep  # noqa: E402
+from feynkac.models.language.stepping.steps import Step as TokenStep  # noqa: E402
 from feynkac.models.testing import tiny_lm  # noqa: E402
 from feynkac.ppl.errors import Unsupported  # noqa: E402
 from feynkac.ppl.memory import afresh  # noqa: E402

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from feynkac.inference.variational import estimators as ways
 from feynkac.inference.variational import problem as problems
 from feynkac.inference.variational.spaces import Spaces
-from feynkac.ppl.params import Parameters
 from feynkac.ppl.traced.driver import trace
+from feynkac.ppl.transforms.params import Parameters
 
 dist = fk.dist
 MANY = 100_000

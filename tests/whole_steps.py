@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from feynkac.models.language.model import LanguageModel
-from feynkac.models.language.tree import Node, Tree
+from feynkac.models.language.texts.tree import Node, Tree
 from feynkac.models.testing import tiny_tokenizer
 from feynkac.ppl import keys as _keys
 

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import feynkac as fk
-from feynkac.models.language.sampling import Sampling
+from feynkac.models.language.drawing.sampling import Sampling
 from feynkac.models.tasks.shipped import TEMPERATURE, tokenizer
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "tasks" / "weights"

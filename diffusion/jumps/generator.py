@@ -12,7 +12,7 @@ import torch
 from ...ppl.cost import rows
 from ...ppl.keys import Keys
 from ...ppl.model import Advance
-from ...ppl.reals import whole_number
+from ...ppl.values.reals import whole_number
 from ..denoiser import Denoiser, predict
 from ..generator import Floats, Generator, InvalidOutput, Moved
 from ..latents import Latents, replace_fields

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ppl.reals import whole_number
+from ...ppl.values.reals import whole_number
 from .site import Site, best, chosen, log_surest, put, shares, surest
 
 Order = Literal["uniform", "left", "probability", "entropy", "margin"]

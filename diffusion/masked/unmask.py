@@ -11,7 +11,7 @@ import torch
 
 from ...ppl.keys import Keys
 from ...ppl.model import Draws, Floats
-from ...ppl.reals import whole_number
+from ...ppl.values.reals import whole_number
 from ..denoiser import join
 from ..generator import leaves
 from ..latents import Latents

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ...models.local.weights.devices import find
-from ...ppl.reals import is_index
+from ...ppl.values.reals import is_index
 from ..denoiser import Denoiser, Guided, Network
 from ..frames import Frames
 from ..gaussian import Diffusion

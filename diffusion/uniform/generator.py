@@ -13,7 +13,7 @@ from ...ppl.cost import rows
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance
-from ...ppl.reals import whole_number
+from ...ppl.values.reals import whole_number
 from ..denoiser import Denoiser, predict
 from ..generator import Floats, Generator, Moved, impose
 from ..latents import Latents

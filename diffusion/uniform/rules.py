@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ppl.reals import whole_number
+from ...ppl.values.reals import whole_number
 from ..masked.site import Site, best, chosen, log_surest, put, surest
 from ..tokens import tokens_at
 

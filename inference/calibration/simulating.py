@@ -11,9 +11,9 @@ import numpy as np
 from ...ppl import keys as _keys
 from ...ppl.effects import Effect, Sample
 from ...ppl.errors import Unsupported
-from ...ppl.handling import Given, Handler
 from ...ppl.keys import Keys
 from ...ppl.program import Program, launch, resume
+from ...ppl.running.handling import Given, Handler
 from ...ppl.sites import MISSING, Site
 
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...ppl import keys as _keys
-from ...ppl.guard import guard
-from ...ppl.handling import Given
 from ...ppl.model import FeynmanKac
+from ...ppl.running.handling import Given
+from ...ppl.values.guard import guard
 from ..infer import infer
 from ..mcmc.conditional_smc import ConditionalSMC
 from ..particles.smc import SMC

@@ -18,15 +18,15 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from ...ppl import recording
-from ...ppl.canonical import digest, function_form
 from ...ppl.cost import UNITS, Cost, Ledger, assign, charge, rows
 from ...ppl.cost import recording as accounting
 from ...ppl.errors import JournalError, JournalWarning, NotRecorded
 from ...ppl.memory import afresh
 from ...ppl.program import Program
-from ...ppl.recording import Make, Unkept
 from ...ppl.sites import short
+from ...ppl.values import recording
+from ...ppl.values.canonical import digest, function_form
+from ...ppl.values.recording import Make, Unkept
 from .packing import pack, unpack
 from .store import SCHEMA, Answer, Call, Store
 

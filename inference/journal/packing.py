@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ppl.guard import SharedDict, SharedList, SharedSet
+from ...ppl.values.guard import SharedDict, SharedList, SharedSet
 
 _HEAD = 4
 _KINDS = "biufcUSmM"

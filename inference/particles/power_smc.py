@@ -10,7 +10,7 @@ import numpy as np
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, FeynmanKac, Floats, Index
-from ...ppl.reals import whole_number
+from ...ppl.values.reals import whole_number
 from ..base.checks import check_power, finite
 from ..base.engine import Guarantee, Move, Ranking, Report, Run, Start
 from ..base.resampling import Scheme

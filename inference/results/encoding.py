@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ...ppl.sites import Site
 
 CLASSES = {
-    "feynkac.models.text:Text": "feynkac.models.language.text:Text",
-    "feynkac.models.together:Together": "feynkac.models.language.together:Together",
+    "feynkac.models.text:Text": "feynkac.models.language.texts.text:Text",
+    "feynkac.models.together:Together": "feynkac.models.language.stepping.together:Together",
     "feynkac.diffusion.kernels:Particle": "feynkac.diffusion.kernels:Particle",
     "feynkac.models.images.kernels:Drawing": "feynkac.models.images.kernels:Drawing",
 }

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from ...ppl import keys as _keys
 from ...ppl.cost import Cost
 from ...ppl.model import Floats, Index
-from ...ppl.nesting import rely
+from ...ppl.running.nesting import rely
 from ...ppl.sites import Site
 from ..base.chain import Chain, detach
 from ..base.checks import one_of

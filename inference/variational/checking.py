@@ -8,10 +8,10 @@ from typing import Any
 
 from ...ppl.effects import Effect, Sample
 from ...ppl.errors import UnfitGuide, UnsupportedProposal
-from ...ppl.handling import Handler
 from ...ppl.program import Program
-from ...ppl.simulation import simulate
+from ...ppl.running.handling import Handler
 from ...ppl.sites import MISSING
+from ...ppl.transforms.simulation import simulate
 
 
 class Laws(Handler):

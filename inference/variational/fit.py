@@ -12,7 +12,7 @@ from ...ppl.errors import NonFiniteLoss
 from ...ppl.keys import fold, root, tag
 from ...ppl.lazy import needing
 from ...ppl.program import Program, check_bound
-from ...ppl.reals import whole_number
+from ...ppl.values.reals import whole_number
 from ..base.checks import is_real
 from ..base.interrupts import noticing
 from ..base.progress import Progress

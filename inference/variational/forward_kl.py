@@ -10,7 +10,7 @@ import numpy as np
 
 from ...ppl.effects import Effect, Sample
 from ...ppl.errors import Unsupported
-from ...ppl.handling import Handler
+from ...ppl.running.handling import Handler
 from ...ppl.sites import MISSING
 from ..base.checks import positive
 from .checking import check, no_estimators

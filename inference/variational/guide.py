@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ppl.errors import UnreadableGuide
-from ...ppl.params import Parameters, steady
 from ...ppl.program import Program
-from ...ppl.simulation import simulate
+from ...ppl.transforms.params import Parameters, steady
+from ...ppl.transforms.simulation import simulate
 
 _KIND = "feynkac guide 1"
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from ...ppl.errors import NotTraceable, UnfitGuide
-from ...ppl.params import Declared, Parameters
 from ...ppl.program import Program
 from ...ppl.traced.driver import trace
 from ...ppl.traced.listeners import Record, Weigher
+from ...ppl.transforms.params import Declared, Parameters
 from .estimators import Drawn, Latent, Look, Ways, new, scored, slopes, ways
 from .kinks import check_jumps
 

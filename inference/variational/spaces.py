@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to, constraints
 
-from ...ppl.params import Declared
+from ...ppl.transforms.params import Declared
 
 
 class Spaces:

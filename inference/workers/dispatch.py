@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ...ppl.collector import patience
 from ...ppl.cost import Budget, Cost, recorded
 from ...ppl.errors import FeynkacError, WorkerLost
+from ...ppl.running.collector import patience
 from ...ppl.sites import short
 from ..base.chain import Chain
 from ..base.checks import check_engine, is_true

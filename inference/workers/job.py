@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from ...ppl.canonical import NoForm, digest, form
 from ...ppl.cost import Budget
 from ...ppl.program import ProgramFactory
 from ...ppl.sites import short
+from ...ppl.values.canonical import NoForm, digest, form
 from ..base.checks import each_engine
 from ..base.engine import Engine
 from ..problem import Problem, pose

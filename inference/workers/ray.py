@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
-from ...ppl.collector import patience
 from ...ppl.cost import UNITS, charge
 from ...ppl.errors import FeynkacWarning, WorkerLost
 from ...ppl.lazy import needing
+from ...ppl.running.collector import patience
 from ..base.checks import is_real, positive
 from ..base.step import Step
 from .job import Job

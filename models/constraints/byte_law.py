@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 
 from ...ppl.cost import charge
 from ...ppl.errors import BeamWarning, ContextOverflow, Unsupported
-from ...ppl.memo import Memo
 from ...ppl.memory import Recall
-from ...ppl.reals import whole_number
+from ...ppl.values.memo import Memo
+from ...ppl.values.reals import whole_number
+from ..language.drawing.laws import log_normalise, read
+from ..language.drawing.sampling import Sampling
 from ..language.host import Host, Tally, require
-from ..language.laws import log_normalise, read
-from ..language.sampling import Sampling
-from ..language.text import Text
-from ..language.tree import Node
+from ..language.texts.text import Text
+from ..language.texts.tree import Node
 from .byte_texts import END_BYTE, byte_vocabulary
 from .laws import Context, Floats
 from .potential import Batched, ratio

@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ...ppl.errors import Unsupported
-from ..language.bytewise import letters
 from ..language.host import Host
 from ..language.model import LanguageModel
-from ..language.tree import Node, Tree
+from ..language.texts.bytewise import letters
+from ..language.texts.tree import Node, Tree
 from .laws import Context, Floats
 from .potential import Batched, Potential
 from .vocabulary import Vocabulary

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from ...ppl.memo import Memo
+from ...ppl.values.memo import Memo
 from ..language.host import Host
 from .constraint import Bools, Constraint
 from .laws import END, Context, Floats

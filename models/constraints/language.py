@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from ...ppl.cost import charge
 from ...ppl.errors import AmbiguousScore, ContextOverflow
-from ...ppl.memo import Memo
 from ...ppl.memory import Recall
 from ...ppl.score import Score, evaluate
+from ...ppl.values.memo import Memo
+from ..language.drawing.laws import log_normalise, read
+from ..language.drawing.sampling import Sampling
 from ..language.host import Host, Tally, require
-from ..language.laws import log_normalise, read
-from ..language.sampling import Sampling
-from ..language.text import Text
-from ..language.tree import Node
+from ..language.texts.text import Text
+from ..language.texts.tree import Node
 from .laws import END, Context, Floats
 from .potential import Batched, Potential
 from .vocabulary import Vocabulary

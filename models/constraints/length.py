@@ -8,10 +8,10 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from ...ppl.reals import whole_number
 from ...ppl.sites import short
+from ...ppl.values.reals import whole_number
 from ..language.host import Host
-from ..language.text import Text
+from ..language.texts.text import Text
 from .constraint import Bools, Constraint
 from .laws import Context
 from .steps import Constrained, constrained

@@ -11,13 +11,13 @@ import numpy as np
 
 from ...ppl.errors import InvalidWeight
 from ...ppl.memory import Memory
-from ...ppl.reals import reals
 from ...ppl.score import Kind, Score
+from ...ppl.values.reals import reals
 from .laws import END, Context, Floats, check_laws
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from ..language.text import Text
+    from ..language.texts.text import Text
 
 
 class Potential(ABC):

@@ -15,10 +15,10 @@ from ...ppl.cost import charge
 from ...ppl.errors import CannotScore
 from ...ppl.keys import Keys, root
 from ...ppl.model import Draws
-from ..language.drafted import Drafted
 from ..language.host import Tally, require
-from ..language.steps import MOST_SUPPORT, Step
-from ..language.text import Text
+from ..language.stepping.drafted import Drafted
+from ..language.stepping.steps import MOST_SUPPORT, Step
+from ..language.texts.text import Text
 from .awrs import AWRS
 from .laws import Context, Floats
 from .potential import Potential, ratio

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from ...ppl import keys as _keys
-from ...ppl.batching import groups
+from ...ppl.distributions.batching import groups
 from ...ppl.errors import InvalidWeight
 from ...ppl.keys import Keys
+from ..language.drawing.laws import drawn, log_normalise, log_prob_of, read
+from ..language.drawing.runs import Run, is_text, tokens_after
 from ..language.host import Tally
-from ..language.laws import drawn, log_normalise, log_prob_of, read
-from ..language.runs import Run, is_text, tokens_after
-from ..language.steps import Step
-from ..language.text import Text
+from ..language.stepping.steps import Step
+from ..language.texts.text import Text
 from . import awrs
 from .awrs import AWRS
 from .constraint import Constraint

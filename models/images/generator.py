@@ -17,7 +17,7 @@ from ...ppl.errors import InvalidWeight, Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Advance, Floats, Index
 from ...ppl.score import evaluate
-from ..language.laws import invert
+from ..language.drawing.laws import invert
 from .picture import Picture
 from .sources import Places, Source
 

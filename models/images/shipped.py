@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...ppl.reals import is_index
+from ...ppl.values.reals import is_index
 from ..fetch.shelf import Shelf
 from ..local.transformers_lm import TransformersLM
 from .generator import ImageTokens

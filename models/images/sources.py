@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...ppl.cost import charge
 from ...ppl.errors import ContextOverflow
 from ..language.host import Host, Tally, require
-from ..language.text import Text
+from ..language.texts.text import Text
 
 Places = NDArray[Any]
 """What has been drawn so far, (n,) objects that a source makes and nobody else looks into."""

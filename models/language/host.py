@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.model import Kernel
-from .runs import Run, Writing
-from .sampling import Law, Sampling
-from .text import Text
-from .tree import Node
+from .drawing.runs import Run, Writing
+from .drawing.sampling import Law, Sampling
+from .texts.text import Text
+from .texts.tree import Node
 
 Floats: TypeAlias = NDArray[np.float64]
 Sink: TypeAlias = Callable[[NDArray[np.intp], Any], None]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-from ...ppl.canonical import digest, form
-from ...ppl.recording import current
+from ...ppl.values.canonical import digest, form
+from ...ppl.values.recording import current
+from .drawing.runs import Run
+from .drawing.sampling import Law, Sampling
 from .host import Offer
-from .runs import Run
-from .sampling import Law, Sampling
 from .writing import Writer
 
 

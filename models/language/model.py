@@ -12,25 +12,25 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ...ppl.calls import Pending
 from ...ppl.effects import batched
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
+from ...ppl.running.calls import Pending
 from ...ppl.score import Score
 from ...ppl.sites import Running
-from .bytewise import spellings
-from .drafted import drafted
-from .endings import Ending
+from .drawing.endings import Ending
+from .drawing.runs import Run
+from .drawing.sampling import Law, Sampling, as_mask
 from .host import Floats, Offer, Sink, Tally, require
 from .journalled import Journalled
 from .reads import Read, What, read_all
-from .runs import Run
-from .sampling import Law, Sampling, as_mask
 from .scoring import Likelihood, Mass
-from .steps import Step
-from .text import Text
-from .together import Ticks, Together, Workers
-from .tree import Node, Tree
+from .stepping.drafted import drafted
+from .stepping.steps import Step
+from .stepping.together import Ticks, Together, Workers
+from .texts.bytewise import spellings
+from .texts.text import Text
+from .texts.tree import Node, Tree
 from .writing import Message, Writer
 
 _A_TOKEN = Ending(1)
@@ -309,7 +309,8 @@ class LanguageModel(Journalled, ABC):
         The texts share a prompt, and have after it what opens the block of each (by ``text.append``), or nothing in any
         of them. At a tick all draw a token each, from what all had after the tick before: keys and values are shared,
         and nothing is read twice. Its value is a `Together`, a sequence of the texts, to go on from; which text stands
-        where for whom, and what a finished text means to the others, is told in `feynkac.models.language.together`.
+        where for whom, and what a finished text means to the others, is told where `Together` is made
+        (`feynkac.models.language.stepping.together`).
         Its log-probability is that of all tokens. A tick forwards a token of each text.
 
         Source: Rodionov et al. (2025), Hogwild! Inference, arXiv:2504.06261. It needs a model with rotary embeddings.

@@ -9,12 +9,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ...ppl.batching import groups
 from ...ppl.cost import charge
+from ...ppl.distributions.batching import groups
+from .drawing.sampling import Sampling
 from .host import Host, Tally
-from .sampling import Sampling
 from .scoring import node_of
-from .text import Text
+from .texts.text import Text
 
 What: TypeAlias = Literal["law", "hidden", "entropy", "top", "margin"]
 
@@ -47,7 +47,7 @@ def read_all(lm: Host, items: Sequence[tuple[Text, Read]]) -> list[Any]:
             found[i] = state.copy()
 
     def sum_up(rows: NDArray[np.intp], logits: Any) -> None:
-        from .laws import summary
+        from .drawing.laws import summary
 
         for part in groups(items[i][1] for i in laws[rows]):
             read = items[laws[rows[part[0]]]][1]

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from ...ppl.errors import NotRecorded, TokenizerMismatch
 from ...ppl.keys import Keys
+from .drawing.runs import Run
+from .drawing.sampling import Law, Sampling, canonical
 from .host import Floats, Sink, Tally
 from .model import LanguageModel
-from .runs import Run
-from .sampling import Law, Sampling, canonical
-from .tree import Node, Tree
+from .texts.tree import Node, Tree
 
 
 class Played(Protocol):

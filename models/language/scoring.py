@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...ppl.batching import groups
 from ...ppl.cost import charge
+from ...ppl.distributions.batching import groups
 from ...ppl.memory import Memory
 from ...ppl.score import Kind
+from .drawing.sampling import Sampling
 from .host import Floats, Host, Tally
-from .sampling import Sampling
-from .text import Text
-from .tree import Node
+from .texts.text import Text
+from .texts.tree import Node
 
 
 def node_of(lm: Host, text: Text) -> Node:
@@ -85,7 +85,7 @@ class Mass(OfModel):
     def _from_laws(
         self, inputs: Sequence[tuple[Any, ...]], going: NDArray[np.intp], tally: Tally, result: Floats
     ) -> None:
-        from .laws import log_mass, read
+        from .drawing.laws import log_mass, read
 
         def weigh(rows: NDArray[np.intp], logits: Any) -> None:
             for part in groups(inputs[i][2] for i in going[rows]):

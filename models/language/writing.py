@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 
 from ...ppl.errors import ContextOverflow, PromptWarning, TokenizerMismatch, Unsupported
 from ...ppl.sites import short
-from .encoding import Codec, check_string, ending_space
 from .host import Host
-from .text import Reading, Text
-from .tree import Node, Tree
+from .texts.encoding import Codec, check_string, ending_space
+from .texts.text import Reading, Text
+from .texts.tree import Node, Tree
 
 Message: TypeAlias = Mapping[str, Any]
 _CONTEXT = 8

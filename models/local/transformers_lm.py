@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ppl.canonical import digest, weights
 from ...ppl.keys import Keys
-from ...ppl.reals import whole_number
+from ...ppl.values.canonical import digest, weights
+from ...ppl.values.reals import whole_number
+from ..language.drawing.laws import parts
+from ..language.drawing.runs import Run
+from ..language.drawing.sampling import Law, Sampling
 from ..language.host import Floats, Offer, Sink, Tally
-from ..language.laws import parts
 from ..language.model import LanguageModel
-from ..language.runs import Run
-from ..language.sampling import Law, Sampling
-from ..language.tree import Node
+from ..language.texts.tree import Node
 from .families import choose, contexts, text_config
 from .hogwild.workers import LocalWorkers
 from .memory.histories import Histories, histories

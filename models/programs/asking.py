@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..language.host import Host
-from ..language.text import Text
+from ..language.texts.text import Text
 
 
 def ask(lm: Host, question: str) -> Text:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...ppl.dist import Bernoulli, Normal
+from ...ppl.distributions.dist import Bernoulli, Normal
 from ...ppl.effects import observe, sample, scan
 from ...ppl.model import Floats
 from ...ppl.program import Program, program

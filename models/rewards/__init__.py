@@ -25,40 +25,40 @@ from typing import TYPE_CHECKING, Any
 from ...ppl.lazy import find
 
 if TYPE_CHECKING:
-    from .checker import Checker, CheckerError, Outcome
-    from .classifier import Classifier
-    from .embedding import Embedding
+    from .code.checker import Checker, CheckerError, Outcome
+    from .code.programs import CodeTests, Run, extract_code, run_python
     from .ensemble import Ensemble
-    from .judge import Grader, Judge
-    from .onnx import OnnxReward
-    from .process import StepTokenPRM, ValueHeadPRM, linear_head
-    from .programs import CodeTests, Run, extract_code, run_python
-    from .served import Served
-    from .served_prm import ServedPRM
-    from .votes import Verdicts, Votes, VotesError
+    from .judges.judge import Grader, Judge
+    from .judges.votes import Verdicts, Votes, VotesError
+    from .networks.classifier import Classifier
+    from .networks.embedding import Embedding
+    from .networks.onnx import OnnxReward
+    from .networks.process import StepTokenPRM, ValueHeadPRM, linear_head
+    from .servers.served import Served
+    from .servers.served_prm import ServedPRM
 
 _HOME = {
-    "Checker": "checker",
-    "CheckerError": "checker",
-    "Classifier": "classifier",
-    "CodeTests": "programs",
-    "Embedding": "embedding",
+    "Checker": "code.checker",
+    "CheckerError": "code.checker",
+    "Classifier": "networks.classifier",
+    "CodeTests": "code.programs",
+    "Embedding": "networks.embedding",
     "Ensemble": "ensemble",
-    "Grader": "judge",
-    "Judge": "judge",
-    "OnnxReward": "onnx",
-    "Outcome": "checker",
-    "Run": "programs",
-    "Served": "served",
-    "ServedPRM": "served_prm",
-    "StepTokenPRM": "process",
-    "ValueHeadPRM": "process",
-    "Verdicts": "votes",
-    "Votes": "votes",
-    "VotesError": "votes",
-    "extract_code": "programs",
-    "linear_head": "process",
-    "run_python": "programs",
+    "Grader": "judges.judge",
+    "Judge": "judges.judge",
+    "OnnxReward": "networks.onnx",
+    "Outcome": "code.checker",
+    "Run": "code.programs",
+    "Served": "servers.served",
+    "ServedPRM": "servers.served_prm",
+    "StepTokenPRM": "networks.process",
+    "ValueHeadPRM": "networks.process",
+    "Verdicts": "judges.votes",
+    "Votes": "judges.votes",
+    "VotesError": "judges.votes",
+    "extract_code": "code.programs",
+    "linear_head": "networks.process",
+    "run_python": "code.programs",
 }
 
 __all__ = [

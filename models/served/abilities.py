@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from ...ppl.errors import TokenizerMismatch, Unsupported, UnusableAnswer
-from ..language.encoding import Codec
-from ..language.sampling import Sampling
+from ..language.drawing.sampling import Sampling
+from ..language.texts.encoding import Codec
 from .transport import Draw, Drawn, Transport
 
 Ability: TypeAlias = Literal["seed", "log_prob", "log_prob_warped", "score", "few", "mask"]

@@ -8,17 +8,17 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NoReturn
 
-from ...ppl.canonical import form
 from ...ppl.cost import charge, rows
 from ...ppl.errors import CannotScore, ContextOverflow, ServerError, TokenizerMismatch, Unsupported, UnusableAnswer
 from ...ppl.keys import Keys
 from ...ppl.model import Draws
-from ...ppl.reals import whole_number
-from ...ppl.recording import current, served
 from ...ppl.sites import short
+from ...ppl.values.canonical import form
+from ...ppl.values.reals import whole_number
+from ...ppl.values.recording import current, served
+from ..language.drawing.sampling import Sampling
 from ..language.host import Offer
-from ..language.sampling import Sampling
-from ..language.text import End, FinishReason, Reading, Text
+from ..language.texts.text import End, FinishReason, Reading, Text
 from ..language.writing import Message
 from .client import Client, client_of, too_long
 from .transport import used

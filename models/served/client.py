@@ -16,10 +16,10 @@ from time import time
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from ...ppl.calls import background
 from ...ppl.cost import OutOfTime, charge, seconds_left
 from ...ppl.errors import ServerError
 from ...ppl.lazy import needing
+from ...ppl.running.calls import background
 from ...ppl.sites import short
 from .gate import Gate
 from .key import Key

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from ...ppl.errors import ContextOverflow, ServerError, Unsupported, UnusableAnswer
 from ...ppl.sites import short
-from ..language.sampling import Sampling
+from ..language.drawing.sampling import Sampling
 from .client import Client, too_long
 from .transport import Draw, Drawn, Scored, as_log_prob, spelled, used
 

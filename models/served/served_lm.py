@@ -13,12 +13,12 @@ from ...ppl.cost import rows
 from ...ppl.errors import ContextOverflow, Unsupported, UnusableAnswer
 from ...ppl.keys import Keys, fold
 from ...ppl.score import Score
+from ..language.drawing.runs import Run
+from ..language.drawing.sampling import Law, Sampling, as_mask, canonical
 from ..language.host import Floats, Offer, Tally, require
 from ..language.model import LanguageModel
-from ..language.runs import Run
-from ..language.sampling import Law, Sampling, as_mask, canonical
-from ..language.text import Text
-from ..language.tree import Node, Tree
+from ..language.texts.text import Text
+from ..language.texts.tree import Node, Tree
 from .abilities import Abilities, meet
 from .transport import Draw, Drawn, Scored, Transport
 

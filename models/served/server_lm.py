@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ..language.sampling import Sampling
+from ..language.drawing.sampling import Sampling
 from .client import Client, client_of
 from .completions import Completions
 from .served_lm import ServedLM

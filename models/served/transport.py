@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from ...ppl.errors import UnusableAnswer
-from ..language.sampling import Sampling
+from ..language.drawing.sampling import Sampling
 
 _NOTHING = -9999.0
 """What engines write for a log-probability of −inf, which JSON does not know."""

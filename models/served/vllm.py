@@ -10,7 +10,7 @@ from typing import Any
 
 from ...ppl.errors import Unsupported
 from ..fetch import resolve
-from ..language.sampling import Sampling
+from ..language.drawing.sampling import Sampling
 from .served_lm import ServedLM
 from .tokenizers import find_tokenizer
 from .transport import Draw, Drawn, Scored, as_log_prob, spelled

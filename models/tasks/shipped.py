@@ -17,7 +17,7 @@ from .sudoku import SIZE
 
 if TYPE_CHECKING:
     from ..local.transformers_lm import TransformersLM
-    from ..rewards.process import ValueHeadPRM
+    from ..rewards.networks.process import ValueHeadPRM
     from ..rewards.stepwise import Aggregate
 
 Task = Literal["countdown", "sudoku"]
@@ -88,7 +88,7 @@ def reasoner(task: Task = "countdown", **options: Any) -> TransformersLM:
     with needing("fk.tasks.reasoner", "text"):
         from transformers import LlamaForCausalLM
 
-        from ..language.sampling import Sampling
+        from ..language.drawing.sampling import Sampling
         from ..local.transformers_lm import TransformersLM
 
     model = _load(LlamaForCausalLM, f"{task}_reasoner")
@@ -123,7 +123,7 @@ def verifier(
     with needing("fk.tasks.verifier", "text"):
         from transformers import LlamaForTokenClassification
 
-        from ..rewards.process import ValueHeadPRM
+        from ..rewards.networks.process import ValueHeadPRM
 
     model = _load(LlamaForTokenClassification, _VERIFIERS[which])
     render = options.pop("render", _question)

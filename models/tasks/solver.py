@@ -11,7 +11,7 @@ from ...ppl.program import program
 from ...ppl.score import Score
 
 if TYPE_CHECKING:
-    from ..language.text import Text
+    from ..language.texts.text import Text
 
 Weigh = Literal["telescope", "product", "odds", "final"]
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..language.drawing.laws import log_normalise, read
 from ..language.host import Tally
-from ..language.laws import log_normalise, read
 from ..language.scoring import node_of
 
 _TOGETHER = 4

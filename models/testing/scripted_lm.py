@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ppl.batching import groups
+from ...ppl.distributions.batching import groups
 from ...ppl.keys import Keys, uniform
+from ..language.drawing.laws import drawn, log_prob_of, read, tokens_of
+from ..language.drawing.runs import Run
+from ..language.drawing.sampling import Law, Sampling
 from ..language.host import Floats, Sink, Tally
-from ..language.laws import drawn, log_prob_of, read, tokens_of
 from ..language.model import LanguageModel
-from ..language.runs import Run
-from ..language.sampling import Law, Sampling
-from ..language.tree import Node, Tree
+from ..language.texts.tree import Node, Tree
 from .tiny import tiny_tokenizer
 
 Script: TypeAlias = Callable[[str], "str | Mapping[str, float]"]

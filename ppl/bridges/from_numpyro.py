@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..batching import digest, unstack
 from ..density import Density, Evaluation
+from ..distributions.batching import digest, unstack
 from ..errors import ImpossibleChoice, Unsupported
 from ..keys import Keys
 from ..lazy import needing

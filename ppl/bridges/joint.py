@@ -19,7 +19,7 @@ from numpyro import handlers
 from numpyro.distributions.distribution import Unit
 from numpyro.primitives import Messenger
 
-from ..adapt_numpyro import exact
+from ..distributions.adapt_numpyro import exact
 from ..errors import NotDifferentiable, Unsupported
 from ..model import Floats
 

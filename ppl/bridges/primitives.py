@@ -14,13 +14,13 @@ from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 
 from ..errors import NotTraceable
-from ..params import Parameters
 from ..program import Program
 from ..sites import MISSING, Running, address
 from ..traced.driver import trace
 from ..traced.laws import Law, _Items
 from ..traced.loops import Outputs
 from ..traced.met import Listener, Met
+from ..transforms.params import Parameters
 
 
 class Primitives(Listener):

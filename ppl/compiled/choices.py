@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ..errors import ImpossibleChoice
 from ..model import Index
-from ..reals import plain
 from ..sites import Site, Tentative, address
+from ..values.reals import plain
 
 
 class Line(NamedTuple):

@@ -16,19 +16,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import keys as _keys
-from ..adapted import Adapted
-from ..adapters import as_kernel
-from ..batching import digest
-from ..distribution import Distribution
+from ..distributions.adapted import Adapted
+from ..distributions.adapters import as_kernel
+from ..distributions.batching import digest
+from ..distributions.distribution import Distribution
 from ..effects import Scan
 from ..errors import FeynkacError, NotTraceable
-from ..pictures import HOME
 from ..program import Program, ProgramFactory
-from ..reach import around
 from ..sites import MISSING
 from ..traced.driver import follow, trace
 from ..traced.fiber import Stop, first_lines
 from ..traced.met import Listener, Met
+from ..values.pictures import HOME
+from ..values.reach import around
 
 PAYS = 50_000
 """Iterations of particles from which on compiling pays: about two seconds of interpreting."""

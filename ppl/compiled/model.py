@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ..keys import Keys
 from ..model import Advance, Floats, Index, retry
 from ..program import Program
-from ..reals import plain
 from ..traced.laws import words
 from ..traced.returned import Place, build
+from ..values.reals import plain
 from .batch import Batch, Trail, concat, put, resolve
 from .choices import Choices, Column, Forced, Line, Piece, alike, force
 from .pieces import Piece as Traced

@@ -22,10 +22,10 @@ from ..errors import (
     NotTraceable,
     UnawaitedEffect,
 )
-from ..handling import Data, Replay, Scope, handle, touch
-from ..reals import real
+from ..running.handling import Data, Replay, Scope, handle, touch
 from ..score import Score
 from ..sites import MISSING, Running, address, shut
+from ..values.reals import real
 from .fiber import Branch, Stop, TracedFiber, TracedRun, first_lines
 from .met import Listener, Met, Spot
 

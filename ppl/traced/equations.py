@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
-from ..memo import Memo
+from ..values.memo import Memo
 
 _KEPT = 128
 

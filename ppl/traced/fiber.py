@@ -1,4 +1,4 @@
-"""Coroutines that are traced: the parts of `feynkac.ppl.fibers` that one run of a program's code needs."""
+"""Coroutines that are traced: the parts of `feynkac.ppl.running.fibers` that one run of a program's code needs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..fibers import Fiber
-from ..handling import Scope
+from ..running.fibers import Fiber
+from ..running.handling import Scope
 from ..sites import MISSING, address, check_name, short
 from .met import Listener, Loop, Met, Spot, dot
 

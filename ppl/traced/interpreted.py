@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import keys as _keys
-from ..batching import Bounds
 from ..density import Density, Evaluation
+from ..distributions.batching import Bounds
 from ..effects import Call, Effect, Sample, fingerprint
 from ..errors import NotDifferentiable, Unsupported
-from ..handling import Handler
 from ..model import Floats
+from ..running.handling import Handler
 from ..sites import MISSING
 
 

@@ -17,13 +17,13 @@ import numpy as np
 import numpyro.distributions as nd
 from numpyro.distributions import biject_to
 
-from .. import batching as _b
-from .. import dist as fd
-from ..adapt_numpyro import exact
-from ..adapters import library_of
+from ..distributions import batching as _b
+from ..distributions import dist as fd
+from ..distributions.adapt_numpyro import exact
+from ..distributions.adapters import library_of
+from ..distributions.terms import Masked
 from ..errors import NotTraceable
 from ..keys import Keys
-from ..terms import Masked
 
 
 class Law:
@@ -180,7 +180,7 @@ def law_of(dist: Any, where: str = "a law") -> Law:
     Raises NotTraceable for anything else, naming ``where``: a step of a language model, a user's own kernel, a family
     that NumPyro lacks.
 
-    >>> from ..dist import Normal
+    >>> from ..distributions.dist import Normal
     >>> round(float(law_of(Normal(0.0, 1.0)).log_prob(0.0)), 4)
     -0.9189
     """

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..guard import guard
 from ..sites import MISSING, Site
+from ..values.guard import guard
 from .met import Listener, Met, Spot
 
 

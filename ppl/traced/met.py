@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..distributions.terms import Terms
 from ..effects import Scan
 from ..errors import NotTraceable
 from ..keys import tag
 from ..sites import MISSING, address
-from ..terms import Terms
 
 
 class Loop(NamedTuple):

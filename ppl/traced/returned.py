@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ..errors import NotTraceable
-from ..reals import plain
+from ..values.reals import plain
 from .loops import Outputs
 
 

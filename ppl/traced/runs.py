@@ -12,9 +12,9 @@ import numpy as np
 from .. import keys as _keys
 from ..errors import NotTraceable
 from ..model import Advance
-from ..particle import Particle, Particles
-from ..reals import plain
+from ..running.particle import Particle, Particles
 from ..sites import MISSING, Site
+from ..values.reals import plain
 from .coordinates import Coordinates
 from .driver import trace
 from .fiber import Stop

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch.distributions import Distribution, biject_to
 
-from ..adapt_torch import Stacked, adapt, log_terms
-from ..adapted import arrays
 from ..density import Density, Evaluation
+from ..distributions.adapt_torch import Stacked, adapt, log_terms
+from ..distributions.adapted import arrays
 from ..effects import Scan
 from ..errors import FeynkacError, NotTraceable
 from ..model import Floats

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from ....ppl.errors import OutOfMemory, Unsupported
 from ....ppl.keys import Keys, uniform
+from ...language.drawing.laws import drawn, log_prob_of, read, tokens_of
 from ...language.host import Floats, Tally
-from ...language.laws import drawn, log_prob_of, read, tokens_of
-from ...language.together import Board, Play, Times
-from ...language.tree import Node
+from ...language.stepping.together import Board, Play, Times
+from ...language.texts.tree import Node
 from ..memory.histories import Histories
 from ..memory.jobs import Job
 from ..memory.kept import Kept, Wave, gather
@@ -71,7 +71,7 @@ class _Task:
 
 
 class LocalWorkers:
-    """Writes texts of a model side by side; see `feynkac.models.language.together`.
+    """Writes texts of a model side by side; see `feynkac.models.language.stepping.together`.
 
     Blocks are kept while a `Board` needs them and memory allows, in half of what was for keys and values. The
     model is tried first: how its layers turn queries and keys is learned, and three texts written one after another

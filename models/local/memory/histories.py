@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 from weakref import WeakSet
 
-from ...language.tree import Node, Tree
+from ...language.texts.tree import Node, Tree
 
 
 class History(Node):

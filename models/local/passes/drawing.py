@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from ....ppl.keys import Keys, uniform
+from ...language.drawing.laws import drawn, read, tokens_of
+from ...language.drawing.runs import Run
+from ...language.drawing.sampling import Mask, Sampling
 from ...language.host import Floats, Tally
-from ...language.laws import drawn, read, tokens_of
-from ...language.runs import Run
-from ...language.sampling import Mask, Sampling
 from ..memory.histories import histories
 from ..weights.staging import send
 from .forward import Forwarder

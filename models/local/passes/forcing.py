@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...language.drawing.laws import log_prob_of, read
+from ...language.drawing.sampling import Law
 from ...language.host import Floats, Tally
-from ...language.laws import log_prob_of, read
-from ...language.sampling import Law
 from ..memory.histories import History
 from ..memory.jobs import Job
 from ..weights.staging import send

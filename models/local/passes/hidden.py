@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ....ppl.batching import groups
+from ....ppl.distributions.batching import groups
 from ...language.host import Sink, Tally
 from ..memory.histories import Histories, History
 from ..memory.jobs import Job

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ....ppl.errors import Unsupported
-from ....ppl.reals import whole_number
+from ....ppl.values.reals import whole_number
 from .wrappers import FAULTS, core
 
 ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ....ppl.dist import Permutation
+from ....ppl.distributions.dist import Permutation
 from ....ppl.effects import call, deterministic, gather, sample
 from ....ppl.program import program
 from ...language.host import Host

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ....ppl.effects import deterministic, sample
 from ....ppl.program import program
 from ...language.model import LanguageModel
-from ...language.text import Text
-from ...language.together import Together
+from ...language.stepping.together import Together
+from ...language.texts.text import Text
 from ..asking import ask
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ....ppl.effects import deterministic, gather, sample
 from ....ppl.program import program
 from ...language.host import Host
-from ...language.text import Text
+from ...language.texts.text import Text
 from ..asking import ask
 
 

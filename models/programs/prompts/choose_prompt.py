@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ....ppl.dist import Categorical
+from ....ppl.distributions.dist import Categorical
 from ....ppl.effects import call, deterministic, gather, sample
 from ....ppl.program import program
 from ...language.host import Host
-from ...language.text import Text
+from ...language.texts.text import Text
 from ..asking import ask
 from ..weighing import Reward, weigh
 

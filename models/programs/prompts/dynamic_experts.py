@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ....ppl.dist import Categorical
+from ....ppl.distributions.dist import Categorical
 from ....ppl.effects import deterministic, factor, sample, twist
 from ....ppl.program import program
-from ....ppl.reals import whole_number
+from ....ppl.values.reals import whole_number
 from ...language.host import Host
-from ...language.text import Text
+from ...language.texts.text import Text
 from ..weighing import Reward, log_weight, weigh
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from ....ppl.effects import deterministic, gather, sample
 from ....ppl.program import program
-from ....ppl.reals import whole_number
+from ....ppl.values.reals import whole_number
 from ...language.host import Host
-from ...language.text import Text
+from ...language.texts.text import Text
 from ..weighing import Reward, weigh
 
 

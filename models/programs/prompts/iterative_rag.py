@@ -7,9 +7,9 @@ from typing import Any
 
 from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
-from ....ppl.reals import whole_number
+from ....ppl.values.reals import whole_number
 from ...language.host import Host
-from ...language.text import Text
+from ...language.texts.text import Text
 from ..asking import ask
 from ..weighing import Reward, weigh
 

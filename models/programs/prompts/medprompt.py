@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ....ppl.dist import Permutation
+from ....ppl.distributions.dist import Permutation
 from ....ppl.effects import deterministic, sample
 from ....ppl.program import program
-from ....ppl.reals import whole_number
+from ....ppl.values.reals import whole_number
 from ...language.host import Host
 from ..asking import ask
 

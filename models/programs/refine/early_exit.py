@@ -8,7 +8,7 @@ from typing import Any
 from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
 from ...language.model import LanguageModel
-from ...language.text import Text
+from ...language.texts.text import Text
 from ..weighing import Reward
 from .shared import Judge, steer
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ....ppl.effects import call
 from ....ppl.program import program
 from ...language.model import LanguageModel
-from ...language.text import Text
+from ...language.texts.text import Text
 
 
 class Exit(NamedTuple):

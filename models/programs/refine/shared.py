@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 from ....ppl.effects import factor, twist
-from ...language.text import Text
+from ...language.texts.text import Text
 from ..weighing import Reward, log_weight
 
 Judge: TypeAlias = Callable[..., Any]

@@ -11,7 +11,7 @@ from ....ppl.effects import deterministic, factor, sample, twist
 from ....ppl.program import program
 from ....ppl.score import Score
 from ...language.model import LanguageModel
-from ...language.text import Text
+from ...language.texts.text import Text
 
 
 @program

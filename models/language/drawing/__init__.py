@@ -1,0 +1,1 @@
+"""How tokens are drawn: settings, laws, ends of steps, and requests on their way."""

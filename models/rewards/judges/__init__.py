@@ -1,0 +1,1 @@
+"""Language models that are asked: yes or no, a grade, sampled verdicts."""

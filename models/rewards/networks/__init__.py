@@ -1,0 +1,1 @@
+"""Networks that read whole inputs: classifiers, embeddings, process reward models, ONNX."""

@@ -1,0 +1,1 @@
+"""Exact answers: finite programs enumerated, and closed forms to test engines against."""

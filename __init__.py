@@ -110,13 +110,13 @@ if TYPE_CHECKING:
     from .inference.tempering.tempered import TemperedSMC
     from .inference.tempering.waste_free import WasteFreeSMC
     from .inference.tuning.settings import tune
-    from .inference.variational.elbo import ELBO
     from .inference.variational.fit import fit
-    from .inference.variational.forward_kl import ForwardKL
     from .inference.variational.guide import Guide
-    from .inference.variational.hvi import HVI
-    from .inference.variational.iwae import IWAE
-    from .inference.variational.qwake import QWake
+    from .inference.variational.objectives.elbo import ELBO
+    from .inference.variational.objectives.forward_kl import ForwardKL
+    from .inference.variational.objectives.hvi import HVI
+    from .inference.variational.objectives.iwae import IWAE
+    from .inference.variational.objectives.qwake import QWake
     from .inference.variational.transformer import DistributionTransformer
     from .inference.watch import watch
     from .inference.workers.folder import Posteriors
@@ -270,16 +270,16 @@ _HOME = {
     "Comparison": "inference.comparison.table",
     "DVTS": "inference.search.dvts",
     "Diagnosis": "inference.scaling.diagnosis",
-    "ELBO": "inference.variational.elbo",
+    "ELBO": "inference.variational.objectives.elbo",
     "DistributionTransformer": "inference.variational.transformer",
     "EllipticalSlice": "inference.moves.elliptical_slice",
     "Engine": "inference.base.engine",
     "EntropicParticleFilter": "inference.particles.entropic",
     "FirstFinish": "inference.pools.first_finish",
-    "ForwardKL": "inference.variational.forward_kl",
+    "ForwardKL": "inference.variational.objectives.forward_kl",
     "Guide": "inference.variational.guide",
-    "HVI": "inference.variational.hvi",
-    "IWAE": "inference.variational.iwae",
+    "HVI": "inference.variational.objectives.hvi",
+    "IWAE": "inference.variational.objectives.iwae",
     "HMC": "inference.moves.hmc",
     "HitAndRunSlice": "inference.tempering.hit_and_run_slice",
     "ImportanceSampling": "inference.particles.importance",
@@ -308,7 +308,7 @@ _HOME = {
     "PowerSampling": "inference.mcmc.power_sampling",
     "RandomWalk": "inference.moves.random_walk",
     "Ray": "inference.workers.ray",
-    "QWake": "inference.variational.qwake",
+    "QWake": "inference.variational.objectives.qwake",
     "Rebase": "inference.search.rebase",
     "Reduce": "inference.particles.reducing",
     "RejectionSMC": "inference.particles.rejection",

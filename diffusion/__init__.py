@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from .adapters.tokens import TokenNetwork
     from .correctors import Corrected, anneal, guide, product, tilt
     from .denoiser import Guided, Network
-    from .frames import Frames
-    from .gaussian import Diffusion
+    from .gaussian.frames import Frames
+    from .gaussian.gaussian import Diffusion
+    from .gaussian.mixture import Mixture
+    from .gaussian.schedule import Schedule
     from .jumps.generator import JumpDiffusion
     from .kernels import begin, denoise
     from .masked.generator import MaskedDiffusion
     from .masked.rules import Ancestral, AtRandom, Confident, InOrder
     from .masked.unmask import unmask
-    from .mixture import Mixture
     from .rewards.clip import Aesthetic, ClipScore
     from .rewards.motion import Motion, centroids
     from .rewards.quality import ImageQuality
-    from .schedule import Schedule
     from .shipped.convnets import Classifier
     from .shipped.strings import string_law
     from .shipped.zoo import (
@@ -62,20 +62,20 @@ _HOME = {
     "Confident": "masked.rules",
     "Corrected": "correctors",
     "DiffusersNetwork": "adapters.networks",
-    "Diffusion": "gaussian",
+    "Diffusion": "gaussian.gaussian",
     "DiscreteDDIM": "uniform.rules",
     "EntropyBound": "uniform.rules",
-    "Frames": "frames",
+    "Frames": "gaussian.frames",
     "Guided": "denoiser",
     "ImageQuality": "rewards.quality",
     "InOrder": "masked.rules",
     "JumpDiffusion": "jumps.generator",
     "MaskedDiffusion": "masked.generator",
-    "Mixture": "mixture",
+    "Mixture": "gaussian.mixture",
     "Motion": "rewards.motion",
     "Network": "denoiser",
     "Ratios": "uniform.ratios",
-    "Schedule": "schedule",
+    "Schedule": "gaussian.schedule",
     "Steering": "steering",
     "TokenNetwork": "adapters.tokens",
     "TokenTable": "table",

@@ -18,7 +18,9 @@ import torch
 
 from ..ppl.errors import InvalidWeight, Unsupported
 from .denoiser import Denoiser, join
-from .gaussian import Diffusion, Gaussian
+from .gaussian.gaussian import Diffusion, Gaussian
+from .gaussian.schedule import Schedule
+from .gaussian.transitions import log_normal
 from .generator import Floats, Moved, check_condition, check_decode, impose, spread
 from .jumps.generator import JumpDiffusion, JumpProduct
 from .jumps.masked import MaskedJumps
@@ -28,8 +30,6 @@ from .masked.generator import MaskedDiffusion
 from .masked.rules import Ancestral
 from .products import Parts, guided, joined, scaled, tilted
 from .rewards.base import as_reward, check_gradient, slope
-from .schedule import Schedule
-from .transitions import log_normal
 
 
 @dataclass(frozen=True)

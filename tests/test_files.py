@@ -18,7 +18,7 @@ from test_report import Balanced
 
 import feynkac as fk
 from feynkac.inference.plots.report import _page
-from feynkac.inference.results.encoding import Decoder, Encoder
+from feynkac.inference.results.keeping.encoding import Decoder, Encoder
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'\x1b[31m\u202e"
 

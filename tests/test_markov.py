@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.inference.results.autocorrelation import chain_ess, rhat
 from feynkac.inference.results.datatree import equal_draws
-from feynkac.inference.results.markov import layout
+from feynkac.inference.results.trust.reservations.autocorrelation import chain_ess, rhat
+from feynkac.inference.results.trust.reservations.markov import layout
 
 
 @fk.program

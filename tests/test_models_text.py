@@ -10,7 +10,7 @@ from tiny_tokenizers import MAKERS, lm_of, tokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from feynkac.inference.results.encoding import Decoder, Encoder
+from feynkac.inference.results.keeping.encoding import Decoder, Encoder
 from feynkac.models import Text, TransformersLM
 from feynkac.models.language.texts.encoding import Codec
 from feynkac.models.language.texts.text import Reading

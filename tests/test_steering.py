@@ -15,11 +15,11 @@ torch = pytest.importorskip("torch")
 
 import feynkac as fk  # noqa: E402
 from feynkac.diffusion import Diffusion, Mixture, Network, Schedule, Steering  # noqa: E402
-from feynkac.diffusion.gaussian import Gaussian  # noqa: E402
+from feynkac.diffusion.gaussian.gaussian.gaussian import Gaussian  # noqa: E402
+from feynkac.diffusion.gaussian.gaussian.transitions import transition  # noqa: E402
 from feynkac.diffusion.generator import Moved  # noqa: E402
 from feynkac.diffusion.latents import Latents, replace_fields  # noqa: E402
 from feynkac.diffusion.rewards.base import TensorReward  # noqa: E402
-from feynkac.diffusion.transitions import transition  # noqa: E402
 from feynkac.ppl import keys as _keys  # noqa: E402
 from feynkac.ppl.errors import AmbiguousScore, InvalidWeight, Unsupported  # noqa: E402
 from laws import Z_LIMIT, check_unbiased, z_score  # noqa: E402

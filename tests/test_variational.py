@@ -15,8 +15,8 @@ pytest.importorskip("jax")
 import jax
 import jax.numpy as jnp
 
-from feynkac.inference.variational import estimators as ways
-from feynkac.inference.variational import problem as problems
+from feynkac.inference.variational.gradients import estimators as ways
+from feynkac.inference.variational.gradients import problem as problems
 from feynkac.inference.variational.spaces import Spaces
 from feynkac.ppl.traced.driver import trace
 from feynkac.ppl.transforms.params import Parameters

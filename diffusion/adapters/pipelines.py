@@ -19,7 +19,7 @@ import torch
 
 from ...ppl.cost import charge, rows
 from ..denoiser import Prediction, repeat, select
-from ..gaussian import Diffusion
+from ..gaussian.gaussian import Diffusion
 from .embeddings import fill, template
 from .networks import DiffusersNetwork
 from .schedulers import Convention, read

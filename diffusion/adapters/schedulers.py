@@ -15,7 +15,7 @@ import torch
 
 from ...ppl.model import Floats
 from ..denoiser import Prediction, estimate
-from ..schedule import Schedule
+from ..gaussian.schedule import Schedule
 
 _PREDICTIONS: dict[str, Prediction] = {
     "epsilon": "epsilon",

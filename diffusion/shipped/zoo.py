@@ -16,12 +16,12 @@ import torch
 from ...models.local.weights.devices import find
 from ...ppl.values.reals import is_index
 from ..denoiser import Denoiser, Guided, Network
-from ..frames import Frames
-from ..gaussian import Diffusion
+from ..gaussian.frames import Frames
+from ..gaussian.gaussian import Diffusion
+from ..gaussian.schedule import Schedule
 from ..masked.generator import MaskedDiffusion
 from ..masked.rules import Rule
 from ..rewards.motion import Motion
-from ..schedule import Schedule
 from . import masked_digits
 from .convnets import Classifier
 from .latent_digits import LATENT, LatentDigits

@@ -17,8 +17,8 @@ from ..base.engine import Engine
 from ..base.progress import Progress
 from ..base.resampling import resample
 from ..infer import infer
-from ..results.markov import layout
 from ..results.posterior import Posterior
+from ..results.trust.markov import layout
 from .calibration import LIKELIHOOD, Calibration
 from .simulating import Simulated, simulate_jointly
 

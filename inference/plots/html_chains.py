@@ -12,10 +12,10 @@ from ...ppl.model import Floats
 from ..drawing.palette import BRANCHES
 from ..drawing.svg import Chart, span
 from ..drawing.views import number
-from ..results.autocorrelation import chain_ess, rhat
-from ..results.markov import layout, scalars
 from ..results.posterior import Posterior
 from ..results.table import entries
+from ..results.trust.autocorrelation import chain_ess, rhat
+from ..results.trust.markov import layout, scalars
 
 _MOST, _POINTS = 6, 300
 _ROWS = 24

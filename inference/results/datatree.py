@@ -14,10 +14,10 @@ from ...ppl import keys as _keys
 from ...ppl.model import Floats, Index
 from ..base.chain import Chain
 from ..base.resampling import systematic
-from .columns import free
-from .khat import khat
-from .latents import Variable, variables
-from .markov import layout
+from .columns.columns import free
+from .columns.latents import Variable, variables
+from .trust.khat import khat
+from .trust.markov import layout
 
 if TYPE_CHECKING:
     from xarray import DataTree

@@ -28,12 +28,12 @@ from ..drawing.html import posterior_html
 from ..drawing.summary import summary
 from .best import best_particle
 from .consensus import Pool, most_liked, tally
-from .files import LIMIT, load, save
-from .khat import khat
-from .markov import Mixing, mixing
-from .standard_error import Error, Estimate, evidence_error, mean_error
+from .keeping.files import LIMIT, load, save
 from .table import Table, dataframe, draws_of, make_table
-from .trust import nothing, reservations
+from .trust.khat import khat
+from .trust.markov import Mixing, mixing
+from .trust.reservations import nothing, reservations
+from .trust.standard_error import Error, Estimate, evidence_error, mean_error
 
 if TYPE_CHECKING:
     from xarray import DataTree

@@ -16,10 +16,10 @@ from ...ppl.sites import address
 from ..drawing.pixels import described
 from ..drawing.sheet import Sheet
 from ..drawing.views import number, plain
-from .autocorrelation import chain_ess, rhat
-from .columns import column, columns
-from .latents import variables
-from .markov import layout, scalars
+from .columns.columns import column, columns
+from .columns.latents import variables
+from .trust.autocorrelation import chain_ess, rhat
+from .trust.markov import layout, scalars
 
 _LARGE = 64
 """Numbers of an array above which it has one row, and not one for each."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ppl.model import Floats
-from ..results.latents import visits_of
+from ..results.columns.latents import visits_of
 from ..results.posterior import Posterior
 
 Method = Literal["backward", "genealogy", "lag"]

@@ -16,12 +16,12 @@ from ...ppl.values.reals import whole_number
 from ..base.checks import is_real
 from ..base.interrupts import noticing
 from ..base.progress import Progress
-from .elbo import ELBO
 from .guide import Guide, number
-from .objective import Objective
+from .objectives.elbo import ELBO
+from .objectives.objective import Objective
 
 if TYPE_CHECKING:
-    from .problem import Problem
+    from .gradients.problem import Problem
 
 _MOST = 128
 """Steps of one compiled call."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol, overload
 
 from ...ppl.errors import UnreadablePosterior
 from ...ppl.sites import short
-from ..results.files import LIMIT, writing
+from ..results.keeping.files import LIMIT, writing
 from ..results.posterior import Posterior
 from .job import Facts, Job, mark, plain
 from .travel import unpack

@@ -11,8 +11,8 @@ from dataclasses import replace
 from ...ppl.cost import Cost
 from ..base.engine import weaker
 from ..base.step import Step
-from ..results.encoding import Decoder, Encoder
-from ..results.files import decode_steps, encode_steps, read, write
+from ..results.keeping.encoding import Decoder, Encoder
+from ..results.keeping.files import decode_steps, encode_steps, read, write
 from ..results.posterior import Posterior
 
 

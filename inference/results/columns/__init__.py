@@ -1,0 +1,1 @@
+"""Values of any kind as named columns of numbers and texts."""

@@ -1,0 +1,1 @@
+"""Posteriors in files: written, read, and looked through before they are believed."""

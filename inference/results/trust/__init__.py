@@ -1,0 +1,1 @@
+"""How far to trust a posterior: standard errors, tails of weights, copies, chains."""

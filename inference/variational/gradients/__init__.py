@@ -1,0 +1,1 @@
+"""How gradients pass through a model and its guide."""

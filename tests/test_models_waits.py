@@ -191,14 +191,17 @@ def test_log_probs_of_a_model_in_bfloat16_are_not_rounded_to_it():
     """The logits are of the model's type, and the law made of them is not: sums of tokens agree far below its step."""
     lm = tiny_lm(model=tiny_lm().model.to(torch.bfloat16))
     lm.eos = frozenset()
+    seen = []
+    lm.model.lm_head.register_forward_hook(lambda module, inputs, logits: seen.append(logits[0]))
     start = lm.prompt("Once upon")
-    step = lm.tokens(start, 4)
+    step = lm.tokens(start, 1)
     drawn = step.sample_batch([step] * 8, keyring(8))
+    law = seen.pop()[-1]
+    assert law.dtype == torch.bfloat16
+    exact = law.double().log_softmax(-1)
     for text, log_prob in zip(drawn.values, drawn.log_prob):
-        ids = torch.tensor([text.node.tokens()])
-        with torch.inference_mode():
-            logits = lm.model(input_ids=ids, use_cache=False).logits[0, -5:-1]
-        assert logits.dtype == torch.bfloat16
-        exact = logits.double().log_softmax(-1).gather(1, ids[0, -4:, None]).sum().item()
-        assert log_prob == pytest.approx(exact, abs=1e-4)
-        assert evaluate([lm.score(text)])[0] == pytest.approx(exact, abs=1e-4)
+        assert log_prob == pytest.approx(exact[text.node.tokens()[-1]].item(), abs=1e-6)
+    [found] = evaluate([lm.score(start, " there was a king")])
+    ids = torch.tensor(lm.prompt("Once upon there was a king").node.tokens()[len(start.node.tokens()) :])
+    laws = torch.cat([law[None], *seen])[: len(ids)].double().log_softmax(-1)
+    assert found == pytest.approx(laws.gather(1, ids[:, None]).sum().item(), abs=1e-5)

@@ -183,7 +183,7 @@ def test_company_changes_nothing():
         alone = other.together(tuple(map(other.attach, request.texts.detach())), request.k)
         draws = alone.sample_batch([alone], keyring(5)[i : i + 1])
         assert draws.values[0] == company.values[i]
-        assert draws.log_prob[0] == pytest.approx(company.log_prob[i], abs=1e-5)
+        assert draws.log_prob[0] == pytest.approx(company.log_prob[i], rel=1e-6)
 
 
 def test_what_is_forwarded_is_charged():

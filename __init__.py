@@ -26,7 +26,6 @@ from .ppl.combine import combine
 from .ppl.cost import Budget, Cost, charge
 from .ppl.distributions import dist
 from .ppl.distributions.induced import induced
-from .ppl.effects import batched, call, deterministic, factor, gather, observe, race, sample, scan, twist
 from .ppl.errors import FeynkacError
 from .ppl.exact import oracles
 from .ppl.exact.enumeration import Enumeration, enumerate_program
@@ -42,6 +41,7 @@ from .ppl.transforms import handlers
 from .ppl.transforms.blocks import Blocks
 from .ppl.transforms.params import estimator, param
 from .ppl.transforms.simulation import Simulation, simulate
+from .ppl.words import batched, call, deterministic, factor, gather, observe, race, sample, scan, twist
 
 if TYPE_CHECKING:
     from .inference import plots, scaling, tuning

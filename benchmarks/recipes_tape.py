@@ -43,10 +43,10 @@ import feynkac as fk
 from feynkac import tuning
 from feynkac.models.programs.agents.layers import Draft, Layer, generate
 from feynkac.ppl.cost import charge
-from feynkac.ppl.effects import call, gather, sample
 from feynkac.ppl.keys import fold, uniform
 from feynkac.ppl.memory import afresh
 from feynkac.ppl.model import Draws
+from feynkac.ppl.words import call, gather, sample
 
 BUDGET = 500
 """Tokens a problem, of an architecture."""

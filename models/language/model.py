@@ -12,12 +12,12 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ...ppl.effects import batched
 from ...ppl.errors import Unsupported
 from ...ppl.keys import Keys
 from ...ppl.running.calls import Pending
 from ...ppl.score import Score
 from ...ppl.sites import Running
+from ...ppl.words import batched
 from .drawing.endings import Ending
 from .drawing.runs import Run
 from .drawing.sampling import Law, Sampling, as_mask

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ...ppl.distributions.dist import Bernoulli, Normal
-from ...ppl.effects import observe, sample, scan
 from ...ppl.model import Floats
 from ...ppl.program import Program, program
+from ...ppl.words import observe, sample, scan
 
 Update = Literal["ehgf", "standard"]
 

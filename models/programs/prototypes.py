@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...ppl.effects import deterministic, factor, scan
 from ...ppl.model import Floats
 from ...ppl.program import program
+from ...ppl.words import deterministic, factor, scan
 
 
 class Belief(NamedTuple):

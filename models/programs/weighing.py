@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from ...ppl.effects import factor
 from ...ppl.score import Score
+from ...ppl.words import factor
 
 Reward: TypeAlias = Callable[..., Score | float]
 """What an answer is worth: a score of kind probability or log-weight, or a number, which is a log-weight."""

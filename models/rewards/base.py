@@ -7,10 +7,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from ...ppl.cost import charge, rows
-from ...ppl.effects import batched
 from ...ppl.memory import Memory
 from ...ppl.score import Kind, Score, remember
 from ...ppl.sites import short
+from ...ppl.words import batched
 
 Chat: TypeAlias = tuple[tuple[str, str], ...]
 """Messages as (role, content)."""

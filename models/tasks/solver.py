@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from ...ppl.effects import deterministic, factor, sample, twist
 from ...ppl.program import program
 from ...ppl.score import Score
+from ...ppl.words import deterministic, factor, sample, twist
 
 if TYPE_CHECKING:
     from ..language.texts.text import Text

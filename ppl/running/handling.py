@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..distributions.terms import Terms
-from ..effects import Call, Effect, Sample, Scan, observing
+from ..effects import Call, Effect, Sample, Scan
 from ..errors import OutsideProgram, Unsupported
 from ..sites import MISSING, Running, address
+from ..words import observing
 
 
 class Handler:

@@ -1,4 +1,4 @@
-"""Races: who has won, and how the other branches are closed; see `effects.race`.
+"""Races: who has won, and how the other branches are closed; see `words.race`.
 
 A race is decided where a step of the particle ends, or where all its branches have returned. Branches that return in
 one step are placed in two rounds: first those that have returned before its end, for they have taken a step end less,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....ppl.effects import sample
 from ....ppl.program import program
 from ....ppl.values.reals import whole_number
+from ....ppl.words import sample
 from ..host import Host
 from ..texts.text import Text
 

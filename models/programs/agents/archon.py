@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ....ppl.effects import deterministic
 from ....ppl.program import program
+from ....ppl.words import deterministic
 from ..weighing import Reward, weigh
 from .layers import Draft, Layer
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ....ppl.effects import deterministic, sample
 from ....ppl.program import program
+from ....ppl.words import deterministic, sample
 from ...language.model import LanguageModel
 from ...language.stepping.together import Together
 from ...language.texts.text import Text

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ....ppl.effects import call, gather, sample
+from ....ppl.words import call, gather, sample
 from ...language.host import Host
 from ..asking import ask, numbered
 

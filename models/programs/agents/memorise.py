@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ....ppl.effects import scan
 from ....ppl.program import program
+from ....ppl.words import scan
 
 
 @dataclass(frozen=True)

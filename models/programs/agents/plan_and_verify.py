@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
+from ....ppl.words import call, deterministic, sample
 from ...language.host import Host
 from ..asking import ask
 from ..weighing import Reward, weigh

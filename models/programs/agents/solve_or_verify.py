@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ....ppl.effects import deterministic, gather, sample
 from ....ppl.program import program
+from ....ppl.words import deterministic, gather, sample
 from ...language.host import Host
 from ...language.texts.text import Text
 from ..asking import ask

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ....ppl.effects import call, deterministic, gather, sample
 from ....ppl.program import program
+from ....ppl.words import call, deterministic, gather, sample
 from ...language.host import Host
 from ..asking import ask, numbered
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ....ppl.distributions.dist import Categorical
-from ....ppl.effects import call, deterministic, gather, sample
 from ....ppl.program import program
+from ....ppl.words import call, deterministic, gather, sample
 from ...language.host import Host
 from ...language.texts.text import Text
 from ..asking import ask

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from ....ppl.effects import deterministic, factor, sample
 from ....ppl.program import program
+from ....ppl.words import deterministic, factor, sample
 from ...language.host import Host
 from ..asking import ask, numbered
 

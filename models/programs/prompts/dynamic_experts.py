@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ....ppl.distributions.dist import Categorical
-from ....ppl.effects import deterministic, factor, sample, twist
 from ....ppl.program import program
 from ....ppl.values.reals import whole_number
+from ....ppl.words import deterministic, factor, sample, twist
 from ...language.host import Host
 from ...language.texts.text import Text
 from ..weighing import Reward, log_weight, weigh

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....ppl.effects import deterministic, gather, sample
 from ....ppl.program import program
 from ....ppl.values.reals import whole_number
+from ....ppl.words import deterministic, gather, sample
 from ...language.host import Host
 from ...language.texts.text import Text
 from ..weighing import Reward, weigh

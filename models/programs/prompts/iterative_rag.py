@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
 from ....ppl.values.reals import whole_number
+from ....ppl.words import call, deterministic, sample
 from ...language.host import Host
 from ...language.texts.text import Text
 from ..asking import ask

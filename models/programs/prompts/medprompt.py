@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ....ppl.distributions.dist import Permutation
-from ....ppl.effects import deterministic, sample
 from ....ppl.program import program
 from ....ppl.values.reals import whole_number
+from ....ppl.words import deterministic, sample
 from ...language.host import Host
 from ..asking import ask
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ....ppl.effects import call
 from ....ppl.program import program
+from ....ppl.words import call
 from ...language.model import LanguageModel
 from ...language.texts.text import Text
 

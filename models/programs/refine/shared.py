@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
-from ....ppl.effects import factor, twist
+from ....ppl.words import factor, twist
 from ...language.texts.text import Text
 from ..weighing import Reward, log_weight
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ....ppl.effects import deterministic, factor, sample, twist
 from ....ppl.program import program
 from ....ppl.score import Score
+from ....ppl.words import deterministic, factor, sample, twist
 from ...language.model import LanguageModel
 from ...language.texts.text import Text
 

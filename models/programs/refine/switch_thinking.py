@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....ppl.effects import call, deterministic, sample
 from ....ppl.program import program
+from ....ppl.words import call, deterministic, sample
 from ...language.model import LanguageModel
 from ...language.texts.text import Text
 from ..weighing import Reward

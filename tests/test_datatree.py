@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import feynkac as fk
-from feynkac.inference.results.columns.columns.columns import columns
-from feynkac.inference.results.trust.reservations.khat import khat
+from feynkac.inference.results.columns.columns import columns
+from feynkac.inference.results.trust.khat import khat
 from laws import Z_LIMIT, z_score
 
 xarray = pytest.importorskip("xarray")

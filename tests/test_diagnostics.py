@@ -15,9 +15,9 @@ import pytest
 import feynkac as fk
 from chains import chain
 from feynkac.inference.drawing.views import verdict
-from feynkac.inference.results.trust.reservations.copies import distinct
-from feynkac.inference.results.trust.reservations.khat import khat
-from feynkac.inference.results.trust.reservations.reservations import founders
+from feynkac.inference.results.trust.copies import distinct
+from feynkac.inference.results.trust.khat import khat
+from feynkac.inference.results.trust.reservations import founders
 from laws import Z_LIMIT, z_score
 
 # -- a finite chain, solved exactly, as a batched model ----------------------------------------------------------

@@ -30,7 +30,7 @@ from diffusers import (  # noqa: E402
 import feynkac as fk  # noqa: E402
 from feynkac.diffusion import DiffusersNetwork, Diffusion, Guided, Steering, from_pipeline, from_scheduler  # noqa: E402
 from feynkac.diffusion.denoiser import estimate  # noqa: E402
-from feynkac.diffusion.gaussian.gaussian.transitions import transition  # noqa: E402
+from feynkac.diffusion.gaussian.transitions import transition  # noqa: E402
 from feynkac.ppl import keys  # noqa: E402
 from feynkac.ppl.cost import Ledger, assign, recording  # noqa: E402
 

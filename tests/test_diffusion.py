@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 import feynkac as fk  # noqa: E402
 from feynkac.diffusion import Diffusion, Guided, Mixture, Network, Schedule, Steering, anneal, tilt  # noqa: E402
 from feynkac.diffusion.denoiser import estimate  # noqa: E402
-from feynkac.diffusion.gaussian.gaussian.transitions import transition  # noqa: E402
+from feynkac.diffusion.gaussian.transitions import transition  # noqa: E402
 from feynkac.diffusion.generator import InvalidOutput  # noqa: E402
 from feynkac.ppl import keys as _keys  # noqa: E402
 from laws import Z_LIMIT, z_score  # noqa: E402

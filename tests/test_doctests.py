@@ -42,5 +42,7 @@ def test_examples_of_pages(page):
 
 def test_there_are_examples():
     finder = doctest.DocTestFinder()
-    named = (importlib.import_module(f"feynkac.ppl.{module}") for module in ("dist", "keys", "oracles"))
+    named = (
+        importlib.import_module(f"feynkac.ppl.{module}") for module in ("distributions.dist", "keys", "exact.oracles")
+    )
     assert sum(len(test.examples) for module in named for test in finder.find(module)) > 10

@@ -10,8 +10,8 @@ import pytest
 
 import feynkac as fk
 from feynkac.inference.results.datatree import equal_draws
-from feynkac.inference.results.trust.reservations.autocorrelation import chain_ess, rhat
-from feynkac.inference.results.trust.reservations.markov import layout
+from feynkac.inference.results.trust.autocorrelation import chain_ess, rhat
+from feynkac.inference.results.trust.markov import layout
 
 
 @fk.program

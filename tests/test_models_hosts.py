@@ -16,7 +16,7 @@ from laws import Z_LIMIT, z_score
 
 
 def test_the_language_of_models_needs_no_torch():
-    rooms = "steps", "scoring", "text", "writing", "host", "model", "runs", "thinking"
+    rooms = "stepping.steps", "scoring", "texts.text", "writing", "host", "model", "drawing.runs", "stepping.thinking"
     imports = ", ".join(f"feynkac.models.language.{room}" for room in rooms)
     code = f"import sys, {imports}; sys.exit(' '.join({{'torch', 'transformers'}} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 
 import feynkac as fk  # noqa: E402
 from feynkac.diffusion import Diffusion, Mixture, Network, Schedule, Steering  # noqa: E402
-from feynkac.diffusion.gaussian.gaussian.gaussian import Gaussian  # noqa: E402
-from feynkac.diffusion.gaussian.gaussian.transitions import transition  # noqa: E402
+from feynkac.diffusion.gaussian.gaussian import Gaussian  # noqa: E402
+from feynkac.diffusion.gaussian.transitions import transition  # noqa: E402
 from feynkac.diffusion.generator import Moved  # noqa: E402
 from feynkac.diffusion.latents import Latents, replace_fields  # noqa: E402
 from feynkac.diffusion.rewards.base import TensorReward  # noqa: E402

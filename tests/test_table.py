@@ -12,7 +12,7 @@ from rich.console import Console
 from test_report import Balanced
 
 import feynkac as fk
-from feynkac.inference.results.trust.reservations.autocorrelation import chain_ess, rhat
+from feynkac.inference.results.trust.autocorrelation import chain_ess, rhat
 
 NASTY = "<script>alert(1)</script>\x1b[31m"
 

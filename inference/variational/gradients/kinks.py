@@ -9,6 +9,7 @@ way to a continuous function (a support, a special case) is their business.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -128,7 +129,8 @@ def _folder(package: str) -> str:
 
 @lru_cache(maxsize=1)
 def _home() -> str:
-    return os.path.realpath(os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", ".."))
+    root = sys.modules[__name__.partition(".")[0]]
+    return os.path.dirname(os.path.realpath(root.__file__ or ""))
 
 
 @lru_cache(maxsize=256)

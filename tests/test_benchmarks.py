@@ -92,6 +92,7 @@ def test_results_survive_a_stop(tmp_path):
         again.add({"engine": "b", "seed": 0, "found": 4.5})
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_trees_runs_every_engine_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     import trees
@@ -149,6 +150,7 @@ def test_the_published_descent_follows_the_values():
     assert np.bincount(chosen).tolist() == [200, 0, 400, 100]
 
 
+@pytest.mark.slow
 def test_recipes_on_the_cassette_run_in_their_short_form(capsys):
     pytest.importorskip("optuna")
     import recipes_tape

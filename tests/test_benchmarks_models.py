@@ -47,6 +47,7 @@ def test_a_long_prompt_goes_through_the_model_once(name, folder):
             assert made["forwarded"] == prompt + n * (tokens - 1) + (n - 1) * (name == "generate")
 
 
+@pytest.mark.slow
 def test_with_ample_memory_no_position_is_forwarded_twice():
     pressure = importlib.import_module("long_prompts").pressure
     for _, *ratios in pressure(3, 80, [30, 40], [120]):

@@ -154,6 +154,7 @@ def test_names_in_the_picture_do_not_touch():
     assert abs(placed[3] - 0.505) < 1e-9
 
 
+@pytest.mark.slow
 def test_a_cassette_replays_the_headlines(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     import reasoning

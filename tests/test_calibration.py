@@ -144,6 +144,7 @@ async def series(y, proposal=False):
 Y = [np.zeros(2), np.ones(2)]
 
 
+@pytest.mark.slow
 def test_smc_is_calibrated_on_a_program_of_many_kinds_of_sites():
     calibration = fk.calibrate(series(Y, proposal=True), fk.SMC(60), 60, 19, bins=5, seed=0)
     assert calibration.names == ("rate", "at.0", "at.1", "x", "x[1]", LIKELIHOOD)

@@ -68,6 +68,7 @@ Z = {"posted": 57.303186, "ticks": 4.407758, "scanned": (1 + math.e) ** 3 / 16 +
 MODELS = {"posted": posted, "ticks": ticks, "scanned": scanned}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_evidence_is_that_of_the_program_under_enumeration_and_forks(name):
     exact = fk.enumerate_program(MODELS[name]())

@@ -387,6 +387,7 @@ def test_intervals_of_a_paired_difference_cover_the_truth(seeds):
     assert below(*coverage(draw, intervals.difference_interval, 0.3 * 0.6), 0.93) < Z_LIMIT
 
 
+@pytest.mark.slow
 def test_intervals_of_the_whole_comparison_cover_the_truth():
     """One model over seeds, through compare itself: P(heads) = 0.3."""
     hits = 0

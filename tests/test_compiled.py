@@ -198,6 +198,7 @@ def z_of(ratios):
 SCHEMES = ("systematic", "multinomial", "stratified", "residual", "ssp")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheme", [SCHEMES[0], *(pytest.param(scheme, marks=pytest.mark.slow) for scheme in SCHEMES[1:])]
 )
@@ -210,12 +211,14 @@ def test_the_evidence_of_a_fused_filter_is_unbiased(scheme):
         assert abs(z_of(ratios)) < 4.75
 
 
+@pytest.mark.slow
 def test_step_by_step_the_law_is_the_same():
     # 1 comparison at |z| < 4.27: fails for a correct filter with probability 2.0e-5.
     posterior = fk.infer(linear(Y), fk.SMC(10, chains=400), seed=2, callbacks=[lambda step: None])
     assert abs(z_of(np.exp(np.array([chain.evidence for chain in posterior.chains]) - LOG_Z))) < 4.27
 
 
+@pytest.mark.slow
 def test_smoothed_means():
     posterior = fk.infer(linear(Y), fk.SMC(20_000), seed=0)
     np.testing.assert_allclose(posterior.expect(np.array), SMOOTHED, atol=0.05)
@@ -228,6 +231,7 @@ def compiled(model, particles=10_000):
     return prepare(model, particles).note
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_compiled_once():
     fk.infer(linear(Y, 0.9), fk.SMC(24), seed=0).steps[0]
     with compilations() as made:
@@ -334,6 +338,7 @@ async def weighed(weights, prior=0.0, scale=1.0):
     return await fk.scan(step, 0.0, weights, compiled=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
 def test_weights_that_cannot_be(whole):
     callbacks = () if whole else [lambda step: None]
@@ -394,6 +399,7 @@ def test_a_proposal_that_cannot_reach_all_is_refused():
         fk.infer(narrow(), fk.SMC(24), seed=0)
 
 
+@pytest.mark.slow
 def test_functions_that_are_called_back_are_told_apart():
     """Programs of the same equations but for a function outside JAX do not share what is compiled."""
 

@@ -80,6 +80,7 @@ def test_fused_sweeps_have_the_smoothed_means(ancestor_sampling):
     assert accepted > renewed
 
 
+@pytest.mark.slow
 def test_fused_draws_are_whole_runs_in_a_tree():
     posterior = fk.infer(linear(Y), fk.ParticleGibbs(5, sweeps=30, thin=2), seed=1)
     tree = posterior.chains[0].tree
@@ -93,6 +94,7 @@ def test_fused_draws_are_whole_runs_in_a_tree():
         assert posterior.log_potential[i] == pytest.approx(potentials, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_one_iteration_is_enough():
     for engine in (fk.SMC(50), fk.ParticleGibbs(5, sweeps=10)):
         posterior = fk.infer(linear(Y[:1]), engine, seed=0)

@@ -20,6 +20,7 @@ jnp = jax.numpy
 D = fk.dist
 
 
+@pytest.mark.slow
 def test_what_a_fused_filter_found_is_smoothed(model):
     # 4 comparisons; the trajectories of 1,000 particles are off by .05 or so, and genealogies would be, too.
     smoothed = fk.smooth(fk.infer(model, fk.SMC(1000), seed=1), 1000, seed=2, model=model)
@@ -55,6 +56,7 @@ def plain(posterior):
     return [[[(s.address, s.value) for s in sites] for sites in step.choices] for step in posterior.steps]
 
 
+@pytest.mark.slow
 def test_at_once_by_arrays_and_by_sites_the_same_is_drawn(model, filtered, monkeypatch):
     """The same particles, by the same numbers, though blocks of draws do not come out even."""
     monkeypatch.setattr(fused, "PAIRS", 50 * 7)
@@ -106,6 +108,7 @@ async def shocks(y):
     return (await fk.scan(step, 0.5, y, compiled=True))[1]
 
 
+@pytest.mark.slow
 def test_the_past_is_drawn_by_weight_transition_and_potential():
     """Two steps by hand: P(j) ∝ W_0^j · p(e) · G_1(x_0^j, e), of the frequencies in many draws."""
     model = shocks(Y[:2])
@@ -139,6 +142,7 @@ async def rated(y):
     return rate, (await fk.scan(step, 0.0, y, compiled=True))[1]
 
 
+@pytest.mark.slow
 def test_a_parameter_that_all_steps_depend_on_is_found_at_once_too():
     model = rated(Y)
     posterior = fk.infer(model, fk.SMC(50), seed=5)
@@ -200,6 +204,7 @@ def test_an_iteration_without_latents_is_smoothed(by_steps):
     assert {z for _, z in smoothed.values} <= {z for _, z in posterior.values}
 
 
+@pytest.mark.slow
 def test_sweeps_of_an_iteration_without_latents_find_the_same_path():
     known = handlers.condition(linear(Y), data={"x": np.array(KNOWN)})
     posterior = fk.infer(known, fk.ParticleGibbs(5, sweeps=4), seed=1)
@@ -207,6 +212,7 @@ def test_sweeps_of_an_iteration_without_latents_find_the_same_path():
     assert set(posterior.values) == {KNOWN}
 
 
+@pytest.mark.slow
 def test_inputs_that_hold_no_numbers_are_counted():
     @fk.program
     async def walk(xs):
@@ -237,6 +243,7 @@ async def keeping(which):
     return [pair[i] for i in which]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("callbacks", [(), (lambda step: None,)])
 def test_programs_that_differ_after_the_scan_alone_keep_their_own_latents(callbacks):
     """Their iterations have the same equations, so that what is compiled is shared as far as it may be."""

@@ -58,6 +58,7 @@ GRAMMARS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["mask", "awrs"])
 @pytest.mark.parametrize("name", GRAMMARS)
 def test_complete_texts_are_valid(name, sampler):

@@ -100,6 +100,7 @@ def test_one_token_programs_enumerate():
     assert set(exact.values) == ended | {("abc", False), ("cab", False)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["mask", "awrs"])
 def test_a_reward_multiplies_the_grammar(sampler):
     lm = letters_lm()

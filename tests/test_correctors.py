@@ -217,6 +217,7 @@ ELSEWHERE = Mixture([0.5, 0.5], [[-2.0, 1.0], [1.5, 0.0]], [1.5, 0.3])
 BROAD = Mixture([1.0], [[0.5, 0.0]], [2.0])
 
 
+@pytest.mark.slow
 def test_an_annealed_mixture_has_the_right_mode_masses():
     """q² puts 0.38 where q has 0.3, and scores alone put 0.19 there."""
     truth = Mixture.product([UNEQUAL], [2])
@@ -232,6 +233,7 @@ def test_annealed_mixtures_of_other_schedules(kind):
     check_mixture(anneal(model_of(UNEQUAL, SCHEDULES[kind](800)), 2.0), truth, 0.045)
 
 
+@pytest.mark.slow
 def test_a_product_of_mixtures():
     models = [model_of(one, Schedule.vp(300)) for one in (UNEQUAL, ELSEWHERE)]
     truth = Mixture.product([UNEQUAL, ELSEWHERE])
@@ -239,6 +241,7 @@ def test_a_product_of_mixtures():
     check_wrong_without_weights(product(models, zeta=0.5), truth, 0.025)
 
 
+@pytest.mark.slow
 def test_guidance_of_mixtures():
     """γ = 2 with one normal as the unconditional law: q1²/q0 is a mixture again."""
     truth = Mixture.product([UNEQUAL, BROAD], [2, -1])
@@ -247,6 +250,7 @@ def test_guidance_of_mixtures():
     check_wrong_without_weights(model, truth, 0.08)
 
 
+@pytest.mark.slow
 def test_a_linear_tilt_of_a_mixture():
     slope = [0.6, -0.4]
     model = tilt(model_of(UNEQUAL, Schedule.vp(300)), lambda x: x @ torch.tensor(slope).double())

@@ -186,6 +186,7 @@ OTHER = Mixture([0.6, 0.4], [[0.0, -1.0], [1.5, 1.0]], [0.5, 0.3])
 ONE = Mixture([1.0], [[0.4, -0.3]], [1.3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mixtures", "powers"),
     [([DATA, OTHER], None), ([DATA], [3]), ([DATA, ONE], [2, -1]), ([DATA, OTHER, ONE], [2, 1, 0.7])],

@@ -47,6 +47,7 @@ def truth():
     return posterior.log_evidence, posterior.expect(lambda x: x[0] > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_the_way", [False, True])
 def test_a_program_has_the_evidence_of_the_native_model(on_the_way):
     """A z-test of E[Ẑ] over 60 runs; a false alarm about twice in 100,000 tests."""

@@ -144,6 +144,7 @@ def test_small_samples_without_a_class_are_of_all(small):
     assert len(set(seen(small).tolist())) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", ["free", "small"])
 def test_samples_have_the_light_of_real_digits(real, made, request):
     values = np.stack(request.getfixturevalue(made))
@@ -159,6 +160,7 @@ def test_guidance_makes_two_calls_in_one_and_reaches_its_class():
     assert posterior.cost.nfe == 10 * 15 * 2
 
 
+@pytest.mark.slow
 def test_a_reward_steers_to_its_class():
     steering = Steering(zoo.digit_classifier().log_prob(5), scale=2.0)
     posterior = fk.infer(zoo.digits(20, steering=steering), fk.SMC(32), seed=0)
@@ -203,6 +205,7 @@ def test_training_goes_on_where_it_stopped(training, real, monkeypatch):
     assert told["training"]["steps"] == 4
 
 
+@pytest.mark.slow
 def test_what_the_scripts_write_the_library_loads(training, real, monkeypatch):
     import bouncing
     import classifiers

@@ -75,6 +75,7 @@ def test_half_a_digit_is_completed_and_what_is_known_stays(real):
     assert (judged(found) == 3).mean() >= 0.5
 
 
+@pytest.mark.slow
 def test_guidance_is_exact(real):
     # A 4 of which all but two tokens are known, so that the product of powers can be counted up.
     places, gamma = (90, 104), 2.0

@@ -74,6 +74,7 @@ def _exact_as_a_proposal(guide, runs):
     return ratios.std()
 
 
+@pytest.mark.slow
 def test_an_untrained_network_is_the_prior_and_an_exact_proposal():
     law = NET(NET.init(0), *PRIOR, Y)
     assert _density(law, X) == pytest.approx(_density(mixture(*PRIOR), X), abs=1e-5)

@@ -34,7 +34,15 @@ def test_examples(name):
     assert doctest.testmod(load(name)).failed == 0
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+LONG = ("surrogates", "variational")
+"""Pages that compile much."""
+PAGES = [
+    pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in LONG else [])
+    for page in sorted(DOCS.glob("*.md"))
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_examples_of_pages(page):
     pytest.importorskip("transformers")
     assert doctest.testfile(str(page), module_relative=False, encoding="utf-8").failed == 0

@@ -98,6 +98,7 @@ def test_the_published_form_is_biased_where_it_tempers_and_says_so():
     assert abs(z_score(mass, exact.probability("ba"))) > 10
 
 
+@pytest.mark.slow
 def test_many_particles_of_the_published_form_tend_to_the_flattened_target():
     """At the first step w = (4, ¼) are even enough for τ > 1 only by threshold; the copies then weigh the same."""
     model = t1("product of odds")
@@ -129,6 +130,7 @@ def test_ahead_of_a_trap_the_look_ahead_pays():
     assert max(ahead) < 0.6 * plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rollouts", "ahead"), [(1, None), (3, None), (2, 1)])
 def test_smc_with_trial_runs_is_unbiased(rollouts, ahead):
     # 24 comparisons at |z| < 4.26: 5e-4.
@@ -249,6 +251,7 @@ async def telescoping(reward):
     return text
 
 
+@pytest.mark.slow
 def test_the_published_and_the_telescoping_program_have_the_targets_that_are_claimed():
     from laws import T1_REWARD, odds
 
@@ -267,6 +270,7 @@ def share(compat, best, runs=4000):
     return [float(p.best() == "a") if best else p.expect(lambda v: v == "a") for p in posteriors]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compat", "best", "truth"), [(None, False, 0.7), ("its_hub", False, 0.736), ("its_hub", True, 0.745)]
 )
@@ -279,6 +283,7 @@ def test_two_particles_on_t3_select_as_the_arithmetic_says(compat, best, truth):
         assert abs(z_score(found, 0.7)) > 5
 
 
+@pytest.mark.slow
 def test_double_weighting_squares_the_weights_as_particles_become_many():
     assert fk.infer(t3(), fk.ParticleFilter(30_000), seed=0).expect(lambda v: v == "a") == pytest.approx(0.9, abs=0.006)
     posterior = fk.infer(t3(), fk.ParticleFilter(30_000, "its_hub"), seed=0)

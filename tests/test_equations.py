@@ -55,6 +55,7 @@ CASES = (
 )
 
 
+@pytest.mark.slow
 def test_programs_of_the_same_equations_share_what_is_compiled_and_keep_their_numbers():
     u = np.array([[0.2, -0.3], [-1.1, 0.4]])
     densities = [density_of(regression(*case)) for case in CASES]
@@ -79,6 +80,7 @@ def test_other_shapes_are_other_equations():
     assert apart(short)[0] is not apart(long)[0]
 
 
+@pytest.mark.slow
 def test_chains_of_other_data_compile_nothing():
     kernel = fk.MCMC(fk.NUTS(doublings=3), draws=10, warmup=10, chains=1)
     seen = []

@@ -59,6 +59,7 @@ def test_smc_is_unbiased_on_t2_with_unequal_lengths(scheme, threshold):
     check_unbiased(t2(), engine, truth.law(), truth.log_evidence, runs=1000)
 
 
+@pytest.mark.slow
 def test_importance_sampling_is_unbiased_on_t2():
     truth = fk.enumerate_program(t2())
     check_unbiased(t2(), fk.ImportanceSampling(4), truth.law(), truth.log_evidence)
@@ -135,6 +136,7 @@ def test_best_of_n_has_the_laws_of_the_tables():
             assert abs(z_score(mass, probability)) < 4.26
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_runs_in_which_all_die_count_as_zero(n):
     truth = fk.enumerate_program(deadly())
@@ -156,6 +158,7 @@ def test_all_dead_names_the_step_and_the_site():
         posterior.probabilities
 
 
+@pytest.mark.slow
 def test_chains_are_pooled_in_proportion_to_their_evidence():
     truth = fk.enumerate_program(t2())
     engine = fk.SMC(2, ess_threshold=1.0, chains=3)
@@ -166,6 +169,7 @@ def test_chains_are_pooled_in_proportion_to_their_evidence():
     assert shares == pytest.approx(evidences / evidences.sum())
 
 
+@pytest.mark.slow
 def test_the_spread_of_chains_gives_a_calibrated_standard_error():
     posteriors = fk.infer([t2()] * 300, fk.SMC(10, chains=8), seed=5)
     truth = math.log(T2_Z)

@@ -167,6 +167,7 @@ def test_a_guarantee_that_is_none_is_refused(tmp_path):
 # -- bombs and pickles ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_before_they_are_unpacked(tmp_path):
     head, arrays = parts(POSTERIOR, tmp_path)
     bomb = write(tmp_path / "bomb.fk", head, {**arrays, "big.npy": np.zeros(30_000_000)})

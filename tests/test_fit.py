@@ -104,6 +104,7 @@ def test_losses_are_drawn(fitted):
     assert len(ax.lines[0].get_xdata()) == 400
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_guide(fitted):
     again = fk.fit(normal_mean(), normal(), fk.ELBO(16), steps=5, optimizer=SCHEDULE, seed=0)
     assert again.losses.tolist() == fitted.losses[:5].tolist()
@@ -131,6 +132,7 @@ def test_a_rate_given_a_count():
     assert found["mu"] == pytest.approx(math.log(2) - 0.125, abs=0.04)
 
 
+@pytest.mark.slow
 def test_a_discrete_and_a_continuous_site():
     """Two modes: the law of the switch is the posterior's, and each mode has its own place."""
 
@@ -481,6 +483,7 @@ def test_parameters_are_checked():
             fk.fit(normal_mean(), bad(init, constraint), steps=1)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_its_step_and_keeps_what_was_good():
     @fk.program
     async def steep():

@@ -72,6 +72,7 @@ def exactly(name, density):
         return u, *jax.jit(jax.vmap(both))(values, u, density.fixed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_draws_and_densities_are_those_of_numpyro(name):
     made, drawn, density = bridged(name)
@@ -122,6 +123,7 @@ def test_the_density_at_one_point_is_one_function_for_all_paths():
     assert float(parts[0]) == pytest.approx(plain.log_prior[1], abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_prior_that_is_one_normal_law_is_told():
     """b = .7a − 1 + .5ε for each of two, c = (b₀, −2b₁) + correlated noise."""
     mean, factor = bridged("chain")[2].gaussian
@@ -140,6 +142,7 @@ def test_a_prior_that_is_none_is_not(name):
 # -- engines ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evidence_and_means_are_unbiased():
     """4 comparisons at |z| < 4.26: a correct model fails with probability 4 × 2.0e-5 = 8e-5."""
     for name, site, log_z, mean in (("gaussian", "z", -1.930510309, 1.2), ("poisson", "rate", np.log(1 / 16), 2.0)):

@@ -242,6 +242,7 @@ def test_an_exception_leaves_the_block():
     assert list(fk.infer(leaves(), fk.SMC(3, ess_threshold=1.0), seed=0).trace(2)) == ["in/G", "G"]
 
 
+@pytest.mark.slow
 def test_handlers_reach_into_branches_scans_and_inner_programs():
     async def branch(p):
         x = await fk.sample("x", fk.dist.Bernoulli(p))
@@ -277,6 +278,7 @@ def test_handlers_reach_into_branches_scans_and_inner_programs():
 # -- together ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_innermost_handler_sees_the_innermost_name():
     inner = handlers.scope(handlers.condition(chain(), data={"x": 1}), prefix="s")
     outer = handlers.condition(handlers.scope(chain(), prefix="s"), data={"s/x": 1, "x": 0})

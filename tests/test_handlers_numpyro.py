@@ -256,6 +256,7 @@ def test_masks_within_masks_leave_out_what_either_does():
         assert fk.simulate(model(outer, inner), seed=0).log_weight == -total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [0.5, 2.5])
 def test_a_scale_raises_all_terms_to_a_power(s):
     assert agrees(handlers.scale(chain(), scale=s), {path: weight(path) ** s for path in PATHS})

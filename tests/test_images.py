@@ -260,6 +260,7 @@ def test_a_report_shows_values_genealogy_and_the_past_of_the_best(painted, tmp_p
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
 
 
+@pytest.mark.slow
 def test_a_page_of_images_needs_neither_matplotlib_nor_pillow(tmp_path):
     code = (
         "import sys; sys.modules['PIL'] = sys.modules['matplotlib'] = None\n"

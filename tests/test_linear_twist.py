@@ -130,6 +130,7 @@ def test_a_fit_is_where_its_loss_is_least():
             assert loss(best + size * direction) > loss(best)
 
 
+@pytest.mark.slow
 def test_several_posteriors_count_alike():
     few, many = (fk.infer(chain(fk.LinearTwist()), fk.SMC(n), seed=0) for n in (50, 5000))
     dead = fk.infer(recording(lambda x: (0.0,) * 9, dead=True), fk.SMC(4, all_dead="zero"), seed=0)

@@ -88,6 +88,7 @@ def test_what_cannot_be_estimated_is_nan_and_what_never_moves_is_one_draw():
     assert rhat(np.repeat([[0.0], [1.0]], 20, axis=1)) == math.inf
 
 
+@pytest.mark.slow
 def test_the_ess_of_a_chain_is_not_the_number_of_its_draws():
     posterior = fk.infer(narrow(), fk.SuffixMH(400), seed=0)
     x = np.array(posterior.values)[None]

@@ -134,6 +134,7 @@ def test_a_mixture_of_suffix_and_block_moves_keeps_the_target():
     check_moves(engine, model, kernel, each=5000)  # fewer do not tell a block that is taken to end at the first step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [0, 2, 3])
 def test_the_moves_follow_the_exact_kernel(case):
     _, engine, model, heat, _ = CASES[case]
@@ -287,6 +288,7 @@ def sweeps(engine, model, paths, seed):
     return [path for (path,), _ in found]
 
 
+@pytest.mark.slow
 def test_particle_gibbs_has_the_exact_kernel_on_t3():
     model, engine = t3(), fk.ParticleGibbs(2, 1)
     a, b = forced(model, [[{"x": "a"}], [{"x": "b"}]])
@@ -370,6 +372,7 @@ def test_a_sweep_leaves_the_posterior_of_runs_of_unequal_length(engine, heat):
     assert drift(before, after, T2_ORDER) < Z_LIMIT
 
 
+@pytest.mark.slow
 def test_a_past_is_drawn_by_its_weight_and_by_what_the_future_is_worth_with_it():
     """The reference ba$ may have the past b or a, or an end, which has no future: w·p·G of what comes after."""
     model = tokens(heat=0.5)
@@ -497,6 +500,7 @@ def test_a_dead_run_is_handed_up_and_never_down():
             assert [path is wanted for path, wanted in zip(out, after)] == [True, True]
 
 
+@pytest.mark.slow
 def test_a_ladder_has_its_marginals_and_its_first_chain_the_posterior():
     posteriors = fk.infer([t3()] * 40, fk.ParallelTempering((1.0, 2.0), 60, burn_in=10), seed=0)
     assert abs(z_score([p.expect(lambda v: v == "a") for p in posteriors], 0.9)) < Z_LIMIT

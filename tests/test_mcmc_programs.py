@@ -133,6 +133,7 @@ async def outer():
     return theta
 
 
+@pytest.mark.slow
 def test_numbers_are_moved_by_evidence_that_is_estimated():
     """Pseudo-marginal, of 10 chains, which are independent: 2 comparisons at |t| < 7.5 of 9 degrees: 8e-5."""
     posterior = fk.infer(outer(), fk.MCMC(fk.RandomWalk(step=1.5), draws=80, warmup=10, chains=10), seed=0)

@@ -56,6 +56,7 @@ async def likes(lm):
     return text
 
 
+@pytest.mark.slow
 def test_smc_is_unbiased_on_a_model_that_gives_no_law():
     lm = WholeSteps(1)
     [first], the_sea = lm.prompt("Once").prompt_tokens[-1:], lm.encode(" the sea")

@@ -47,6 +47,7 @@ CASES = {  # step, resampled, most at 520, 620 and 720 tokens a particle, where 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     ("n", "scale"), [(8, 0.25), pytest.param(16, 1, marks=pytest.mark.slow)], ids=["small", "as measured"]
@@ -76,6 +77,7 @@ def test_of_token_steps_only_the_particles_beyond_the_room_are_computed_again():
     assert least <= lm.cache_info().recomputed <= 1.05 * of_whole_rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "resample"), [(999, False), (8, True), (1, False)])
 def test_more_memory_never_costs_much(step, resample):
     """A ladder from next to nothing to plenty, with no cliff in it."""
@@ -163,6 +165,7 @@ async def likes(lm, steps):
     return text
 
 
+@pytest.mark.slow
 def test_evidence_is_unbiased_through_memory_pressure():
     exact = fk.enumerate_program(token_by_token(lm_of(), 4)).log_evidence
     lm = lm_of(8)

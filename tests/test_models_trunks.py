@@ -73,6 +73,7 @@ def test_a_long_prompt_is_held_once(n):
     assert max(abs(x.log_prob - fresh_log_prob(lm, x)) for x in texts[:4]) < 1e-4
 
 
+@pytest.mark.slow
 def test_what_particles_share_after_resampling_is_held_once():
     """A particle is copied to all now and then, so that all share what was written before."""
     lm = tiny_lm(context=2048)
@@ -181,6 +182,7 @@ def test_scores_are_made_in_pieces(monkeypatch, eager, most):
     np.testing.assert_allclose(scores, [fresh_log_prob(lm, x) for x in texts], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache_bytes", [1, 10_000, 30_000, 60_000, 100_000, 200_000])
 def test_evictions_of_trunks_change_nothing(cache_bytes, eager):
     texts = {}
@@ -407,6 +409,7 @@ async def weighed(lm, prompt, tokens):
     return text
 
 
+@pytest.mark.slow
 def test_evidence_on_trunks_is_unbiased_when_memory_is_short(eager):
     """Ẑ on trunks, some of them dropped as memory is short, against Ẑ by whole passes of a model of four tokens."""
     config = hf.LlamaConfig(

@@ -129,11 +129,13 @@ def test_a_native_linear_gaussian_model_agrees_with_the_kalman_filter(n, optimal
         assert abs(z_score(ratios * means[:, 0], EXACT.filtered_means[0, 0])) > Z_LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_the_same_model_as_a_program_with_scan_agrees_with_the_kalman_filter(threshold):
     check_kalman(fk.infer([linear_gaussian()] * 500, fk.SMC(7, ess_threshold=threshold), seed=1))
 
 
+@pytest.mark.slow
 def test_the_optimal_proposal_lowers_the_variance_and_leaves_the_target():
     spreads = {}
     for optimal in (False, True):
@@ -209,6 +211,7 @@ def test_enumeration_of_the_chain_agrees_with_the_forward_filter():
         assert law == pytest.approx(CHAIN.smoothed[t].tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "place"), [(1, -1), (2, 0), (2, -1), (7, -1)])
 def test_smc_on_the_chain_agrees_with_the_forward_filter(n, place):
     @fk.program

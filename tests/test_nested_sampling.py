@@ -128,6 +128,7 @@ TOYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("toy", "kernel"),
     [
@@ -153,6 +154,7 @@ def jax_toys():
     return {name: toy[0](jax=True) for name, toy in TOYS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("toy", [pytest.param("G1", marks=pytest.mark.slow), "G2"])
 def test_the_slice_finds_them_too_and_is_compiled_once(toy, jax_toys):
     # 3 comparisons of 2 toys: 1.2e-4.
@@ -252,6 +254,7 @@ def check_enumerated(model, found):
         assert agrees(ratio * share, exact.probability(value)), value
 
 
+@pytest.mark.slow
 def test_runs_worth_nothing_die_first_and_ties_are_even():
     # 7 comparisons: 1.4e-4.
     found = fk.infer([prizes()] * 24, fk.NestedSampling(16, fk.SuffixMH(1), delete=4, moves=5), seed=8)

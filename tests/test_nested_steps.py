@@ -126,6 +126,7 @@ SMC2 = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMC2)
 def test_smc2_is_unbiased(name):
     # 4 comparisons of 2 engines: 1.6e-5.

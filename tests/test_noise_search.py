@@ -184,6 +184,7 @@ def test_svdd_keeps_a_child_in_proportion():
         assert abs(z_score([v == "a" for v in posterior.values], truth)) < Z_LIMIT
 
 
+@pytest.mark.slow
 def test_svdd_with_an_exact_twist_and_many_children_tends_to_the_target():
     model = FiniteChain(START, MOVES, np.zeros((2, 3)))
     value = np.array([0.2, 1.0, 2.5])

@@ -13,19 +13,15 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 LOADED = 'fk.models.TransformersLM.from_pretrained("smollm2", '
 
 OF_TEXT = ("01_first_program", "02_steering_text", "07_latents")
-ON_SHIPPED = {
-    "03_images": [("STEPS = 20", "STEPS = 4"), ("vp(100)", "vp(20)")],
-    "04_video": [("12, 10", "12, 2")],
-    "11_scaling": [("PROBLEMS, N = 40, 32", "PROBLEMS, N = 6, 16")],
-    "08_servers": [("N = 16", "N = 4"), ("RUNS = 12", "RUNS = 3")],
-    "05_reasoning": [("problems(30)", "problems(7)"), ("fk.SMC(64, chains=4)", "fk.SMC(4, chains=2)")],
-    "10_agents": [("N = 600", "N = 40")],
-    "12_discrete": [("N = 1000", "N = 40")],
+AS_THEY_ARE = ("03_images", "04_video", "05_reasoning", "08_servers")
+"""The notebooks on models that ship with the library, which the long tests run at full size."""
+SHORTER = {
     "09_refine_and_exit": [("problems(32", "problems(4"), ("(1, 2, 4, 8, 16)", "(1, 2, 4)")],
+    "10_agents": [("N = 600", "N = 40")],
+    "11_scaling": [("PROBLEMS, N = 40, 32", "PROBLEMS, N = 6, 16")],
+    "12_discrete": [("N = 1000", "N = 40")],
 }
-"""The notebooks on models that ship with the library, and what makes them quick."""
-AS_THEY_ARE = [name for name in ON_SHIPPED if name < "09"]
-"""Those that are run at full size, too: of the others the quick form runs every cell."""
+"""Those that run quickly once a few numbers are smaller."""
 OF_NUMBERS = "06_state_space"
 """The notebook that needs no model."""
 
@@ -51,7 +47,9 @@ def executed(path, replace=()):
 
 
 def test_every_notebook_is_run():
-    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == sorted([*OF_TEXT, *ON_SHIPPED, OF_NUMBERS])
+    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == sorted(
+        [*OF_TEXT, *AS_THEY_ARE, *SHORTER, OF_NUMBERS]
+    )
 
 
 @pytest.mark.real
@@ -68,15 +66,11 @@ def test_notebooks_run_on_a_tiny_model(name):
     assert "log evidence" in executed(NOTEBOOKS / f"{name}.ipynb", [tiny])
 
 
-@pytest.mark.parametrize(
-    ("name", "steps"),
-    [(name, "few") for name in ON_SHIPPED]
-    + [pytest.param(name, "all", marks=pytest.mark.slow) for name in AS_THEY_ARE],
-)
-def test_notebooks_run_on_the_shipped_models(name, steps):
+@pytest.mark.parametrize("name", [*SHORTER, *(pytest.param(name, marks=pytest.mark.slow) for name in AS_THEY_ARE)])
+def test_notebooks_run_on_the_shipped_models(name):
     for library in ("diffusers", "matplotlib", "PIL", "httpx2"):
         pytest.importorskip(library)
-    assert "log evidence" in executed(NOTEBOOKS / f"{name}.ipynb", ON_SHIPPED[name] if steps == "few" else ())
+    assert "log evidence" in executed(NOTEBOOKS / f"{name}.ipynb", SHORTER.get(name, ()))
 
 
 @pytest.mark.slow

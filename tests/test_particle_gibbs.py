@@ -175,6 +175,7 @@ def sweep_matrix(model, engine, monkeypatch):
     return kernel, law
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ancestors", [False, True])
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("n", [2, 3])

@@ -36,6 +36,7 @@ async def race(p=0.7):
     return right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_the_first_to_finish_is_right_as_often_and_as_late_as_it_should_be(n):
     """Accuracy 1 − 0.3ⁿ, latency 10 + 10·0.3ⁿ. Two comparisons: a false alarm is below 5e-5."""

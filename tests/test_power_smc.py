@@ -46,6 +46,7 @@ def test_the_evidence_is_unbiased(power, bridge):
     assert abs(hits.mean() - law["02"]) < 4.265 * hits.std(ddof=1) / np.sqrt(250)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cold", [None, 0.25])
 def test_the_law_is_the_sharpened_one_and_not_the_cold_one(cold):
     law = exact(4.0, False)

@@ -379,6 +379,7 @@ async def following(y):
     await fk.scan(_near_y, x, y[1:])
 
 
+@pytest.mark.slow
 def test_a_guided_scan_is_traced_and_compiled():
     jax = pytest.importorskip("jax")
     from feynkac.ppl.traced.driver import trace

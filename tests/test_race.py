@@ -67,6 +67,7 @@ def test_the_evidence_is_unbiased(engine):
     assert abs(z_score(first, 0.9 * math.e)) < 4.26
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine",
     [fk.SuffixMH(600), fk.ParticleGibbs(8, 400), fk.TreeSampling(400), fk.BeamSearch(4), fk.BestOfN(8)],

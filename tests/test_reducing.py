@@ -125,6 +125,7 @@ def test_what_cannot_be_done_is_refused():
         fk.infer(outer(), fk.ImportanceSampling(1), seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["weight", "cluster"])
 def test_each_particle_keeps_its_weight_in_expectation(by):
     log_weights = np.array([0.3, -1.0, 0.9, -np.inf, 0.0, -2.0, 1.4])

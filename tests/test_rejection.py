@@ -37,6 +37,7 @@ async def coins(steps, right=True, resampled_on="twist"):
 
 
 # 3 + 9 + 5 comparisons at |z| < 4.26: a correct engine fails with probability 17 × 2.0e-5 = 3.5e-4; seeds are fixed.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "engine"),
     [

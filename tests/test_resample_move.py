@@ -39,6 +39,7 @@ def test_moves_keep_the_target_under_twists():
     check_unbiased(model, fk.SMC(3, 0.8, move=fk.SuffixMH(1)), T2_LAW, math.log(T2_Z), runs=350, seed=5)
 
 
+@pytest.mark.slow
 def test_a_native_model_that_cannot_force_choices_can_be_moved_and_swept():
     model = chain()
     z, law = model.exact()
@@ -84,6 +85,7 @@ def test_a_weight_that_is_no_number_is_refused():
 # -- resampling ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_conditional_resampling_is_the_law_of_the_scheme_given_what_is_kept():
     """Of systematic resampling in a random order: counts weighed by the copies of the one that is kept."""
     p, m, n = np.array([0.15, 0.45, 0.4]), 4, 6000
@@ -140,6 +142,7 @@ def test_optimal_resampling_keeps_each_once_and_every_weight_in_expectation():
 # -- SMC steering ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "beam"), [(1, 1), (2, 3), (3, 2)])
 def test_smc_steering_is_unbiased(n, beam):
     # 24 comparisons at |z| < 4.26: 5e-4.

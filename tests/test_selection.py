@@ -86,6 +86,7 @@ def test_majorities_of_a_program_follow_their_law(n, share):
     assert abs(z_score([p.vote().get(1, 0.0) for p in posteriors], 0.6)) < Z_LIMIT
 
 
+@pytest.mark.slow
 def test_a_weighted_vote_is_that_of_importance_sampling():
     @fk.program
     async def scored():
@@ -317,6 +318,7 @@ def test_best_of_k_agrees_with_the_tables_and_with_enumeration():
     assert best_of(np.arange(50_000.0), np.arange(50_000.0), 50_000) == 49_999.0
 
 
+@pytest.mark.slow
 def test_best_of_k_is_unbiased():
     """P(the better of 3 has x = 1), with reward x + noise, from pools of 8."""
 

@@ -150,6 +150,7 @@ def test_backward_sampling_of_the_autoregression_is_exact():
     assert np.abs(found).max() < Z_LIMIT  # 12 of them: a false alarm in 2.4e-4
 
 
+@pytest.mark.slow
 def test_backward_sampling_of_the_two_state_chain_is_exact():
     exact = fk.oracles.forward_filter(H2.law, H2.moves, H2.logs)
     np.testing.assert_allclose(exact.smoothed[:, 1], H2_SMOOTHED, atol=6e-7)
@@ -333,6 +334,7 @@ def test_a_state_that_is_not_markov_in_one_step_is_found(model, order):
     assert fk.smooth(posterior, 20, seed=1, model=model(), order=order).complete.all()
 
 
+@pytest.mark.slow
 def test_two_ends_in_an_iteration_have_the_law_of_one():
     """Both observations together have precision 1.25 and mean y (1 − 1/4) / 1.25: the oracle's."""
     y = np.array([0.5, -1.0, 2.0]) * 0.6

@@ -245,6 +245,7 @@ def test_one_sample_solves_some_problems_but_not_most(sampled):
     assert abs(accuracy - told) < 4 * (told * (1 - told) / 100) ** 0.5
 
 
+@pytest.mark.slow
 def test_nearly_all_that_the_reasoner_writes_is_a_step(sampled):
     lines = [line for _, text in sampled for line in str(text).splitlines()]
     assert np.mean([countdown._STEP.fullmatch(line) is not None for line in lines]) > 0.99

@@ -115,6 +115,7 @@ def test_evidence_is_unbiased_on_a_fixed_ladder():
         assert abs(z_score(means, moment)) < Z_LIMIT
 
 
+@pytest.mark.slow
 def test_waste_free_evidence_is_unbiased_on_a_fixed_ladder():
     engine = fk.WasteFreeSMC(20, Walk(0.9), length=5, ladder=RUNGS)
     assert engine.guarantee == "unbiased"
@@ -423,6 +424,7 @@ def test_a_kernel_that_adapts_is_tuned_between_stages_and_promises_less():
     assert [size for *_, size in seen] == pytest.approx([steps[1].ess, steps[2].ess])
 
 
+@pytest.mark.slow
 def test_kernels_with_gradients_are_compiled_once_for_all_stages_and_runs():
     """G2 in its coordinates log θ; a run of five rungs more needs no look at the model. 2 at |t₇| < 10: 4e-5."""
     numpyro = pytest.importorskip("numpyro")

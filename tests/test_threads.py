@@ -131,6 +131,7 @@ async def side(x):
     return await fk.sample("z", fk.dist.Normal(x, 0.5))
 
 
+@pytest.mark.slow
 def test_threads_run_programs_of_their_own():
     engines = [fk.SMC(12), fk.BestOfN(12), fk.SMC(8, ess_threshold=1.0), fk.ImportanceSampling(16)]
 

@@ -74,6 +74,7 @@ def test_ten_turns_of_ten_tokens_read_a_hundred_positions():
     assert model.read == 100
 
 
+@pytest.mark.slow
 def test_a_resampled_particle_takes_its_own_memory_along():
     exact = fk.enumerate_program(talk(Reactive(), 4, 1))
     model = Reactive()

@@ -32,12 +32,14 @@ def test_values_and_masses_are_exact_in_expectation(batch):
     check_unbiased(t2(), TreeSampling(11, width=1.0, growth=0.7, batch=batch), truth.law(), truth.log_evidence, 500)
 
 
+@pytest.mark.slow
 def test_proposals_twists_and_intermediate_potentials_keep_it_so():
     truth = fk.enumerate_program(t1("product of odds"))
     model = t1("product of odds", twist=lambda s: 0.8 * s.count("b"), proposal=[0.15, 0.85])
     check_unbiased(model, TreeSampling(9, width=1.0, growth=0.7, batch=3), truth.law(), truth.log_evidence, 500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dead", "settings"), [(-math.inf, {}), (-3.0, {"growth": 0.4}), (-math.inf, {"branch_at": (1,)})], ids=repr
 )
@@ -192,6 +194,7 @@ def test_the_root_has_the_evidence_and_values_are_log_means_of_children():
             assert tree.done[x]
 
 
+@pytest.mark.slow
 def test_the_particles_have_the_law_of_descents_of_the_finished_tree():
     posterior, tree = grown(60)
     rng = np.random.default_rng(0)

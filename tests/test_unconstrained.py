@@ -128,6 +128,7 @@ async def linear(ys):
 LINEAR = linear([0.5, -1.0, 2.0, 1.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizon", [None, 1, 3, 4])
 def test_a_state_space_model_at_any_horizon(horizon):
     (density,) = check(LINEAR, 3, horizon)
@@ -173,6 +174,7 @@ async def simplex():
     return p
 
 
+@pytest.mark.slow
 def test_a_simplex_has_a_coordinate_less():
     (density,) = check(simplex(), 4, tolerance=1e-4)
     assert density.position.shape == (4, 2)

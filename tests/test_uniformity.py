@@ -329,6 +329,7 @@ def bouncing():
 PROGRAMS = {"text": text, "image": image, "steps": steps, "corrected": corrected, "video": video, "masked": masked}
 SHIPPED = {"digits": digits, "bouncing": bouncing, "uniform": uniform, "jumps": jumps}
 SHIPPED |= {"image tokens": tokens_of_images, "drawing": drawing}
+LONG = {"corrected", *SHIPPED}
 
 # -- engines -----------------------------------------------------------------------------------------------------------
 
@@ -485,8 +486,10 @@ DIES = ("RejectionSMC", "digits")
 
 
 def pairs(programs):
+    """Pair each engine with the programs that it runs; those that take longest are for the long tests."""
     both = [(name, program) for name in ENGINES for program in programs]
-    return [pair for pair in both if pair[1] not in ENGINES[pair[0]][1] and pair != DIES]
+    kept = [pair for pair in both if pair[1] not in ENGINES[pair[0]][1] and pair != DIES]
+    return [pytest.param(*pair, marks=[pytest.mark.slow] if pair[1] in LONG else []) for pair in kept]
 
 
 REFUSED = [(name, program) for name in ENGINES for program in ENGINES[name][1]]
@@ -521,9 +524,7 @@ def same(one, other):
     assert [getattr(one, fact) for fact in facts] == [getattr(other, fact) for fact in facts]
 
 
-@pytest.mark.parametrize(
-    ("name", "program"), [*pairs(PROGRAMS), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs(SHIPPED))]
-)
+@pytest.mark.parametrize(("name", "program"), pairs(PROGRAMS | SHIPPED))
 def test_an_engine_runs(name, program, tmp_path):
     watched, posterior = run(name, program)
     engine = ENGINES[name][0]

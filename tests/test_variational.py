@@ -70,6 +70,7 @@ def test_enumeration_is_exact():
     assert pytest.approx(s * (1 - s) * (math.log(0.27 / 0.14) - 0.5), abs=1e-8) == SLOPE
 
 
+@pytest.mark.slow
 def test_the_score_has_the_variances_of_its_baselines():
     value, by = gradients(fk.ELBO(1), seen(), logit(), MANY, {"z": "score"})
     plain = by["phi"].reshape(-1, 4).mean(1)
@@ -149,6 +150,7 @@ async def normal():
     await fk.sample("z", dist.Normal(fk.param("loc", 0.5), fk.param("scale", 0.6)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["reparam", "score", "mvd"])
 def test_each_estimator_has_the_gradient_of_a_normal_mean(how):
     value, by = gradients(fk.ELBO(2), normal_mean(), normal(), MANY, {"z": how})

@@ -356,6 +356,7 @@ def test_trees_refuse_bad_settings(settings):
 # The shipped models
 
 
+@pytest.mark.slow
 def test_shuffled_frames_are_less_likely():
     clips = torch.tensor(np.stack(fk.infer(zoo.bouncing(8, 6), fk.ImportanceSampling(12), seed=0).values))
     shuffled = clips[:, [3, 0, 6, 1, 5, 2, 7, 4]]
@@ -365,6 +366,7 @@ def test_shuffled_frames_are_less_likely():
     assert (motion(whole) > motion(whole[:, [3, 0, 6, 1, 5, 2, 7, 4]])).float().mean() > 0.8
 
 
+@pytest.mark.slow
 def test_a_tree_of_frames_beats_best_of_n_at_equal_cost():
     video = zoo.bouncing(8, 5, reward=zoo.bouncing_motion())
     model = fk.Blocks(video, video.unit)

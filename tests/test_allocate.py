@@ -121,9 +121,9 @@ def test_the_budget_is_kept_and_all_of_it_is_in_the_ledger(objective, look):
     engines = [type(look)(n) for n in (8, 16, 32)]
     before = 0
     for tokens in (100, 160, 300, 2000):
-        posteriors, plan = fk.allocate(
-            models, engines, fk.Budget(tokens=tokens), first_look=look, objective=objective, seed=3
-        )
+        found = fk.allocate(models, engines, fk.Budget(tokens=tokens), first_look=look, objective=objective, seed=3)
+        posteriors, plan = found
+        assert repr(found) == f"Allocated(5 posteriors, plan={plan!r})"
         spent = [posterior.cost.tokens_out for posterior in posteriors]
         assert [share.cost for share in plan.shares] == spent
         assert before <= sum(spent) == plan.used <= tokens + 4 * 28  # by at most a wave: a token more where it is right

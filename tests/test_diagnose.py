@@ -89,7 +89,7 @@ def test_bellman_errors_and_the_predicted_ess_are_the_closed_forms(wrong):
 def test_a_diagnosis_has_them_without_bias():
     """12 comparisons at |z| < 4.26: a right estimate fails with probability 2.4e-4; seeds are fixed."""
     for wrong in (False, True):
-        found = [fk.diagnose([coins(wrong)], success, answers=60, children=3, seed=seed).table() for seed in range(25)]
+        found = [fk.diagnose([coins(wrong)], success, answers=60, children=3, seed=seed).rows for seed in range(25)]
         for t in (1, 2):
             error, _, drift, ess = truth(t + 1, wrong)
             assert abs(z_score([rows[t].bellman for rows in found], error)) < Z_LIMIT
@@ -109,7 +109,7 @@ def test_a_guide_by_twists_and_by_factors_of_its_ratios_is_the_same_score():
             before = score
         return heads
 
-    one, other = (fk.diagnose([model], success, seed=2).table() for model in (coins(True), ratios()))
+    one, other = (fk.diagnose([model], success, seed=2).rows for model in (coins(True), ratios()))
     for row, same in zip(one, other, strict=True):
         assert tuple(row) == pytest.approx(tuple(same), nan_ok=True)
 
@@ -146,12 +146,12 @@ def test_a_diagnosis_tells_its_pool_cost_and_engine_and_shows_itself():
     assert found.best_of(24) == 1.0
     with pytest.raises(ValueError, match="24 answers"):
         found.best_of(25)
-    assert found.variance == pytest.approx(sum(1 / row.ess - 1 for row in found.table()))
+    assert found.variance == pytest.approx(sum(1 / row.ess - 1 for row in found.rows))
     text, html = repr(found), found._repr_html_()
     assert "Bellman" in text
     assert html.count("<tr>") == 4
     assert len(found.plot().axes) == 3
-    assert fk.diagnose([coins(True), coins(True)], success, answers=24, seed=1).table() == found.table()
+    assert fk.diagnose([coins(True), coins(True)], success, answers=24, seed=1).rows == found.rows
 
 
 def test_what_cannot_be_told_is_refused():
@@ -185,14 +185,14 @@ def test_scores_that_are_no_probabilities_have_no_calibration():
             await fk.factor("odds", 2.0 * heads - 1.0)
         return heads
 
-    rows = fk.diagnose([odds()], lambda heads: heads == 2, seed=0).table()
+    rows = fk.diagnose([odds()], lambda heads: heads == 2, seed=0).rows
     assert all(math.isnan(row.ece) and math.isnan(row.slope) and math.isnan(row.score) for row in rows)
     assert rows[-1].auc == 1.0
 
 
 def test_the_advice_is_the_rule():
     found = fk.diagnose([coins()] * 3, success, answers=32, seed=0)
-    row, others = found.table()[0], [other._replace(slope=1.2) for other in found.rows[1:]]
+    row, others = found.rows[0], [other._replace(slope=1.2) for other in found.rows[1:]]
     early, late, sure = (
         replace(found, rows=(row._replace(auc_within=auc, slope=slope), *others))
         for auc, slope in ((0.71, math.inf), (0.69, 0.61), (0.69, 0.59))

@@ -111,7 +111,7 @@ def diagnose(
     ...         await (fk.twist("value", level) if left and level > -math.inf else fk.factor("G", level))
     ...     return heads
     >>> found = fk.diagnose([coins(0.6), coins(0.7)], lambda heads: heads == 3, answers=200)
-    >>> max(abs(row.bellman) for row in found.table()[1:]) < 0.05, found.table()[-1].auc
+    >>> max(abs(row.bellman) for row in found.rows[1:]) < 0.05, found.rows[-1].auc
     (True, 1.0)
     """
     positive("answers", answers)

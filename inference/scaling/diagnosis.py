@@ -95,10 +95,6 @@ class Diagnosis:
     def __post_init__(self) -> None:
         freeze(self, "scores", "right")
 
-    def table(self) -> tuple[Row, ...]:
-        """Return a row for each step."""
-        return self.rows
-
     @property
     def variance(self) -> float:
         """Σ_t (1/ESS_t − 1): n times the relative variance of SMC's evidence with n particles, for an exact value."""

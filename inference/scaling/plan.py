@@ -69,3 +69,6 @@ class Allocated(NamedTuple):
 
     posteriors: list[Posterior]
     plan: Plan
+
+    def __repr__(self) -> str:
+        return f"Allocated({len(self.posteriors)} posteriors, plan={self.plan!r})"

@@ -106,9 +106,24 @@ def finished(app: Any, doctree: nodes.document) -> None:
             text.parent.replace(text, linked)
 
 
+def stacked(app: Any, doctree: nodes.document) -> None:
+    """Give each cell of wide tables of words the name of its column, which narrow screens show above it."""
+    for table in doctree.findall(nodes.table):
+        rows = [list(row.findall(nodes.entry)) for row in table.findall(nodes.row)]
+        words = [len(entry.astext()) for row in rows[1:] for entry in row]
+        if not rows or len(rows[0]) < 4 or not words or sum(words) < 20 * len(words):
+            continue
+        table["classes"].append("stacked")
+        for row in rows[1:]:
+            for entry, column in zip(row, rows[0]):
+                if entry.children and isinstance(entry.children[0], nodes.paragraph):
+                    entry.children[0].insert(0, nodes.inline("", f"{column.astext()}: ", classes=["column"]))
+
+
 def setup(app: Any) -> None:
-    """Have `finished` see every page."""
+    """Have `finished` and `stacked` see every page."""
     app.connect("doctree-read", finished)
+    app.connect("doctree-read", stacked)
 
 
 copied("notebooks")

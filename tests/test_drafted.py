@@ -185,6 +185,23 @@ def test_the_large_model_makes_one_pass_for_a_block_of_the_wave_and_neither_forg
     assert max(width for _, width in of_draft[1:]) <= 2
 
 
+def test_a_model_that_weighs_what_another_proposes_reads_none_of_it_again():
+    lm, small = tiny_lm(0), tiny_lm(1)
+    lm.eos = small.eos = frozenset()
+    passes = watched(lm)
+
+    @fk.program
+    async def proposed():
+        text = lm.prompt("Once upon a time there was a king who had three sons")
+        for _ in range(4):
+            text = await fk.sample("block", lm.tokens(text, 6), proposal=small.tokens(text, 6))
+            await fk.factor("likes", 0.3 * text.tokens.count(5))
+
+    fk.infer(proposed(), fk.SMC(6, ess_threshold=1.0), seed=0)
+    # The prompt, then by turns five tokens of a block and, of those that went on, the sixth.
+    assert [width for _, width in passes[1:]] == [5, 1, 5, 1, 5, 1, 5]
+
+
 def test_drawn_and_given_log_probs_are_the_same_on_a_real_network_and_do_not_depend_on_the_batch():
     lm, small = tiny_lm(0), tiny_lm(1)
     text = lm.prompt("Once upon a time")

@@ -129,6 +129,8 @@ class Step:
                 result[i] = -math.inf
             elif run.count:
                 jobs.append((i, request, run))
+                if value.node is not None:  # where it is another model's, what is read of it here is kept with it
+                    value.node.beside(run.node)
         if not jobs:
             return result
         places = [i for i, _, _ in jobs]

@@ -19,7 +19,8 @@ _STYLE = (
     ".fk .fk-bar{display:inline-block;height:.7em;background:#2f86c4;border-radius:2px;margin-right:.5em}"
     ".fk .fk-warn{border-left:3px solid #dd7a1c;padding:.1em .7em;margin:.3em 0}"
     ".fk .fk-grid{display:flex;flex-wrap:wrap;gap:.9em;margin:.5em 0}.fk figure{margin:0}"
-    ".fk figcaption{font-size:.85em;opacity:.85;text-align:center}.fk img{display:block;max-width:100%}</style>"
+    ".fk figcaption{font-size:.85em;opacity:.85;color:inherit;text-align:center}"
+    ".fk img{display:block;max-width:100%}</style>"
 )
 
 

@@ -59,7 +59,8 @@ class Video:
     def _repr_html_(self) -> str:
         """Return each clip as a GIF in the page itself, with its caption."""
         style = (
-            "<style>.fk-clips{font:13px/1.45 system-ui,sans-serif}.fk-clips figure{margin:0;min-width:10.5em;text-align:center}"
+            "<style>.fk-clips{font:13px/1.45 system-ui,sans-serif}"
+            ".fk-clips figure{margin:0;min-width:10.5em;text-align:center}"
             ".fk-clips .fk-grid{display:flex;flex-wrap:wrap;gap:.9em}.fk-clips img{display:block;margin:auto}"
             ".fk-clips figcaption{font-size:.85em;opacity:.85;color:inherit}</style>"
         )

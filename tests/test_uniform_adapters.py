@@ -1,6 +1,7 @@
 """Steps with uniform noise are those of diffusers' schedulers, and DiffusionGemma writes as transformers has it."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -162,6 +163,30 @@ def test_a_network_reads_texts_that_it_has_not_read_before_and_a_journal_keeps_w
     hook.remove()
 
 
+def test_caches_last_as_long_as_the_run_and_the_model_as_it_is():
+    model = tiny(vocabulary=5, canvas=2, window=4)
+    network = CanvasNetwork(model, PROMPT)
+
+    def run(network):
+        return fk.infer(UniformDiffusion(network, 4, EntropyBound(2), vocabulary=5), fk.SMC(4), seed=0)
+
+    def laws(network):
+        made = UniformDiffusion(network, 2, EntropyBound(2), vocabulary=5)
+        return made.start(keys(3)).state.fields["log_mu"]
+
+    costs = [run(network).cost for _ in range(2)]
+    assert costs[0].tokens_in == costs[1].tokens_in > 0
+    assert costs[0].model_calls == costs[1].model_calls
+    before = laws(network)
+    with torch.no_grad():
+        for weight in model.model.encoder.parameters():
+            weight.mul_(1.3)
+    after = laws(network)
+    assert (after - before).abs().max() > 0.1
+    assert torch.equal(after, laws(CanvasNetwork(model, PROMPT)))
+    assert torch.equal(after, laws(pickle.loads(pickle.dumps(network))))
+
+
 def test_a_path_that_hears_its_past_is_not_smoothed_step_by_step(gemma):
     made = UniformDiffusion(CanvasNetwork(gemma, PROMPT), 2, DiscreteDDIM(3), vocabulary=5)
     posterior = fk.infer(made, fk.SMC(20), seed=0)
@@ -217,5 +242,8 @@ def test_what_a_canvas_cannot_do_is_refused(gemma):
         UniformDiffusion(network, 4, DiscreteDDIM(2), vocabulary=5, block=4)
     with pytest.raises(Unsupported, match="its prompt itself"):
         UniformDiffusion(network, 4, DiscreteDDIM(2), vocabulary=5, condition=torch.zeros(1))
-    with pytest.raises(ValueError, match="at least one"):
-        CanvasNetwork(gemma, [])
+    one = CanvasNetwork(gemma, torch.tensor([PROMPT], dtype=torch.uint8))
+    assert one.prompt.tolist() == PROMPT
+    for prompt in ([], 3, [PROMPT, PROMPT], [0.5], [True], [5], [-1], "abc", {"input_ids": PROMPT}):
+        with pytest.raises(ValueError, match="at least one of the 5"):
+            CanvasNetwork(gemma, prompt)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...models.local.weights.devices import find
+from ...models.local.weights.live import Live
 from ...ppl.cost import charge
+from ...ppl.memory import Recall
 from ..denoiser import Prediction
+from ..tokens import are_tokens
 
 
 class CanvasNetwork:
@@ -18,14 +23,14 @@ class CanvasNetwork:
     An encoder reads the prompt and all canvases that are finished, once, into a cache that particles with the same text
     share; the decoder looks at a canvas whole, hears what it said of it one step before, and writes no cache. Both are
     told by `UniformDiffusion`, for which the canvas is the block. Caches of as many texts are kept as the last call
-    at each canvas needed.
+    at each canvas needed, until the model is seen to change or a new run begins (see `feynkac.afresh`).
 
     Args:
         model: in its evaluation mode.
-        prompt: (P,) its tokens, at least one.
+        prompt: (P,) its tokens, at least one; or a batch of one such.
         inputs: what else the encoder takes with the prompt, a batch of one each, such as ``pixel_values``.
 
-    Raises ValueError for a prompt that is no list of tokens.
+    Raises ValueError for a prompt that is no list of the model's tokens, or a batch of several.
 
     >>> import feynkac as fk
     >>> from transformers import DiffusionGemmaForBlockDiffusion  # doctest: +SKIP
@@ -44,11 +49,14 @@ class CanvasNetwork:
         self.canvas: int = model.config.canvas_length
         self.vocabulary: int = text.vocab_size
         self.pad: int = text.pad_token_id or 0
-        self.prompt = torch.as_tensor(prompt, device=model.device).reshape(-1)
-        if not len(self.prompt) or self.prompt.is_floating_point():
-            raise ValueError(f"a prompt is a list of tokens, at least one, not {prompt!r}")
+        self.prompt = _tokens(prompt, self.vocabulary).to(model.device)
         self._inputs = inputs
+        self._live, self._recall = Live(model), Recall()
+        self._version = self._live.version()
         self._kept: dict[int, tuple[dict[tuple[int, ...], int], Any]] = {}
+
+    def __reduce__(self) -> Any:
+        return partial(type(self), **self._inputs), (self.model, self.prompt)
 
     @property
     def journal_key(self) -> Any:
@@ -71,6 +79,9 @@ class CanvasNetwork:
         The condition has the whole ``text`` (n, L), where in it each canvas has its ``start`` (n,), the log-laws
         ``heard`` (n, canvas, K) of the step before, and whether a row ``hears`` any (n,).
         """
+        version = self._live.version()
+        if self._recall.lapsed() or version != self._version:
+            self._version, self._kept = version, {}
         starts = condition["start"].unique().tolist()
         found = [(condition["start"] == start).nonzero()[:, 0] for start in starts]
         parts = [self._decoded(x, start, rows, condition) for start, rows in zip(starts, found)]
@@ -121,6 +132,15 @@ class CanvasNetwork:
             encoder(input_ids=new, attention_mask=masks, past_key_values=past, position_ids=place, **inputs)
         charge(model_calls=1, tokens_in=new.numel())
         return past
+
+
+def _tokens(prompt: Any, vocabulary: int) -> Any:
+    """Return a prompt as a tensor (P,)."""
+    found = np.asarray(prompt.cpu() if isinstance(prompt, torch.Tensor) else prompt)
+    row = found[0] if found.ndim == 2 and len(found) == 1 else found
+    if row.ndim != 1 or not len(row) or row.dtype.kind not in "iu" or not are_tokens(row, vocabulary):
+        raise ValueError(f"a prompt is a list of tokens, at least one of the {vocabulary}, not {prompt!r}")
+    return torch.as_tensor(row.astype(np.int64))
 
 
 def _rows(cache: Any, index: Any) -> Any:

@@ -62,6 +62,8 @@ class Generator:
 
     steering: Any = None
     """What weighs particles by a reward, see `feynkac.diffusion.Steering`; None: nothing does."""
+    remembers: bool = False
+    """Whether a step depends on more than where a particle is and how far, so that one fits no past but its own."""
 
     def __init__(
         self,

@@ -70,10 +70,12 @@ class Particle:
     Attributes:
         model: the generator; None for one that was read from a file (a saved posterior's).
         latents: a population of one.
+        past: a checksum of where it has been, for a generator that ``remembers``; else 0.
     """
 
     model: Generator | None
     latents: Latents
+    past: int = 0
 
     @property
     def step(self) -> int:
@@ -104,8 +106,8 @@ class Particle:
 
     @cached_property
     def digest(self) -> int:
-        """A checksum of the noisy data."""
-        return zlib.crc32(np.ascontiguousarray(self.x).tobytes())
+        """A checksum of the noisy data, and of the past."""
+        return zlib.crc32(np.ascontiguousarray(self.x).tobytes(), self.past)
 
     def __repr__(self) -> str:
         return f"<particle of {'a file' if self.model is None else repr(self.model)} after {self.step} steps>"
@@ -117,13 +119,15 @@ class Particle:
             "steps": self.latents.steps,
             "x": _packed(self.x),
             "estimate": _packed(self.estimate),
+            "past": self.past,
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Particle:
         """Return the particle that `to_json` described, without its model."""
         x, estimate = (torch.from_numpy(_unpacked(data[name])[None].copy()) for name in ("x", "estimate"))
-        return cls(None, Latents(x, np.array([data["step"]]), data["steps"], None, {"estimate": estimate}))
+        latents = Latents(x, np.array([data["step"]]), data["steps"], None, {"estimate": estimate})
+        return cls(None, latents, data.get("past", 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,19 +168,34 @@ class Step:
                 drawn.append(particle)
             else:  # a condition stays as it is, so all particles of a line share it
                 row = replace(bare.select([i]), condition=particle.latents.condition)
-                drawn.append(Particle(self.model, row))
+                drawn.append(Particle(self.model, row, self._past(particle)))
         return Draws(drawn, moved.log_prob)
 
     def log_prob_batch(self, requests: Sequence[Step], values: Sequence[Particle]) -> Floats:
-        """Return the log-density of each particle under its request, (n,), without a call of the network."""
+        """Return the log-density of each particle under its request, (n,), without a call of the network.
+
+        It is −inf for a particle under another condition; of a model that ``remembers``, for one with another past.
+        """
         reached = [0 if r.particle is None else min(r.particle.step + 1, self.model.steps) for r in requests]
         given = [value.x for value in values]
         moved = self._move(_unseeing(self.model), requests, np.zeros(len(requests), np.uint64), given)
         fits = np.array([value.step == step for value, step in zip(values, reached)])
+        fits &= np.array([r._leads_to(value) for r, value in zip(requests, values)])
         for i, (request, value) in enumerate(zip(requests, values)):  # a finished one gives itself, and nothing else
             if request.particle is not None and request.particle.done:
-                fits[i] = value.step == request.particle.step and np.array_equal(value.x, request.particle.x)
+                same = value.step == request.particle.step and value.digest == request.particle.digest
+                fits[i] = same and np.array_equal(value.x, request.particle.x)
+                fits[i] &= _alike(value.latents.condition, request.particle.latents.condition)
         return np.where(fits, moved.log_prob, -math.inf)
+
+    def _leads_to(self, value: Particle) -> bool:
+        """Whether a particle has the condition and the past of what this step leads to."""
+        condition = self.condition if self.particle is None else self.particle.latents.condition
+        return value.past == self._past(self.particle) and _alike(value.latents.condition, condition)
+
+    def _past(self, particle: Particle | None) -> int:
+        """Return the past of what a step of a particle leads to."""
+        return particle.digest if particle is not None and self.model.remembers else 0
 
     def fits(self, value: Any) -> bool:
         """Whether a value is a particle of the same model."""
@@ -193,6 +212,14 @@ class Step:
         if moved.log_increment.any():
             raise ValueError(f"{model!r} weighs particles itself, which a kernel cannot: use it as a model of its own")
         return moved
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two conditions are the same."""
+    if one is other:
+        return True
+    mine, theirs = list(leaves(one)), list(leaves(other))
+    return len(mine) == len(theirs) and all(map(torch.equal, mine, theirs))
 
 
 def _array(batch: Any) -> Any:

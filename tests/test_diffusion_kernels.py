@@ -11,7 +11,18 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import feynkac as fk  # noqa: E402
-from feynkac.diffusion import Diffusion, Mixture, Network, Schedule, Steering, begin, denoise  # noqa: E402
+from feynkac.diffusion import (  # noqa: E402
+    Diffusion,
+    DiscreteDDIM,
+    Frames,
+    Mixture,
+    Network,
+    Schedule,
+    Steering,
+    UniformDiffusion,
+    begin,
+    denoise,
+)
 from feynkac.ppl import keys  # noqa: E402
 from laws import Z_LIMIT, z_score  # noqa: E402
 
@@ -177,3 +188,87 @@ def test_a_forced_value_is_what_the_request_can_give():
     while not one.done:
         one, other = denoise(one).sample_batch([denoise(one), denoise(other)], some).values
     assert denoise(one).log_prob_batch([denoise(one)] * 3, [one, other, early]).tolist() == [0.0, -np.inf, -np.inf]
+
+
+class Hearing:
+    """A network of one token that leans to what it thought one step before."""
+
+    evaluations, prediction, canvas, pad = 1, "logits", 1, 0
+
+    def __call__(self, x, time, condition):
+        heard, hears = condition["heard"], condition["hears"]
+        lean = 1.0 * (x == 1) - 0.3
+        if heard.shape[-1] == 2:
+            lean = lean + hears[:, None] * 6 * (heard[..., 1].exp() - 0.5)
+        return torch.stack([torch.zeros_like(lean), lean], -1)
+
+
+def moved_on(requests, seed):
+    """Particles that steps lead to."""
+    return requests[0].sample_batch(requests, keys.fold(keys.root(seed), np.arange(len(requests)))).values
+
+
+def test_a_particle_that_remembers_fits_no_past_but_its_own():
+    hearing = UniformDiffusion(Hearing(), 1, DiscreteDDIM(3), vocabulary=2)
+    still = Network(lambda x, time, condition: condition["past"][:, -1], "sample")
+    video = Frames(still, Schedule.flow(1), (1,), 2, past=1, eta=0.0)  # whose second step draws noise, whatever was
+    for made in hearing, video:
+        noise = moved_on([begin(made)] * 32, 0)
+        first = moved_on([denoise(one) for one in noise], 1)
+        second = moved_on([denoise(one) for one in first], 2)
+        other = next(
+            i
+            for i in range(32)
+            if noise[i].x != noise[0].x and (made is video or np.array_equal(first[i].x, first[0].x))
+        )
+        steps = [denoise(first[0]), denoise(first[other])]
+        own, foreign = steps[0].log_prob_batch(steps, [second[0]] * 2)
+        assert own > -np.inf == foreign
+        assert steps[0].fingerprint != steps[1].fingerprint
+
+
+def told(made):
+    """A program that draws the condition of a particle."""
+
+    @fk.program
+    async def program():
+        c = await fk.sample("c", fk.dist.Bernoulli(0.5))
+        await fk.factor("more", 0.3 * c)
+        particle = await fk.sample("noise", begin(made, torch.tensor([[float(c)]])))
+        while not particle.done:
+            await fk.factor("nothing", 0.0)
+            particle = await fk.sample("step", denoise(particle))
+        return int(c), int(particle.image[0])
+
+    return program()
+
+
+def conditioned():
+    """A model of one bit that is nearly its condition."""
+
+    def network(x, share, condition):
+        lean = torch.where(condition > 0.5, 3.0, -3.0)
+        return torch.stack([torch.zeros_like(lean), lean], -1)
+
+    return UniformDiffusion(Network(network, "logits"), 1, DiscreteDDIM(2), vocabulary=2, condition=torch.zeros(1, 1))
+
+
+def test_a_particle_fits_no_condition_but_its_own():
+    made = conditioned()
+    same, another = begin(made, torch.zeros(1, 1)), begin(made, torch.ones(1, 1))
+    (noise,) = moved_on([same], 0)
+    assert same.log_prob_batch([same, another], [noise] * 2).tolist() == [-math.log(2), -math.inf]
+    equal = begin(made, torch.zeros(1, 1))
+    assert equal.log_prob_batch([equal], [noise]).tolist() == [-math.log(2)]
+
+
+@pytest.mark.slow
+def test_ancestors_are_drawn_under_their_own_conditions():
+    """Within .05 at a fixed seed, where what took the conditions of others was .1 and more away."""
+    right, likely = math.exp(0.3) / (1 + math.exp(0.3)), 1 / (1 + math.exp(-3.0))
+    engine = fk.ParticleGibbs(3, 25, ancestor_sampling=True, burn_in=5, chains=40)
+    posterior = fk.infer(told(conditioned()), engine, seed=1)
+    for c in (0, 1):
+        for x in (0, 1):
+            p = (right if c else 1 - right) * (likely if c == x else 1 - likely)
+            assert posterior.expect(lambda found, value=(c, x): found == value) == pytest.approx(p, abs=0.05)

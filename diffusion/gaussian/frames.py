@@ -60,6 +60,8 @@ class Frames(Gaussian):
     [[0.5, 0.5], [0.25, 0.25], [0.125, 0.125]]
     """
 
+    remembers = True
+
     def __init__(
         self,
         denoiser: Denoiser,

@@ -112,6 +112,7 @@ class UniformDiffusion(Generator):
         self.temperature = temperature
         self.steering = steering
         self.canvas: int | None = getattr(denoiser, "canvas", None)
+        self.remembers = self.canvas is not None
         if self.canvas is not None and condition is not None:
             raise Unsupported("a network with a canvas has its prompt itself: give it that, and the model no condition")
         self._set_positions(length, template, block)

@@ -45,19 +45,20 @@ LONGEST = 3
 
 
 @cache
-def words_lm(name, context=32):
-    """A random Llama over some strings, an end and perhaps a special token."""
+def words_lm(name, context=32, apart=1):
+    """A random Llama over some strings, an end and perhaps a special token; ids are so far apart."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     tokens = ("<eos>", *VOCABULARIES[name])
-    raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    raw = Tokenizer(models.BPE(vocab={token: apart * i for i, token in enumerate(tokens)}, merges=[]))
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = {"additional_special_tokens": ["<user>"]} if "<user>" in tokens else {}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", **special)
     config = LlamaConfig(
-        vocab_size=len(tokens), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=context, eos_token_id=0, bos_token_id=None,
+        vocab_size=apart * len(tokens), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=context, eos_token_id=0,
+        bos_token_id=None,
     )  # fmt: skip
     model = random_weights(lambda: LlamaForCausalLM(config), len(name + tokens[1]) + ord(tokens[1]), std=0.5)
     model.lm_head.weight.data.mul_(0.4)
@@ -301,6 +302,17 @@ def test_tokens_read_as_their_bytes(kind):
         assert b"".join(lm.token_bytes[i] for i in ids) == string.encode()
     assert len(lm.token_bytes) == lm.vocab_size
     assert not any(lm.token_bytes[i] for i in lm.eos)
+
+
+def test_ids_that_stand_for_nothing_hide_no_token_after_them():
+    lm = words_lm("one", apart=3)
+    assert {i: string for i, string in enumerate(lm.token_bytes) if string} == {
+        3 * i: string.encode() for i, string in tokens("one").items()
+    }
+    law = np.exp(lm.next_log_probs(lm.prompt([3])))
+    found = np.exp(ByteLM(lm, lm.prompt([3])).prefix_batch([(97,), (98,)]))
+    spelled = [[3 * i for i, string in tokens("one").items() if string[0] == first] for first in "ab"]
+    assert found == pytest.approx([law[ids].sum() for ids in spelled], rel=1e-5)
 
 
 def test_what_has_no_law_over_bytes_is_refused(monkeypatch):

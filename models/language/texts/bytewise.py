@@ -54,7 +54,8 @@ def spellings(tokenizer: Any, size: int, read: Callable[[Sequence[int]], str]) -
         token for token, what in getattr(tokenizer, "added_tokens_decoder", {}).items() if what.special
     }
     signs = letters() if _bytewise(tokenizer) else {}
-    pieces = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
+    last = max(tokenizer.get_vocab().values())  # there may be ids before it that stand for nothing
+    pieces = tokenizer.convert_ids_to_tokens(list(range(min(size, last + 1))))
     found = [b"" if token in hidden or not piece else _spelled(piece, signs) for token, piece in enumerate(pieces)]
     for string in _PROBES:
         tokens = tokenizer(string, add_special_tokens=False).input_ids

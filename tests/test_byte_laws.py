@@ -256,6 +256,22 @@ def test_a_product_is_coerced_as_a_whole():
     (both * Language(lm, lm.prompt([1]))).check([(), (3, 2), (1, 1)])
 
 
+def test_what_begins_later_is_coerced_with_its_weight_there():
+    lm = words_lm("one")
+    law = law_of("two")
+    half = mixture([law, law], [0.25, 0.25])
+    text = lm.prompt([1]).append("ab")
+    step = constrained(lm.next_token(text), coerced(half.after(2), lm))
+    own = np.exp(lm.next_log_probs(text))
+    b = next(i for i, token in tokens("one").items() if token == "b")
+    wanted = math.log(0.5 * own[b] * begins("two", "b"))
+    assert step.log_prob_batch([step], [text.append("b")])[0] == pytest.approx(wanted, abs=1e-5)
+    later, first = coerced(half.after(2), lm), coerced(half, lm)
+    with pytest.raises(ValueError, match="begin at one place"):
+        mixture([later, first], [0.5, 0.5])
+    assert first.opening_batch([(), (1,), (0,)]).tolist() == [math.log(0.5), 0.0, 0.0]
+
+
 def test_each_model_is_called_once_a_byte_and_remembers_it():
     a, b = law_of("one"), law_of("two")
 

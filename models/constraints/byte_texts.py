@@ -108,6 +108,7 @@ class Coerced(Batched):
     def __init__(self, base: Potential, lm: Host) -> None:
         base.vocabulary.require(byte_vocabulary())
         self.base, self.lm, self.vocabulary = base, lm, Vocabulary.of(lm)
+        self.origin = 0 if base.origin == 0 else None
         self._spelled = lm.token_bytes[: self.vocabulary.size]
         ids = [token for token, spelled in enumerate(self._spelled) if spelled and token not in lm.eos]
         self._ids = np.array(ids)
@@ -146,6 +147,13 @@ class Coerced(Batched):
         result = np.full(len(contexts), -math.inf)
         result[alive] = self.base.complete_batch(read)
         return result
+
+    def opening_batch(self, contexts: Sequence[Context]) -> Floats:
+        """Return what a step from each context multiplies in before its first token, (n,)."""
+        read, alive = self._read(contexts)
+        opening = np.zeros(len(contexts))
+        opening[alive] = self.base.opening_batch(read)
+        return opening
 
     def logw_next_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return `logw_next` of each context, (n, V+1): the prefix of every string that a token reads as."""

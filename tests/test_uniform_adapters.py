@@ -163,6 +163,15 @@ def test_a_network_reads_texts_that_it_has_not_read_before_and_a_journal_keeps_w
     hook.remove()
 
 
+def test_a_prompt_is_read_as_processors_give_it(gemma):
+    given = {"input_ids": torch.tensor([PROMPT]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    one, other = (
+        UniformDiffusion(network, 2, EntropyBound(2), vocabulary=5).start(keys(3)).state.fields["log_mu"]
+        for network in (CanvasNetwork(gemma, given.pop("input_ids"), **given), CanvasNetwork(gemma, PROMPT))
+    )
+    assert torch.equal(one, other)
+
+
 def test_caches_last_as_long_as_the_run_and_the_model_as_it_is():
     model = tiny(vocabulary=5, canvas=2, window=4)
     network = CanvasNetwork(model, PROMPT)
@@ -244,6 +253,8 @@ def test_what_a_canvas_cannot_do_is_refused(gemma):
         UniformDiffusion(network, 4, DiscreteDDIM(2), vocabulary=5, condition=torch.zeros(1))
     one = CanvasNetwork(gemma, torch.tensor([PROMPT], dtype=torch.uint8))
     assert one.prompt.tolist() == PROMPT
+    with pytest.raises(ValueError, match="without padding"):
+        CanvasNetwork(gemma, PROMPT, attention_mask=torch.tensor([[0, 1, 1]]))
     for prompt in ([], 3, [PROMPT, PROMPT], [0.5], [True], [5], [-1], "abc", {"input_ids": PROMPT}):
         with pytest.raises(ValueError, match="at least one of the 5"):
             CanvasNetwork(gemma, prompt)

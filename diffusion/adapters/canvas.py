@@ -28,9 +28,10 @@ class CanvasNetwork:
     Args:
         model: in its evaluation mode.
         prompt: (P,) its tokens, at least one; or a batch of one such.
-        inputs: what else the encoder takes with the prompt, a batch of one each, such as ``pixel_values``.
+        inputs: what else the encoder takes with the prompt, a batch of one each, such as ``pixel_values``; an
+            ``attention_mask`` of ones says nothing new.
 
-    Raises ValueError for a prompt that is no list of the model's tokens, or a batch of several.
+    Raises ValueError for a prompt that is no list of the model's tokens, is a batch of several, or is padded.
 
     >>> import feynkac as fk
     >>> from transformers import DiffusionGemmaForBlockDiffusion  # doctest: +SKIP
@@ -50,6 +51,8 @@ class CanvasNetwork:
         self.vocabulary: int = text.vocab_size
         self.pad: int = text.pad_token_id or 0
         self.prompt = _tokens(prompt, self.vocabulary).to(model.device)
+        if not bool(torch.as_tensor(inputs.pop("attention_mask", True)).all()):
+            raise ValueError("the attention_mask hides tokens of the prompt: give the prompt without padding")
         self._inputs = inputs
         self._live, self._recall = Live(model), Recall()
         self._version = self._live.version()

@@ -320,6 +320,16 @@ def test_tokens_read_as_their_bytes(kind):
     assert not any(lm.token_bytes[i] for i in lm.eos)
 
 
+def test_a_first_space_that_is_not_displayed_is_there_in_bytes():
+    lm = tt.lm_of("metaspace, first")
+    (token,) = [i for i, spelled in enumerate(lm.token_bytes) if spelled == b" x"]
+    step = lm.next_token(lm.prompt(""), mask=np.arange(lm.vocab_size) == token)
+    (text,) = step.sample_batch([step], fk.keys.fold(fk.keys.root(0), np.arange(1))).values
+    assert str(text) == "x"
+    one = coerced(Where(PAGE, lambda s: s == " x"), lm)
+    assert one.complete(text.tokens) == 0.0
+
+
 def test_ids_that_stand_for_nothing_hide_no_token_after_them():
     lm = words_lm("one", apart=3)
     assert {i: string for i, string in enumerate(lm.token_bytes) if string} == {

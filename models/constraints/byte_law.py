@@ -111,6 +111,9 @@ class ByteLM(Batched):
     meet here: their potentials multiply, mix (`mixture`, `power_mean`), have powers and quotients, and weigh the steps
     of one of them by `coerced`. Every wave makes one batched call to each model, and histories share what it remembers.
 
+    Tokens are read as they are after a word. Where a response loses a first space when it is displayed, as with
+    SentencePiece's tokenizers after an empty prompt, its bytes have it all the same.
+
     Without a beam the sums are exact, and there must be few of them: short strings, or small vocabularies. With one,
     only the ``beam`` likeliest covers of each beginning are followed. What it weighs then is a lower bound of the law,
     and a law of its own: engines are exact for that. `lost` says what share was cut on the way, and a `BeamWarning`

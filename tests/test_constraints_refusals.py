@@ -143,3 +143,13 @@ def test_a_context_that_is_too_short_for_what_comes_after_is_refused():
     assert rest.prefix((3, 3)) == 0.0
     with pytest.raises(ValueError, match=r"after 2 tokens was asked about \(3,\), which has only 1 tokens"):
         rest.prefix((3,))
+
+
+@pytest.mark.parametrize("law", [Language, C.ByteLM])
+def test_a_law_after_a_finished_text_is_refused(law):
+    lm = tiny_lm()
+    lm.eos = frozenset(range(lm.vocab_size))
+    step = lm.tokens(lm.prompt("Once"), 1)
+    over = step.sample_batch([step], fkeys.root(0)).values[0]
+    with pytest.raises(ValueError, match="is finished, so that no response comes after it"):
+        law(lm, over)

@@ -31,6 +31,7 @@ from ..language.host import Host, Tally, require
 from ..language.texts.text import Text
 from ..language.texts.tree import Node
 from .byte_texts import END_BYTE, byte_vocabulary
+from .language import begun
 from .laws import Context, Floats
 from .potential import Batched, ratio
 
@@ -128,6 +129,7 @@ class ByteLM(Batched):
 
     Raises Unsupported for a model that gives no law of the next token, and for a tokenizer whose strings are not those
     of its tokens, one after another; without a beam, for a string with more than 4,096 covers, when it is asked about.
+    Raises ValueError for a finished text.
 
     >>> from feynkac.models.testing import tiny_lm
     >>> lm = tiny_lm()
@@ -145,7 +147,7 @@ class ByteLM(Batched):
             whole_number("beam", beam)
         if not 0 <= tolerance <= 1:
             raise ValueError(f"tolerance is a share between 0 and 1, not {tolerance}")
-        self.lm, self.start = lm, lm.attach(start)
+        self.lm, self.start = lm, begun(lm, start)
         self.sampling: Sampling = replace(lm.sampling, **sampling)
         self.beam, self.tolerance = beam, tolerance
         self.vocabulary = byte_vocabulary()

@@ -26,6 +26,16 @@ from .potential import Batched, Potential
 from .vocabulary import Vocabulary
 
 
+def begun(lm: Host, start: Text) -> Text:
+    """Return a text of the model that responses come after. Raises ValueError for one that is finished."""
+    text = lm.attach(start)
+    if text.finished:
+        raise ValueError(
+            f"{start!r} is finished, so that no response comes after it: begin with a prompt, or cut() its end"
+        )
+    return text
+
+
 class Language(Batched):
     """The law of a language model: the probability of a response after a text.
 
@@ -38,7 +48,7 @@ class Language(Batched):
         start: the text that the response comes after; its own prompt, usually.
         sampling: keywords of `Sampling`; by default the model's own.
 
-    Raises Unsupported for a model that gives no law of the next token.
+    Raises Unsupported for a model that gives no law of the next token, and ValueError for a finished text.
 
     >>> from feynkac.models.testing import tiny_lm
     >>> large, small = tiny_lm(0), tiny_lm(1)
@@ -50,7 +60,7 @@ class Language(Batched):
     def __init__(self, lm: Host, start: Text, **sampling: Any) -> None:
         require(lm, "law", "a Language")
         self.lm = lm
-        self.start = lm.attach(start)
+        self.start = begun(lm, start)
         self.sampling: Sampling = replace(lm.sampling, **sampling)
         self.vocabulary = Vocabulary.of(lm)
         # Nothing else holds the nodes of a model that is not that of the program's texts, and caches go with nodes.

@@ -59,6 +59,7 @@ def test_runs_from_arrays_are_those_of_the_interpreter():
     assert [item.output for item in made[-1].state.items] == [item.output for item in theirs.state.items]
 
 
+@pytest.mark.slow
 def test_moves_make_no_run_by_the_interpreter_but_the_first(monkeypatch):
     made = []
     monkeypatch.setattr(replay, "replay", lambda *given: made.append(given))

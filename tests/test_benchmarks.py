@@ -259,6 +259,7 @@ def test_the_short_form_of_masked_digits_runs_and_goes_on_where_it_stopped(tmp_p
     assert (tmp_path / "p.png").exists()
 
 
+@pytest.mark.slow
 def test_the_short_form_of_image_tokens_runs(capsys):
     import image_tokens
 

@@ -159,6 +159,7 @@ def test_few_particles_fail_by_their_bias():
     assert "in 100% of the simulations the ESS is below the 19 draws" in repr(calibration)
 
 
+@pytest.mark.slow
 def test_chains_give_evenly_spaced_draws():
     calibration = fk.calibrate(normal(), fk.SuffixMH(60), 60, 9, bins=5, seed=0)
     assert calibration.ok

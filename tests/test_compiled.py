@@ -245,6 +245,7 @@ def test_what_is_compiled_is_compiled_once():
     assert not made
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_posterior():
     one, other = (fk.infer(PROGRAMS["parametric"], fk.SMC(24), seed=7) for _ in range(2))
     np.testing.assert_array_equal(one.log_weights, other.log_weights)
@@ -363,6 +364,7 @@ async def doomed():
     return await fk.scan(step, 0.0, range(4), compiled=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
 def test_all_dead(whole):
     callbacks = () if whole else [lambda step: None]

@@ -84,6 +84,7 @@ def test_complete_texts_are_valid(name, sampler):
     assert count > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["mask", "awrs"])
 def test_steps_of_all_kinds_give_viable_prefixes(sampler):
     lm = tiny_lm()

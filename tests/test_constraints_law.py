@@ -43,6 +43,7 @@ C = fk.constraints
 # -- the law of constrained texts against enumeration -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler", ["mask", "awrs", AWRS("geometric"), AWRS("geometric", max_accepts=3, max_rejects=4)]
 )
@@ -146,6 +147,7 @@ def t2_potential(lm, along):
     return Table(vocabulary) * CountA(vocabulary, along)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("twist", [None, lambda s: 0.8 * s.count("a") - 0.5 * s.count("b")], ids=["", "twisted"])
 @pytest.mark.parametrize("along", SHAPES.values(), ids=SHAPES)
 def test_t2(along, twist):

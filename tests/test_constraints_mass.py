@@ -67,6 +67,7 @@ def test_a_set_of_weights_1_2_3_has_a_mass_of_6(steps):
     assert math.exp(found) == pytest.approx(potential.known[value.tokens[:-1]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["mask", "awrs"])
 def test_a_model_times_weights_has_the_mass_of_both(sampler):
     lm = letters_lm()

@@ -54,6 +54,7 @@ COMBINED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMBINED)
 def test_the_target_is_the_product_over_whole_texts(name):
     one, other, a, b = models()

@@ -506,6 +506,7 @@ def test_arrays_of_a_posterior_are_read_only_and_those_of_the_model_are_not():
 # -- intervals --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_intervals_of_chains_cover_by_students_t():
     """95% intervals from 4 chains, 150 runs: a true coverage of 0.94 falls below 0.865 with probability 1e-4."""
 

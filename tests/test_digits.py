@@ -153,6 +153,7 @@ def test_samples_have_the_light_of_real_digits(real, made, request):
     assert np.quantile(abs(values), 0.999) < 1.5
 
 
+@pytest.mark.slow
 def test_guidance_makes_two_calls_in_one_and_reaches_its_class():
     model = zoo.digits(15, 8, guidance=2.0)
     posterior = fk.infer(model, fk.ImportanceSampling(10), seed=0)

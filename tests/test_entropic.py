@@ -54,6 +54,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "settings"), [(1, SETTINGS[3]), *((3, settings) for settings in SETTINGS)])
 def test_the_corrected_filter_is_unbiased_on_t1(n, settings):
     target, z = T1_TARGETS["product of r"]

@@ -198,6 +198,7 @@ def exact_mixture(y):
     return z, {key: weight / z for key, weight in weights.items()}
 
 
+@pytest.mark.slow
 def test_discrete_latents_are_drawn_and_weighed():
     """E[Ẑ·1{x}]/Z for 13 values: a correct model fails with probability 13 × 2.0e-5 = 2.6e-4."""
     y = np.array([0.4, 1.9])

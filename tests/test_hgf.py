@@ -108,6 +108,7 @@ def test_the_program_is_the_same_model(model, inputs, log_z):
     assert BINARY.names == ("x2",)
 
 
+@pytest.mark.slow
 def test_the_lowest_level_agrees_with_particles_and_the_volatility_does_not():
     gaps = []
     for seed in range(1, 7):

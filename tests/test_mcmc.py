@@ -159,6 +159,7 @@ def check_moves(engine, model, kernel, each=800):
         assert (path.log_potential, path.length) == (pytest.approx(again.log_potential), again.length)
 
 
+@pytest.mark.slow
 def test_a_horizon_cuts_the_target_as_smc_does():
     """Moves of runs of two steps leave p·G·ψ of two steps as it is."""
 
@@ -511,6 +512,7 @@ def test_a_ladder_has_its_marginals_and_its_first_chain_the_posterior():
         assert abs(z_score([one.expect(lambda v, x=text: v == x) for one in posteriors], p)) < Z_LIMIT + 0.5
 
 
+@pytest.mark.slow
 def test_tempered_moves_have_the_tempered_target():
     model, law = tokens(), np.array(T2_PRIOR)
     paths = forced(model, [choices_of(text) for text in T2_ORDER])

@@ -186,6 +186,7 @@ def test_masks_and_masses_work():
         assert log_prob + weight == pytest.approx(law[value.tokens[0]], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_smc_is_unbiased_on_an_enumerable_program(name):
     # 2 comparisons at |z| < Z_LIMIT, each false about once in 50,000 (see laws.py).

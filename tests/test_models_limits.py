@@ -250,6 +250,7 @@ def test_it_does_not_happen_at_each_pass():
     assert lm.cache_info().shortages <= 4
 
 
+@pytest.mark.slow
 def test_a_device_that_holds_little_lowers_the_limit_until_it_fits(monkeypatch):
     """Memory for so many bytes of keys and values: the limit, far above, comes down below, and stays there."""
     lm = lm_of("llama", cache_bytes=1 << 20, context=2048)

@@ -136,6 +136,7 @@ def test_scores_of_long_texts_wait_too(monkeypatch):
     assert lm.forwarded - before <= 1.6 * (6 + 6 * 83)
 
 
+@pytest.mark.slow
 def test_states_of_recurrent_models_wait_too():
     def lm_with(histories):
         model = random_weights(lambda: hf.MambaForCausalLM(hf.MambaConfig(**MAMBA)), seed=1)

@@ -131,6 +131,7 @@ def test_a_constrained_target_stays(kernel, jax):
     assert check_invariant(g2(jax), kernel, x).chance.mean() > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "jax"), sides([], [(kernel,) for kernel in (*ANY[:3], *GAUSSIAN)]))
 def test_a_target_of_two_modes_stays(kernel, jax):
     """G3. 8 comparisons of each kernel at |z| < 4.26: 2e-4."""
@@ -245,6 +246,7 @@ def test_iterated_batch_importance_sampling_has_the_evidence_of_each_observation
     assert posterior.expect(lambda x: (x - 0.492308) ** 2) == pytest.approx(1 / 13, abs=0.01)
 
 
+@pytest.mark.slow
 def test_moves_of_the_next_stage_are_not_compiled_again():
     """Once for coordinates that are learned or not; steps and covariances are arguments."""
     model = gaussian_toy(SEEN[:2], jax=True)

@@ -213,6 +213,7 @@ async def two():
     return theta
 
 
+@pytest.mark.slow
 def test_an_estimate_is_replayed_and_never_made_again():
     # The chain over (theta, estimate) as a matrix, and that over theta of the classic fault, which estimates both.
     start = np.outer([0.6, 0.4], P).ravel()
@@ -272,6 +273,7 @@ def over_drifts():
     return total, np.trapezoid(mass * grid, grid) / total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [fk.SuffixMH(1), fk.RandomWalk(step=0.8)], ids=["SuffixMH", "RandomWalk"])
 def test_a_continuous_parameter_agrees_with_the_integral_over_it(kernel):
     # 2 comparisons of 2 kernels: 8.0e-6. E[Ẑ]/Z, and E[Ẑ·drift]/Z = E[drift | y].

@@ -176,6 +176,7 @@ def test_svdd_with_one_child_is_the_model_itself():
     assert math.isnan(mine.log_evidence)
 
 
+@pytest.mark.slow
 def test_svdd_keeps_a_child_in_proportion():
     """One step, weights 9 and 1, two children: P(a) = ¼ + ½·0.9 at T = 1, and ¾ where the best is kept."""
     # 3 comparisons at |z| < 4.26: false alarm 6e-5.

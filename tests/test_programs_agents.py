@@ -335,6 +335,7 @@ def test_the_second_task_is_told_of_the_first_only_after_an_update():
         assert run.value[1] == ((), known)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("top", "clean"), [(1, (1 - 0.5 * 0.1) ** 2), (2, (1 - 0.5 * 0.01) ** 2)])
 def test_leaks_are_written_out(top, clean):
     """Each of two targets leaks with .5, and a variant without it is clean with .9."""

@@ -88,6 +88,7 @@ def judged(right, accepted, n):
     return fk.infer([model] * 600, fk.AdaptiveBestOfN(n, threshold=0.9), seed=0)
 
 
+@pytest.mark.slow
 def test_how_many_draws_it_takes_until_one_is_accepted():
     near([len(posterior) for posterior in judged(0.5, (1.0, 0.0), 3)], 1.75)
     found = judged(0.4, (0.9, 0.2), 4)

@@ -108,6 +108,7 @@ ENGINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_evidence_and_law_are_exact(pair, engine):
@@ -125,6 +126,7 @@ async def astray(data):
         await fk.sample("x", dist.Bernoulli(0.85))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [fk.SuffixMH(60, block=1, burn_in=40), fk.ParticleGibbs(3, 30, burn_in=20)])
 def test_chains_have_the_law(engine):
     model = chain(DATA)

@@ -430,6 +430,7 @@ def small_blocks(seed, count, fewest=6, most=60):
     return found
 
 
+@pytest.mark.slow
 def test_random_races_are_decided_as_the_rules_say():
     for block in small_blocks(0, 16):
         masses = brute(block)

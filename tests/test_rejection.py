@@ -52,6 +52,7 @@ def test_it_is_unbiased_whatever_the_ceiling(model, engine):
     check_unbiased(model, engine, {x: p for x, p in truth.law().items() if p > 0.05}, truth.log_evidence, runs=200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trust", [False, True])
 def test_one_particle_with_an_exact_value_is_a_draw_of_the_target_where_that_of_smc_is_not(trust):
     posteriors = fk.infer([coins(8)] * 160, fk.RejectionSMC(1, ceiling=1.5, trust=trust), seed=0)

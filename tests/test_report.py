@@ -286,6 +286,7 @@ def huge(particles, steps):
     return fk.Posterior(tuple(range(particles)), (chain,), cost, "unbiased", "SMC(…)", "model()", 0)
 
 
+@pytest.mark.slow
 def test_a_report_of_many_particles_and_steps_stays_small_and_quick(tmp_path):
     posterior = huge(10_000, 500)
     began = time.process_time()

@@ -34,6 +34,7 @@ def test_progress_counts_the_particles_that_have_finished():
     assert shown[0][0] < shown[-1][0] == 4
 
 
+@pytest.mark.slow
 def test_moves_keep_the_target_under_twists():
     model = t2(shaping=lambda text: 0.8 * text.count("a") - 0.5 * text.count("b"))
     check_unbiased(model, fk.SMC(3, 0.8, move=fk.SuffixMH(1)), T2_LAW, math.log(T2_Z), runs=350, seed=5)
@@ -124,6 +125,7 @@ def test_conditional_resampling_never_draws_a_weight_of_zero(scheme):
         conditional(p, 5, keys_of(1), "ssp", 1)
 
 
+@pytest.mark.slow
 def test_optimal_resampling_keeps_each_once_and_every_weight_in_expectation():
     w = np.array([0.45, 0.02, 0.2, 0.0, 0.13, 0.1, 0.1])
     total, n = np.zeros(len(w)), 4000
@@ -218,6 +220,7 @@ def test_with_the_optimal_twist_and_its_proposal_every_run_gives_z(engine):
         assert math.exp(posterior.log_evidence) == pytest.approx(T2_Z, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_another_twist_changes_the_variance_and_not_the_target():
     rough = twisted(lambda text: 0.9 * text.count("a") + 0.3 * text.endswith("b"))
     check_unbiased(rough, fk.SMC(3, 0.7), T2_LAW, math.log(T2_Z), runs=700, seed=2)

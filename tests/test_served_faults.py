@@ -300,6 +300,7 @@ def test_a_key_is_in_no_file(server, tmp_path, monkeypatch):
         assert KEY not in repr(lm) + repr(posterior) + posterior._repr_html_() + str(vars(lm.transport.client))
 
 
+@pytest.mark.slow
 def test_the_evidence_is_right_while_requests_get_lost(server, lm):
     """E[Ẑ] of SMC against all texts of two tokens, counted up, with a fifth of the requests refused."""
     prompt = lm.prompt("Who").prompt_tokens

@@ -141,6 +141,7 @@ def scores(model, log_z, truth, functions=(lambda x: x,), runs=250, n=8, draws=8
     return np.array([[z_score(found[:, i, t], 0.0) for t in range(found.shape[2])] for i in range(len(truth))])
 
 
+@pytest.mark.slow
 def test_backward_sampling_of_the_autoregression_is_exact():
     """Means, squares and lag-one products (the last of them is that of step 3 with itself)."""
     means, variances = LG.smoothed_means.ravel(), LG.smoothed_covs.ravel()

@@ -122,6 +122,7 @@ def test_all_potentials_share_one_target_and_one_evidence(name, kind):
         assert abs(z_score(zx[:, i] / math.exp(log_z), mean[i])) < Z_LIMIT
 
 
+@pytest.mark.slow
 def test_the_engine_itself_agrees():
     schedule = Schedule.vp(4, 0.1, 8.0)
     log_z, _ = answer(schedule, 0.5)

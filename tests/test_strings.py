@@ -49,6 +49,7 @@ def test_draws_have_the_networks_law():
     assert abs(found - exact) < 4.265 * np.sqrt(exact * (1 - exact) / 4000)  # 2e-5
 
 
+@pytest.mark.slow
 def test_evidence_of_steered_and_tilted_strings_is_exact():
     texts, _ = string_law()
     spelt = spelled(torch.from_numpy(texts))

@@ -102,6 +102,7 @@ def ratios(toy, engine, runs, seed=0):
     return np.exp([p.log_evidence - toy.log_z for p in found]), found
 
 
+@pytest.mark.slow
 def test_evidence_is_unbiased_on_a_fixed_ladder():
     """At each rung, too. 5 comparisons at |z| < 4.26: 1e-4. The weights at λ for λ' fail it."""
     engine = fk.TemperedSMC(5, Exact(), moves=1, ladder=(0, 0.1, 0.3, 1))

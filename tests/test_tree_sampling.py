@@ -51,6 +51,7 @@ def test_lines_that_die_or_nearly_so_keep_it_so(dead, settings):
     check_unbiased(mortal(dead), engine, likely, math.log(z), runs=150)
 
 
+@pytest.mark.slow
 def test_lines_that_end_early_keep_it_so():
     @fk.program
     async def uneven():
@@ -86,6 +87,7 @@ def test_continuous_choices_keep_it_so():
     assert abs(z_score(ratios * [p.expect(lambda x: x) for p in posteriors], mean)) < Z_LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dead", [-math.inf, -3.0])
 def test_errors_fall_at_the_stated_rate(dead):
     """By importance sampling with as many runs as the root has children: 1/K, and its root for the total variation."""

@@ -56,8 +56,9 @@ demo: fetch
 test: venv
 	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not real" $(ARGS)
 
+# Some of the long tests take minutes: a worker that is done takes over what waits behind them.
 test-slow: fetch-all
-	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 2 -m "slow or real" $(ARGS)
+	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 2 --dist worksteal -m "slow or real" $(ARGS)
 
 # FEYNKAC_DOCS_EXECUTE=off leaves the notebooks as they are; what they printed is kept between builds.
 docs: fetch

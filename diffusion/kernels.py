@@ -176,22 +176,23 @@ class Step:
 
         It is −inf for a particle under another condition; of a model that ``remembers``, for one with another past.
         """
-        reached = [0 if r.particle is None else min(r.particle.step + 1, self.model.steps) for r in requests]
         given = [value.x for value in values]
         moved = self._move(_unseeing(self.model), requests, np.zeros(len(requests), np.uint64), given)
-        fits = np.array([value.step == step for value, step in zip(values, reached)])
-        fits &= np.array([r._leads_to(value) for r, value in zip(requests, values)])
-        for i, (request, value) in enumerate(zip(requests, values)):  # a finished one gives itself, and nothing else
-            if request.particle is not None and request.particle.done:
-                same = value.step == request.particle.step and value.digest == request.particle.digest
-                fits[i] = same and np.array_equal(value.x, request.particle.x)
-                fits[i] &= _alike(value.latents.condition, request.particle.latents.condition)
+        fits = [request._leads_to(value) for request, value in zip(requests, values)]
         return np.where(fits, moved.log_prob, -math.inf)
 
     def _leads_to(self, value: Particle) -> bool:
-        """Whether a particle has the condition and the past of what this step leads to."""
-        condition = self.condition if self.particle is None else self.particle.latents.condition
-        return value.past == self._past(self.particle) and _alike(value.latents.condition, condition)
+        """Whether a particle has the step, the past and the condition of what this step leads to."""
+        before = self.particle
+        if before is None:
+            place, condition = (0, 0), self.condition
+        elif before.done:  # it gives itself, and nothing else
+            place, condition = (before.step, before.past), before.latents.condition
+            if not np.array_equal(value.x, before.x):
+                return False
+        else:
+            place, condition = (before.step + 1, self._past(before)), before.latents.condition
+        return (value.step, value.past) == place and _alike(value.latents.condition, condition)
 
     def _past(self, particle: Particle | None) -> int:
         """Return the past of what a step of a particle leads to."""

@@ -45,20 +45,23 @@ def _epoch_number() -> int:
 class Recall:
     """Tells a model when to forget what it has in memory, where it cannot tell epochs apart in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: Hashable = None) -> None:
         self._newest = 0
         self._last: Any = None
-        self.lapsed()
+        self._version = version
+        self.lapsed(version)
 
-    def lapsed(self) -> bool:
-        """Return whether what was remembered when this was last asked is to be forgotten: a new epoch knows nothing.
+    def lapsed(self, version: Hashable = None) -> bool:
+        """Return whether what was remembered when this was last asked is to be forgotten.
 
+        A new epoch knows nothing, nor does another ``version`` of the model, where it is told.
         Epochs may take turns (of runs on several threads, or of one that is left and taken up again), and would undo
         each other's work; so an older one is not refused what another has left that is not over.
         """
         now, last = _epoch.get(), None if self._last is None else self._last()
         over = self._last is not None and last is None
-        forget = over or (now is not last and _epoch_number() > self._newest)
+        forget = over or (now is not last and _epoch_number() > self._newest) or version != self._version
+        self._version = version
         self._newest = max(self._newest, _epoch_number())
         self._last = None if now is None else ref(now)
         return forget

@@ -199,9 +199,7 @@ SCHEMES = ("systematic", "multinomial", "stratified", "residual", "ssp")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "scheme", [SCHEMES[0], *(pytest.param(scheme, marks=pytest.mark.slow) for scheme in SCHEMES[1:])]
-)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_evidence_of_a_fused_filter_is_unbiased(scheme):
     # 7 comparisons at |z| < 4.75: a correct filter fails one of these tests with probability 7 × 2.0e-6 = 1.4e-5.
     for threshold in (0.5, 1.0, 0.0) if scheme == "multinomial" else (0.7,):

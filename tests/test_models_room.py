@@ -49,9 +49,7 @@ CASES = {  # step, resampled, most at 520, 620 and 720 tokens a particle, where 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(
-    ("n", "scale"), [(8, 0.25), pytest.param(16, 1, marks=pytest.mark.slow)], ids=["small", "as measured"]
-)
+@pytest.mark.parametrize(("n", "scale"), [(8, 0.25), (16, 1)], ids=["small", "as measured"])
 def test_little_is_computed_twice_beyond_the_edge(case, n, scale):
     step, resample, most = CASES[case]
     for length, bound in zip((520, 620, 720), most):

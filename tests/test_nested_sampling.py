@@ -70,7 +70,7 @@ def usual(posterior, n):
         (5, 1, 120, 1.161),
         (20, 1, 30, 1.040),
         (20, 5, 70, None),
-        pytest.param(100, 1, 20, 1.009, marks=pytest.mark.slow),
+        (100, 1, 20, 1.009),
     ],
 )
 def test_weights_are_unbiased_on_exact_draws(n, k, runs, biased):
@@ -135,7 +135,7 @@ TOYS = {
     [
         ("G1", fk.SuffixMH(1)),
         ("G2", fk.RandomWalk()),
-        pytest.param("G1", fk.Sweep(fk.SuffixMH(1), fk.RandomWalk(step=0.8)), marks=pytest.mark.slow),
+        ("G1", fk.Sweep(fk.SuffixMH(1), fk.RandomWalk(step=0.8))),
     ],
 )
 def test_kernels_that_reject_find_the_evidence_and_the_posterior(toy, kernel):
@@ -156,7 +156,7 @@ def jax_toys():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("toy", [pytest.param("G1", marks=pytest.mark.slow), "G2"])
+@pytest.mark.parametrize("toy", ["G1", "G2"])
 def test_the_slice_finds_them_too_and_is_compiled_once(toy, jax_toys):
     # 3 comparisons of 2 toys: 1.2e-4.
     _, log_z, mean, variance = TOYS[toy]

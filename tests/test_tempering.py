@@ -131,7 +131,7 @@ def test_waste_free_evidence_is_unbiased_on_a_fixed_ladder():
     ("engine", "mean", "error"),
     [
         (fk.TemperedSMC(10, Exact(), moves=1), 1.0324, 0.0017),
-        pytest.param(fk.TemperedSMC(100, Exact(), moves=1), 1.0037, 0.0005, marks=pytest.mark.slow),
+        (fk.TemperedSMC(100, Exact(), moves=1), 1.0037, 0.0005),
         (fk.PersistentSampling(20, Exact(), moves=1), 1.0031, 0.0019),
     ],
 )

@@ -54,8 +54,8 @@ class CanvasNetwork:
         if not bool(torch.as_tensor(inputs.pop("attention_mask", True)).all()):
             raise ValueError("the attention_mask hides tokens of the prompt: give the prompt without padding")
         self._inputs = inputs
-        self._live, self._recall = Live(model), Recall()
-        self._version = self._live.version()
+        self._live = Live(model)
+        self._recall = Recall(self._live.version())
         self._kept: dict[int, tuple[dict[tuple[int, ...], int], Any]] = {}
 
     def __reduce__(self) -> Any:
@@ -82,9 +82,8 @@ class CanvasNetwork:
         The condition has the whole ``text`` (n, L), where in it each canvas has its ``start`` (n,), the log-laws
         ``heard`` (n, canvas, K) of the step before, and whether a row ``hears`` any (n,).
         """
-        version = self._live.version()
-        if self._recall.lapsed() or version != self._version:
-            self._version, self._kept = version, {}
+        if self._recall.lapsed(self._live.version()):
+            self._kept = {}
         starts = condition["start"].unique().tolist()
         found = [(condition["start"] == start).nonzero()[:, 0] for start in starts]
         parts = [self._decoded(x, start, rows, condition) for start, rows in zip(starts, found)]

@@ -154,7 +154,7 @@ class ByteLM(Batched):
         if lm not in _spellings:
             _spellings[lm] = Spellings(lm)
         self.spellings = _spellings[lm]
-        self._recall, self._version, self._warned = Recall(), lm.version(), False
+        self._recall, self._warned = Recall(lm.version()), False
         self._forget()
 
     def __repr__(self) -> str:
@@ -266,9 +266,7 @@ class ByteLM(Batched):
 
     def _covers(self, contexts: Sequence[Context]) -> list[Covers]:
         """Return the covers of each string, a byte of all of them at a time from the longest beginnings known."""
-        version = self.lm.version()
-        if self._recall.lapsed() or version != self._version:
-            self._version = version
+        if self._recall.lapsed(self.lm.version()):
             self._forget()
         here: dict[Context, Covers] = {(): self._origin}
         known: dict[Context, int] = {}  # how much of each string

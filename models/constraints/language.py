@@ -66,7 +66,7 @@ class Language(Batched):
         # Nothing else holds the nodes of a model that is not that of the program's texts, and caches go with nodes.
         self._nodes = Memo[Context, Node](2048)
         self._prefix: WeakKeyDictionary[Node, float] = WeakKeyDictionary()
-        self._recall, self._version = Recall(), lm.version()
+        self._recall = Recall(lm.version())
 
     def __repr__(self) -> str:
         return f"<law of {self.lm.identity} after {self.start!r}>"
@@ -99,9 +99,8 @@ class Language(Batched):
 
     def prefix_batch(self, contexts: Sequence[Context]) -> Floats:
         """Return `prefix` of each context, (n,)."""
-        version = self.lm.version()
-        if self._recall.lapsed() or version != self._version:
-            self._version, self._prefix = version, WeakKeyDictionary()
+        if self._recall.lapsed(self.lm.version()):
+            self._prefix = WeakKeyDictionary()
         prefix = self._prefix
         result = _alive(self.lm, contexts)
         going = [i for i in np.flatnonzero(result == 0.0).tolist() if contexts[i]]

@@ -62,7 +62,22 @@ def adapt(dist: Any) -> Adapted | None:
     return Single(base) if names is None else Stacked(base, names)
 
 
-class Stacked(Adapted):
+class Torch(Adapted):
+    """What both kinds of adapters of PyTorch's distributions share."""
+
+    __slots__ = ()
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value has the shape of a draw, and is whole where draws are."""
+        return _b.has_form(value, self.dist.batch_shape + self.dist.event_shape, _discrete(self.dist))
+
+    def _candidates(self) -> list[Any] | None:
+        if self.dist.batch_shape or not self.dist.has_enumerate_support:
+            return None
+        return listed(self.dist.enumerate_support(expand=False).detach().cpu())
+
+
+class Stacked(Torch):
     """A family that stacks: drawn by inversion or a linear map where there is one, else seeded as a batch."""
 
     __slots__ = ("names",)
@@ -141,15 +156,6 @@ class Stacked(Adapted):
         given = {name: getattr(self.dist, name).double() for name in self.names}
         return Stacked(type(self.dist)(**given, validate_args=False), self.names)
 
-    def fits(self, value: Any) -> bool:
-        """Whether a value has the shape of a draw, and is whole where draws are."""
-        return _b.has_form(value, self.dist.batch_shape + self.dist.event_shape, _discrete(self.dist))
-
-    def _candidates(self) -> list[Any] | None:
-        if self.dist.batch_shape or not self.dist.has_enumerate_support:
-            return None
-        return listed(self.dist.enumerate_support(expand=False).detach().cpu())
-
     def bounds(self) -> Bounds | None:
         """Return where the draws lie, or None where bounds alone do not say."""
         if type(self.dist).__name__ == "Categorical":
@@ -174,7 +180,7 @@ def log_terms(dist: Any, names: Sequence[str], x: Any) -> Any:
     return torch.where(possible, logs, -torch.inf)
 
 
-class Single(Adapted):
+class Single(Torch):
     """Any other distribution (mixtures, transforms, the user's own): drawn and scored one by one."""
 
     __slots__ = ()
@@ -204,15 +210,6 @@ class Single(Adapted):
 
         with torch.no_grad():
             return np.array([_score(r.dist, np.array(v)) for r, v in zip(requests, arrays(values))])
-
-    def fits(self, value: Any) -> bool:
-        """Whether a value has the shape of a draw, and is whole where draws are."""
-        return _b.has_form(value, self.dist.batch_shape + self.dist.event_shape, _discrete(self.dist))
-
-    def _candidates(self) -> list[Any] | None:
-        if self.dist.batch_shape or not self.dist.has_enumerate_support:
-            return None
-        return listed(self.dist.enumerate_support(expand=False).detach().cpu())
 
     def bounds(self) -> Bounds | None:
         """Return where the draws lie, or None where bounds alone do not say."""

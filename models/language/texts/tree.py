@@ -70,8 +70,10 @@ class Node:
 
     def beside(self, other: Node) -> None:
         """Hold a node of another model's tree, of the same history, for as long as this one is held."""
+        if other is self:
+            return
         held: tuple[Node, ...] = getattr(self, "_beside", ())
-        if other is not self and other not in held:
+        if other not in held:
             self._beside = (*held, other)
 
     def tokens(self, start: int = 0) -> tuple[int, ...]:
